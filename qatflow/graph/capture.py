@@ -1,0 +1,170 @@
+"""Capture a model as one graph of ATen ops, with `torch.export`.
+
+Export sees through modules, functions and methods alike, keeps the parameters' own names and a dynamic batch
+dimension, and gives the gradients of the eager model. The graph is captured in evaluation mode and stays there:
+batch norms use their running statistics and dropout is gone. In-place ops are rewritten to their functional twins,
+so that a quantizer can stand behind any tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from qatflow.errors import CaptureError
+
+aten = torch.ops.aten
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
+    """Return `model` as a graph that is called like it.
+
+    Args:
+        model: any module; it is left in the mode and on the device it is in.
+        args: example positional inputs, batch first, at least 2 samples.
+        kwargs: example keyword inputs, likewise.
+
+    The graph's parameters and buffers keep the model's names and are copies of them. Dimension 0 of every input
+    tensor is dynamic.
+
+    Raises:
+        CaptureError: the model cannot be exported, or the graph does not compute what the model does.
+    """
+    model = copy.deepcopy(model).eval()
+    kwargs = dict(kwargs or {})
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                model, tuple(args), kwargs, dynamic_shapes=_dynamic_batch(model, args, kwargs)
+            )
+    except Exception as error:  # noqa: BLE001 - export raises whatever the user's code does
+        raise CaptureError(_what_failed(model, error)) from error
+    graph = exported.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    if not _make_functional(graph):
+        functional = exported.run_decompositions({}).module(check_guards=False)
+        assert isinstance(functional, fx.GraphModule)
+        graph = functional
+    _remove_identities(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    _check_same_function(model, graph, args, kwargs)
+    return graph
+
+
+def _dynamic_batch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark dimension 0 of every input tensor as dynamic, by the argument names of `model.forward`."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        message = f"{type(model).__name__}.forward cannot take the data's inputs: {error}"
+        raise CaptureError(message) from error
+
+    def spec(leaf: Any) -> Any:
+        return {0: torch.export.Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
+
+    return {name: pytree.tree_map(spec, value) for name, value in bound.arguments.items()}
+
+
+def _what_failed(model: nn.Module, error: Exception) -> str:
+    """Name the line of the user's code that export stumbled over, and what it said."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not {"torch", "qatflow"} & set(Path(frame.filename).parts)
+    ]
+    where = f" at {own[-1].filename}:{own[-1].lineno} (`{own[-1].line}`)" if own else ""
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{type(model).__name__} cannot be captured{where}: {said}. Control flow that depends on a tensor's values "
+        "and shapes that depend on the batch size cannot be captured; move them out of forward, or give the part "
+        "that is to be quantized as the model"
+    )
+
+
+def _make_functional(graph: fx.GraphModule) -> bool:
+    """Replace in-place ops by functional ones; return False where aliasing makes that unsafe."""
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if not node.target._schema.is_mutable:
+            continue
+        changed = node.args[0] if node.args else None
+        twin = _functional_twin(node.target)
+        if twin is None or not isinstance(changed, fx.Node) or changed.op != "call_function":
+            return False
+        if _is_view(changed) or any(_is_view(user) for user in changed.users):
+            return False
+        node.target = twin
+        later = [user for user in changed.users if order[user] > order[node]]
+        for user in later:
+            user.replace_input_with(changed, node)
+    return True
+
+
+def _functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """Return `aten.relu.default` for `aten.relu_.default`; None where there is none."""
+    name = target._schema.name.split("::")[-1]
+    packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
+    overload = getattr(packet, target._overloadname, None) if packet is not None else None
+    return overload if isinstance(overload, torch._ops.OpOverload) else None
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Tell whether a node's result may share memory with its input."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return node.op == "call_function"
+    schema = node.target._schema
+    return not schema.is_mutable and any(result.alias_info is not None for result in schema.returns)
+
+
+def _remove_identities(graph: fx.GraphModule) -> None:
+    """Remove dropout, which does nothing in evaluation mode, and shape checks."""
+    for node in list(graph.graph.nodes):
+        if node.target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+
+
+def _check_same_function(
+    model: nn.Module, graph: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Compare graph and model on the example at two batch sizes.
+
+    Raises:
+        CaptureError: they differ by more than float rounding.
+    """
+
+    def first(leaf: Any) -> Any:
+        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
+
+    with torch.no_grad():
+        for few_args, few_kwargs in ((args, kwargs), pytree.tree_map(first, (tuple(args), dict(kwargs)))):
+            expected, actual = model(*few_args, **few_kwargs), graph(*few_args, **few_kwargs)
+            pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(actual), strict=True)
+            for wanted, got in pairs:
+                if isinstance(wanted, Tensor) and not _close(wanted, got):
+                    message = (
+                        f"the captured graph of {type(model).__name__} does not compute what the model does; "
+                        "a model with random or stateful parts in evaluation mode cannot be captured"
+                    )
+                    raise CaptureError(message)
+
+
+def _close(wanted: Tensor, got: Tensor) -> bool:
+    """Tell whether two outputs agree to float rounding, relative to the largest value."""
+    if wanted.shape != got.shape:
+        return False
+    if not wanted.is_floating_point():
+        return bool(torch.equal(wanted, got))
+    scale = max(float(wanted.detach().abs().max()), 1e-12) if wanted.numel() else 1.0
+    return bool(torch.allclose(wanted, got, rtol=0, atol=1e-3 * scale, equal_nan=True))

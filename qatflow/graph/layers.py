@@ -1,0 +1,111 @@
+"""The weighted layers of a graph, whatever way the model spelled them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from qatflow.graph.ops import WEIGHTED, argument, kind
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, transposed convolution or linear layer whose weight is a parameter of the graph."""
+
+    node: fx.Node
+    name: str
+    """The module path of the weight: `features.0.0`."""
+    kind: str
+    weight: str
+    """Name of the weight parameter; shape `[out, in / groups, ...]`, transposed: `[in, out / groups, ...]`."""
+    bias: str | None
+    """Name of the bias parameter."""
+    groups: int
+
+    @property
+    def out_axis(self) -> int:
+        """Axis of the weight that counts output channels (within a group, for a transposed convolution)."""
+        return 1 if self.kind == "conv_transpose" else 0
+
+    @property
+    def input(self) -> fx.Node:
+        """The node that gives the layer's input."""
+        source = self.node.args[0]
+        assert isinstance(source, fx.Node)
+        return source
+
+
+def weighted_layers(graph: fx.GraphModule) -> list[Layer]:
+    """Return the weighted layers of `graph` in the order they run."""
+    found = []
+    for node in graph.graph.nodes:
+        if kind(node) not in WEIGHTED:
+            continue
+        weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(node.args[0], fx.Node):
+            continue
+        if bias is not None and bias.op != "get_attr":
+            continue
+        found.append(
+            Layer(
+                node=node,
+                name=str(weight.target).rpartition(".")[0] or str(weight.target),
+                kind=kind(node),
+                weight=str(weight.target),
+                bias=None if bias is None else str(bias.target),
+                groups=_groups(node),
+            )
+        )
+    return found
+
+
+def _groups(node: fx.Node) -> int:
+    if kind(node) == "linear":
+        return 1
+    return int(argument(node, 6, "groups", 1))
+
+
+def tensor(graph: fx.GraphModule, name: str) -> Tensor:
+    """Return the parameter or buffer called `name`.
+
+    Raises:
+        KeyError: there is none.
+    """
+    owner_path, _, leaf = name.rpartition(".")
+    value = getattr(graph.get_submodule(owner_path), leaf, None)
+    if not isinstance(value, Tensor):
+        raise KeyError(name)
+    return value
+
+
+def set_tensor(graph: fx.GraphModule, name: str, value: Tensor) -> None:
+    """Give the parameter or buffer called `name` a new value of any shape; a new name becomes a parameter."""
+    owner_path, _, leaf = name.rpartition(".")
+    owner = _owner(graph, owner_path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = value.detach().clone()
+    else:
+        setattr(owner, leaf, nn.Parameter(value.detach().clone()))
+
+
+def add_buffer(graph: fx.GraphModule, name: str, value: Tensor) -> None:
+    """Add a buffer called `name`."""
+    owner_path, _, leaf = name.rpartition(".")
+    _owner(graph, owner_path).register_buffer(leaf, value.detach().clone())
+
+
+def _owner(graph: fx.GraphModule, path: str) -> nn.Module:
+    """Return the submodule at `path`, made where it is missing."""
+    module: nn.Module = graph
+    for part in filter(None, path.split(".")):
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    return module
+
+
+def channel_max(weight: Tensor, axis: int) -> Tensor:
+    """Return the largest magnitude along every other axis; shape `[weight.shape[axis]]`."""
+    return weight.detach().abs().movedim(axis, 0).flatten(1).amax(1) if weight.numel() else torch.zeros(0)

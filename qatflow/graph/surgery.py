@@ -1,0 +1,73 @@
+"""Small changes to a graph: a new bias, a node removed, a node replaced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from qatflow.graph.layers import Layer, add_buffer, set_tensor
+from qatflow.graph.ops import argument
+
+
+def sole_user(node: fx.Node) -> fx.Node | None:
+    """Return the only node that reads `node`; None where several do or none does."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def give_bias(graph: fx.GraphModule, layer: Layer, bias: Tensor) -> None:
+    """Set a layer's bias, shape `[out channels]`; a layer without one gets a parameter `<layer>.bias`."""
+    if layer.bias is not None:
+        set_tensor(graph, layer.bias, bias)
+        return
+    name = f"{layer.name}.bias" if layer.name != layer.weight else f"{layer.weight}_bias"
+    set_tensor(graph, name, bias)
+    weight = argument(layer.node, 1, "weight")
+    with graph.graph.inserting_before(layer.node):
+        node = graph.graph.get_attr(name)
+    node.meta["val"] = weight.meta.get("val")
+    if len(layer.node.args) > 2:
+        layer.node.update_arg(2, node)
+    else:
+        layer.node.update_kwarg("bias", node)
+
+
+def bypass(graph: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
+    """Let the readers of `node` read `source`, and remove `node`."""
+    node.replace_all_uses_with(source)
+    graph.graph.erase_node(node)
+
+
+def replace_call(graph: fx.GraphModule, node: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
+    """Replace a call by another one with the same readers and metadata; returns the new node."""
+    with graph.graph.inserting_after(node):
+        new = graph.graph.call_function(target, args)
+    new.meta = dict(node.meta)
+    bypass(graph, node, new)
+    return new
+
+
+def buffer_node(graph: fx.GraphModule, name: str, value: Tensor, before: fx.Node) -> fx.Node:
+    """Add a buffer and a node that reads it, placed before `before`."""
+    add_buffer(graph, name, value)
+    with graph.graph.inserting_before(before):
+        return graph.graph.get_attr(name)
+
+
+def finish(graph: fx.GraphModule) -> fx.GraphModule:
+    """Drop what nobody reads, nodes and parameters both, and compile the graph's code again."""
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    _drop_unread_tensors(graph)
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def _drop_unread_tensors(graph: fx.GraphModule) -> None:
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for path, module in list(graph.named_modules()):
+        for table in (module._parameters, module._buffers):
+            for leaf in list(table):
+                if (f"{path}.{leaf}" if path else leaf) not in read:
+                    del table[leaf]

@@ -1,0 +1,1 @@
+"""Grids, quantizers, calibration, placement, and the simulation that puts them together."""

@@ -1,0 +1,44 @@
+"""A float graph and the weight encodings that steps have fixed for it: what the ladder's steps pass on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from qatflow.quant.grid import Encoding
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a rung is made of.
+
+    Attributes:
+        graph: the captured graph, float weights included.
+        encodings: weight encodings that the simulation must use, by parameter name. Rounding steps leave the weight
+            on its grid and the grid here, so that quantizing it again changes nothing.
+    """
+
+    graph: fx.GraphModule
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+
+    def copy(self) -> Network:
+        """Return a network that shares no tensor with this one."""
+        return Network(copy_graph(self.graph), dict(self.encodings))
+
+
+def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a deep copy of a graph; what export recorded of its nodes is shared, since it is only read."""
+    notes = {node.name: node.meta for node in graph.graph.nodes}
+    for node in graph.graph.nodes:
+        node.meta = {}
+    try:
+        result = copy.deepcopy(graph)
+    finally:
+        for node in graph.graph.nodes:
+            node.meta = notes[node.name]
+    for node in result.graph.nodes:
+        node.meta = dict(notes[node.name])
+    return result

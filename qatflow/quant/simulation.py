@@ -1,0 +1,167 @@
+"""The simulation: a captured graph with its quantizers in place, called like the original model.
+
+AIMET calls it QuantSim. `Simulation.model` runs what the target would compute, as far as rounding goes, in floats; it
+can be evaluated and trained in any PyTorch pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qatflow.errors import DataError
+from qatflow.graph.layers import set_tensor, tensor
+from qatflow.quant.grid import Encoding
+from qatflow.quant.histogram import Histogram
+from qatflow.quant.network import Network, copy_graph
+from qatflow.quant.placement import Placement, Point, place
+from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
+from qatflow.quant.target import Target
+from qatflow.recipe import Calibration, Precision
+
+QUANTIZERS = "quantizers"
+"""Name of the submodule of `Simulation.model` that holds the quantizers, one per quantized tensor."""
+
+
+class Simulation:
+    """A network as a target would run it.
+
+    Args:
+        network: the float graph; it is copied.
+        target: where quantizers go and on which grids.
+        precision: bit widths, and per-channel or per-tensor weights.
+
+    Raises:
+        PlacementError: the target quantizes no weighted layer.
+    """
+
+    def __init__(self, network: Network, target: Target, precision: Precision) -> None:
+        self.network = network
+        self.placement: Placement = place(network.graph, target, precision)
+        self.model: fx.GraphModule = copy_graph(network.graph)
+        self._insert()
+
+    def _insert(self) -> None:
+        holder = nn.Module()
+        self.model.add_module(QUANTIZERS, holder)
+        nodes = {node.name: node for node in self.model.graph.nodes}
+        for point in self.placement.points:
+            holder.add_module(point.tensor, self._make(point))
+            node = nodes[point.tensor]
+            readers = list(node.users)
+            with self.model.graph.inserting_after(_last_of_its_kind(node)):
+                quantizer = self.model.graph.call_module(f"{QUANTIZERS}.{point.tensor}", (node,))
+            quantizer.meta["val"] = node.meta.get("val")
+            for reader in readers:
+                reader.replace_input_with(node, quantizer)
+        self.model.graph.lint()
+        self.model.recompile()
+
+    def _make(self, point: Point) -> ActivationQuantizer | WeightQuantizer:
+        if point.parameter is None:
+            device = next(iter(self.model.parameters())).device
+            return ActivationQuantizer(point.grid, point.fixed_range).to(device)
+        weight = tensor(self.model, point.parameter)
+        channels = 1 if point.axis is None else weight.shape[point.axis]
+        return WeightQuantizer(point.grid, point.axis, channels).to(weight.device)
+
+    def quantizer(self, tensor_name: str) -> ActivationQuantizer | WeightQuantizer:
+        """Return the quantizer of a tensor of the placement."""
+        module = self.model.get_submodule(f"{QUANTIZERS}.{tensor_name}")
+        assert isinstance(module, (ActivationQuantizer, WeightQuantizer))
+        return module
+
+    def calibrate(self, batches: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], calibration: Calibration) -> None:
+        """Find every encoding: weights from their values, activations from representative samples.
+
+        Weights are quantized while activations are observed.
+
+        Args:
+            batches: positional and keyword inputs of the model, a batch each.
+            calibration: the methods.
+
+        Raises:
+            DataError: there is no sample, or one makes a value that is not finite.
+        """
+        activations = []
+        for point in self.placement.points:
+            quantizer = self.quantizer(point.tensor)
+            if isinstance(quantizer, ActivationQuantizer):
+                quantizer.observing = Histogram()
+                activations.append((point, quantizer))
+            else:
+                self._settle_weight(point, quantizer, calibration)
+        seen = False
+        with torch.no_grad():
+            for args, kwargs in batches:
+                seen = True
+                try:
+                    self.model(*args, **kwargs)
+                except ValueError as error:
+                    raise DataError(str(error)) from error
+        if not seen:
+            raise DataError("the calibration part of the data has no sample: give it some")  # noqa: EM101
+        for _, quantizer in activations:
+            quantizer.settle(calibration)
+
+    def _settle_weight(self, point: Point, quantizer: WeightQuantizer, calibration: Calibration) -> None:
+        assert point.parameter is not None
+        weight = tensor(self.model, point.parameter)
+        fixed = self.network.encodings.get(point.parameter)
+        if fixed is not None and fixed.grid == point.grid and fixed.axis == point.axis:
+            quantizer.adopt(weight, fixed)
+        else:
+            quantizer.settle(weight, calibration.weights)
+
+    def encodings(self) -> dict[str, Encoding]:
+        """Return the encoding of every quantized tensor, by the tensor's name in the placement."""
+        found = {}
+        for point in self.placement.points:
+            quantizer = self.quantizer(point.tensor)
+            if isinstance(quantizer, WeightQuantizer):
+                assert point.parameter is not None
+                found[point.tensor] = quantizer.encoding_of(tensor(self.model, point.parameter))
+            else:
+                found[point.tensor] = quantizer.encoding
+        return found
+
+    def load_encodings(self, encodings: Mapping[str, Encoding]) -> None:
+        """Use these encodings instead of calibrating.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        for point in self.placement.points:
+            quantizer, encoding = self.quantizer(point.tensor), encodings[point.tensor]
+            if isinstance(quantizer, WeightQuantizer):
+                assert point.parameter is not None
+                quantizer.adopt(tensor(self.model, point.parameter), encoding)
+            else:
+                quantizer.encoding = encoding
+
+    def learn_ranges(self, learn: bool) -> None:
+        """Let training change the ranges, or freeze those of activations; weight scales follow in both cases."""
+        for point in self.placement.points:
+            self.quantizer(point.tensor).learn_range(learn)
+
+    def to_network(self) -> Network:
+        """Return the float network with the weights as they are now, and their encodings."""
+        graph = copy_graph(self.network.graph)
+        for name, value in self.model.state_dict().items():
+            if not name.startswith(f"{QUANTIZERS}."):
+                set_tensor(graph, name, value)
+        encodings = self.encodings()
+        fixed = {point.parameter: encodings[point.tensor] for point in self.placement.points if point.parameter}
+        return Network(graph, fixed)
+
+
+def _last_of_its_kind(node: fx.Node) -> fx.Node:
+    """Return where a quantizer may be inserted: behind all inputs for an input, else behind the node itself."""
+    if node.op != "placeholder":
+        return node
+    while node.next.op == "placeholder":
+        node = node.next
+    return node

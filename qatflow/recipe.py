@@ -1,0 +1,239 @@
+"""The recipe: one run, declared, as plain typed values.
+
+Every section is a pydantic model that forbids unknown keys. `recipe_from` checks a whole mapping section by section
+and returns all mistakes at once. Nothing here imports torch, so that a mistake shows in about a second; the configs
+of the steps are next door in `step_configs` for the same reason.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_serializer, model_validator
+
+from qatflow.config_model import Config
+from qatflow.step_configs import STEP_CONFIGS, StepConfig
+
+Bits = Annotated[int, Field(ge=2, le=16)]
+
+
+class Source(Config):
+    """Where a model or data comes from: a `name` of ours, or a `factory` of the user's."""
+
+    name: str | None = None
+    """A name in qatflow's own table."""
+    factory: str | None = None
+    """`package.module:function`; the package is torchvision, timm, transformers or one named in `trust`."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the factory."""
+
+    @field_validator("factory")
+    @classmethod
+    def _has_two_parts(cls, value: str | None) -> str | None:
+        if value is not None and (value.count(":") != 1 or not all(value.split(":"))):
+            raise ValueError("write it as package.module:function")  # noqa: EM101
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Source:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either `name` or `factory`, and not both")  # noqa: EM101
+        return self
+
+
+class Model(Source):
+    """The trained FP32 model."""
+
+    weights: str | None = None
+    """A safetensors file or a `torch.save`d state dict, loaded into the model that the factory returns."""
+    final_lr: Annotated[float, Field(gt=0)] = 1e-6
+    """The learning rate at which FP32 training ended: the QAT search is centred on it."""
+
+
+class Data(Source):
+    """The samples, in parts that share none: train, validation, calibration, test."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load data; 0 loads in the run's own process."""
+    labels: bool = True
+    """False where a sample is only the model's input; metrics are then fidelity to FP32."""
+
+
+class Precision(Config):
+    """Bit widths, and one scale per tensor or per output channel for weights."""
+
+    weights: Bits = 8
+    activations: Bits = 8
+    per_channel: bool = True
+
+
+class Calibration(Config):
+    """How ranges are found from calibration samples."""
+
+    samples: Annotated[int, Field(ge=1)] = 512
+    activations: Literal["minmax", "percentile", "sqnr"] = "sqnr"
+    weights: Literal["minmax", "sqnr"] = "sqnr"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """Share of values, in percent, that a range found by `percentile` covers on each side."""
+
+
+def _as_drop(value: Any) -> Any:
+    """Turn `1%` into `0.01` relative; leave a number alone. Returns what `Drop` takes."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return {"amount": float(value.strip()[:-1]) / 100, "relative": True}
+        except ValueError as error:
+            raise ValueError("a relative drop is a number and a percent sign, as in '1%'") from error  # noqa: EM101
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"amount": float(value), "relative": False}
+    return value
+
+
+class Drop(Config):
+    """An allowed loss: in the metric's own unit, or relative to FP32."""
+
+    amount: Annotated[float, Field(ge=0)]
+    relative: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.amount * 100:g}%" if self.relative else f"{self.amount:g}"
+
+    @model_serializer
+    def _as_written(self) -> str | float:
+        return str(self) if self.relative else self.amount
+
+
+class Gate(Config):
+    """What a candidate must reach to be shipped."""
+
+    metric: str = "accuracy"
+    """A name in qatflow's table of metrics, or `package.module:function`."""
+    metric_kwargs: dict[str, Any] = Field(default_factory=dict)
+    direction: Literal["auto", "higher", "lower"] = "auto"
+    """Whether higher or lower is better; `auto` is what the metric itself says."""
+    max_drop: Annotated[Drop, BeforeValidator(_as_drop)] = Drop(amount=0.01)
+    """Largest drop against FP32: a number in the metric's unit, or `1%` of FP32."""
+    strict: bool = False
+    """Pass only if the whole confidence interval of the drop is within `max_drop`."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples behind the interval."""
+    max_gain: Annotated[float, Field(gt=0)] = 0.05
+    """A gain over FP32 above this share of FP32 is called anomalous."""
+
+
+class Ladder(Config):
+    """How the steps are climbed."""
+
+    stop: Literal["gate", "end"] = "gate"
+    """Stop at the first rung that meets the gate, or climb all of them."""
+    keep_worse: bool = False
+    """Build on a rung even where it made things worse."""
+
+
+class Qat(Config):
+    """Quantization-aware training, launched when no rung meets the gate."""
+
+    when: Literal["missed", "never", "always"] = "missed"
+    range_learning: bool | None = None
+    """Train activation ranges (true), freeze them (false), or let the search choose (null)."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    loss: Literal["auto", "cross_entropy", "mean_squared_error", "distillation"] = "auto"
+    """`auto`: cross entropy with class labels, mean squared error with real-valued ones, else distillation."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Training batch size; null takes `data.batch_size`."""
+    range_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of ranges, as a multiple of that of weights."""
+
+
+Span = tuple[int, int]
+
+
+class Search(Config):
+    """The Optuna study over QAT's hyper-parameters."""
+
+    trials: Annotated[int, Field(ge=1)] = 8
+    lr: tuple[float, float] | None = None
+    """Lowest and highest learning rate, searched on a log scale; null is a tenth of `model.final_lr` to ten times."""
+    epochs: Span = (15, 20)
+    decay_period: Span = (5, 10)
+    """The learning rate is divided by 10 every so many epochs."""
+
+    @field_validator("lr", "epochs", "decay_period")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1]:
+            raise ValueError("write [low, high] with 0 < low <= high")  # noqa: EM101
+        return value
+
+
+class Export(Config):
+    """What is written to `export/`."""
+
+    encodings_version: Literal["1.0.0"] = "1.0.0"
+
+
+class Report(Config):
+    """The accuracy report."""
+
+    html: bool = True
+
+
+class Run(Config):
+    """Where the run leaves its files."""
+
+    dir: str | None = None
+    """The run folder; null makes a new one under `reports/<recipe>/`. An old one is resumed."""
+
+
+def _typed_steps(value: Any) -> Any:
+    """Let `Recipe(steps={"adaround": {...}})` name the step's config by its key."""
+    if not isinstance(value, dict):
+        return value
+    unknown = [name for name in value if name not in STEP_CONFIGS]
+    if unknown:
+        message = f"no step is called {', '.join(map(repr, unknown))}; allowed: {', '.join(STEP_CONFIGS)}"
+        raise ValueError(message)
+    return {
+        name: body if isinstance(body, StepConfig) else STEP_CONFIGS[name].model_validate(body or {})
+        for name, body in value.items()
+    }
+
+
+class Recipe(Config):
+    """One run, complete: running it again repeats the run."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = (
+        "model",
+        "data",
+        "precision",
+        "calibration",
+        "gate",
+        "ladder",
+        "qat",
+        "search",
+        "export",
+        "report",
+        "run",
+    )
+
+    name: str = "recipe"
+    description: str = ""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: Model
+    data: Data
+    target: Literal["onnxruntime"] = "onnxruntime"
+    precision: Precision = Precision()
+    calibration: Calibration = Calibration()
+    steps: Annotated[dict[str, SerializeAsAny[StepConfig]], BeforeValidator(_typed_steps)] = Field(
+        default_factory=dict
+    )
+    gate: Gate = Gate()
+    ladder: Ladder = Ladder()
+    qat: Qat = Qat()
+    search: Search = Search()
+    export: Export = Export()
+    report: Report = Report()
+    run: Run = Run()

@@ -1,0 +1,186 @@
+"""What a run leaves, as values: `RunResult` and its records.
+
+The report, the CSVs and every tool read these and nothing else; `result.json` is one `RunResult`. A number that was
+not measured is null, never a stand-in.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Note = bool | int | float | str
+
+
+class Record(BaseModel):
+    """A frozen part of a result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Verdict(Enum):
+    """The decision about one candidate. `sentence` says it to a person."""
+
+    MET = "met"
+    WITHIN_NOISE = "within_noise"
+    MISSED = "missed"
+    ANOMALOUS = "anomalous"
+    BASELINE = "baseline"
+
+    @property
+    def sentence(self) -> str:
+        """Return the verdict as a sentence for people."""
+        return SENTENCES[self]
+
+
+SENTENCES = {
+    Verdict.MET: "The drop is within the gate, and so is its whole confidence interval.",
+    Verdict.WITHIN_NOISE: "The drop is within the gate, but its confidence interval reaches beyond it: "
+    "more evaluation samples would tell.",
+    Verdict.MISSED: "The drop is larger than the gate allows.",
+    Verdict.ANOMALOUS: "The candidate is implausibly better than FP32: check the evaluation before you trust it.",
+    Verdict.BASELINE: "The FP32 model, which every candidate is compared with.",
+}
+
+
+class GateRecord(Record):
+    """The gate as it was applied."""
+
+    metric: str
+    higher_is_better: bool
+    max_drop: float
+    """Largest allowed drop in the metric's unit (a relative one is already multiplied with FP32)."""
+    max_drop_text: str
+    """As the recipe has it, `0.01` or `1%`."""
+    strict: bool
+    confidence: float
+    samples: int
+    """Evaluation samples behind every value."""
+
+
+class CandidateRecord(Record):
+    """One row of the ladder: FP32 itself, a rung, a QAT winner, or the deployed file."""
+
+    id: str
+    """Also the folder name under `candidates/`."""
+    stage: Literal["fp32", "ptq", "qat", "deployed"]
+    steps: tuple[str, ...] = ()
+    """The kept steps this candidate stands on, its own last."""
+    value: float | None
+    """The metric; null where it is not a finite number."""
+    fp32: float | None
+    drop: float | None
+    """Loss against FP32 in the metric's unit; negative is a gain."""
+    drop_low: float | None
+    drop_high: float | None
+    """Bounds of the paired bootstrap interval of the drop; null where the metric has no value per sample."""
+    verdict: Verdict
+    passed: bool
+    sqnr_db: float | None
+    """Signal to quantization-noise ratio of the model's outputs against FP32's, in dB."""
+    kept: bool
+    """Whether later rungs build on it."""
+    reason: str = ""
+    """Why it was left out, or what a reader should know."""
+    seconds: float
+    resumed: bool = False
+    """Taken from the run folder instead of being computed again."""
+    notes: dict[str, Note] = Field(default_factory=dict)
+    """What the step counted and measured."""
+
+
+class EpochRecord(Record):
+    """One epoch of one trial; epoch 0 is the PTQ candidate that the trial starts from."""
+
+    epoch: int
+    lr: float
+    train_loss: float | None
+    value: float | None
+    """The metric on the validation part."""
+    seconds: float
+
+
+class TrialRecord(Record):
+    """One QAT trial of the Optuna study."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed", "running"]
+    lr: float
+    epochs: int
+    decay_period: int
+    range_learning: bool
+    value: float | None
+    """Best metric on the validation part."""
+    best_epoch: int | None
+    seconds: float
+    reason: str = ""
+    """Why it failed or what was rolled back."""
+    history: tuple[EpochRecord, ...] = ()
+
+
+class TensorRecord(Record):
+    """One quantized tensor of the best candidate."""
+
+    layer: str
+    tensor: str
+    kind: Literal["weight", "activation"]
+    bits: int
+    signed: bool
+    symmetric: bool
+    channels: int
+    """Number of scales: 1 is per tensor."""
+    scale_min: float
+    scale_max: float
+    range_min: float
+    range_max: float
+    zero_point: int | None
+    """Null where channels have different ones."""
+    sqnr_db: float | None
+
+
+class FloatTensor(Record):
+    """One tensor that stays in float, and why."""
+
+    layer: str
+    tensor: str
+    op: str
+    reason: str
+
+
+class RunResult(Record):
+    """One run, complete."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    description: str = ""
+    status: Literal["running", "finished", "interrupted", "failed"]
+    error: str = ""
+    verdict: Verdict | None
+    """Of the best candidate; null until there is one."""
+    passed: bool
+    gate: GateRecord | None
+    fp32: float | None
+    best: str | None
+    """Id of the best candidate."""
+    deployed: float | None = None
+    """The metric of the exported file in its runtime; null until that is measured."""
+    candidates: tuple[CandidateRecord, ...] = ()
+    trials: tuple[TrialRecord, ...] = ()
+    tensors: tuple[TensorRecord, ...] = ()
+    float_tensors: tuple[FloatTensor, ...] = ()
+    timings: dict[str, float] = Field(default_factory=dict)
+    """Seconds per stage of the run."""
+    artefacts: dict[str, str] = Field(default_factory=dict)
+    """What was written, by name, as paths relative to the run folder."""
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+
+    @property
+    def winner(self) -> CandidateRecord | None:
+        """The best candidate's record."""
+        return next((candidate for candidate in self.candidates if candidate.id == self.best), None)
