@@ -141,7 +141,7 @@ def best_of(candidates: list[tuple[str, Measurement, bool, float]]) -> str:
         ValueError: there is none.
     """
     if not candidates:
-        raise ValueError("no candidate to choose from")  # noqa: EM101
+        raise ValueError("no candidate to choose from")
 
     def rank(entry: tuple[str, Measurement, bool, float]) -> tuple[bool, float, float]:
         _, measurement, passed, sqnr = entry

@@ -31,13 +31,13 @@ class Source(Config):
     @classmethod
     def _has_two_parts(cls, value: str | None) -> str | None:
         if value is not None and (value.count(":") != 1 or not all(value.split(":"))):
-            raise ValueError("write it as package.module:function")  # noqa: EM101
+            raise ValueError("write it as package.module:function")
         return value
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Source:
         if (self.name is None) == (self.factory is None):
-            raise ValueError("give either `name` or `factory`, and not both")  # noqa: EM101
+            raise ValueError("give either `name` or `factory`, and not both")
         return self
 
 
@@ -80,11 +80,13 @@ class Calibration(Config):
 
 def _as_drop(value: Any) -> Any:
     """Turn `1%` into `0.01` relative; leave a number alone. Returns what `Drop` takes."""
-    if isinstance(value, str) and value.strip().endswith("%"):
+    relative = isinstance(value, str) and value.strip().endswith("%")
+    if isinstance(value, str):
         try:
-            return {"amount": float(value.strip()[:-1]) / 100, "relative": True}
+            amount = float(value.strip().removesuffix("%"))
         except ValueError as error:
-            raise ValueError("a relative drop is a number and a percent sign, as in '1%'") from error  # noqa: EM101
+            raise ValueError("write a number in the metric's unit, or a share of FP32 such as '1%'") from error
+        return {"amount": amount / 100 if relative else amount, "relative": relative}
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return {"amount": float(value), "relative": False}
     return value
@@ -164,7 +166,7 @@ class Search(Config):
     @classmethod
     def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not 0 < value[0] <= value[1]:
-            raise ValueError("write [low, high] with 0 < low <= high")  # noqa: EM101
+            raise ValueError("write [low, high] with 0 < low <= high")
         return value
 
 
@@ -218,7 +220,8 @@ class Recipe(Config):
         "run",
     )
 
-    name: str = "recipe"
+    name: Annotated[str, Field(pattern=r"^\w[\w. -]*(/\w[\w. -]*)*$")] = "recipe"
+    """Also the folder under `reports/`."""
     description: str = ""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -227,9 +230,7 @@ class Recipe(Config):
     target: Literal["onnxruntime"] = "onnxruntime"
     precision: Precision = Precision()
     calibration: Calibration = Calibration()
-    steps: Annotated[dict[str, SerializeAsAny[StepConfig]], BeforeValidator(_typed_steps)] = Field(
-        default_factory=dict
-    )
+    steps: Annotated[dict[str, SerializeAsAny[StepConfig]], BeforeValidator(_typed_steps)] = Field(default_factory=dict)
     gate: Gate = Gate()
     ladder: Ladder = Ladder()
     qat: Qat = Qat()

@@ -176,6 +176,8 @@ class RunResult(Record):
     """Seconds per stage of the run."""
     artefacts: dict[str, str] = Field(default_factory=dict)
     """What was written, by name, as paths relative to the run folder."""
+    export_notes: dict[str, Note] = Field(default_factory=dict)
+    """What a user of the exported files should know."""
     started: str
     """ISO 8601, UTC."""
     seconds: float

@@ -45,7 +45,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
             exported = torch.export.export(
                 model, tuple(args), kwargs, dynamic_shapes=_dynamic_batch(model, args, kwargs)
             )
-    except Exception as error:  # noqa: BLE001 - export raises whatever the user's code does
+    except Exception as error:
         raise CaptureError(_what_failed(model, error)) from error
     graph = exported.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)

@@ -46,9 +46,7 @@ def _percentiles(histogram: Histogram, centres: Tensor, counts: Tensor, share: f
     return float(low), float(high)
 
 
-def _least_error_range(
-    histogram: Histogram, centres: Tensor, counts: Tensor, grid: Grid
-) -> tuple[float, float]:
+def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, grid: Grid) -> tuple[float, float]:
     """Search `[low, high]` for the least expected squared error, coarsely and then around the best."""
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     best = (low, high)

@@ -42,7 +42,7 @@ class Histogram:
         values = values.detach().flatten().float()
         low, high = (float(bound) for bound in torch.aminmax(values))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError("a calibration sample makes a value that is not finite")  # noqa: EM101
+            raise ValueError("a calibration sample makes a value that is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._make_room(values.device)
         assert self._counts is not None
@@ -76,7 +76,7 @@ class Histogram:
             ValueError: nothing has been seen.
         """
         if self._counts is None:
-            raise ValueError("nothing was calibrated: the tensor never had a value")  # noqa: EM101
+            raise ValueError("nothing was calibrated: the tensor never had a value")
         used = self._counts.nonzero().flatten()
         span = torch.arange(int(used[0]), int(used[-1]) + 1, device=self._counts.device)
         centres = (span.double() + self._first + 0.5) * 2.0**self._exponent

@@ -103,7 +103,7 @@ class Simulation:
                 except ValueError as error:
                     raise DataError(str(error)) from error
         if not seen:
-            raise DataError("the calibration part of the data has no sample: give it some")  # noqa: EM101
+            raise DataError("the calibration part of the data has no sample: give it some")
         for _, quantizer in activations:
             quantizer.settle(calibration)
 

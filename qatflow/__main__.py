@@ -1,0 +1,7 @@
+"""`python -m qatflow`."""
+
+import sys
+
+from qatflow.cli import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""The whole from Python: carry out a recipe and write its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from qatflow import engine
+from qatflow.progress import Progress
+from qatflow.recipe import Recipe
+from qatflow.report.write import write
+from qatflow.result import RunResult
+
+
+def run(
+    recipe: Recipe,
+    folder: Path | str | None = None,
+    trust: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> RunResult:
+    """Carry out a recipe; everything it leaves is in the run folder, the report included.
+
+    Args:
+        recipe: what to do.
+        folder: the run folder; None takes `recipe.run.dir`, or makes `reports/<recipe>/<time>`.
+        trust: packages that factories may be imported from, besides torchvision, timm, transformers and torchmetrics.
+        progress: who is told how it gets on.
+
+    Raises:
+        QatflowError: the recipe, model or data cannot be used. The report of what was finished is written all the
+            same.
+    """
+    home = Path(folder or recipe.run.dir or new_folder(recipe.name))
+    home.mkdir(parents=True, exist_ok=True)
+    with _log_to(home / "log.txt"):
+        try:
+            return engine.run(recipe, home, trust, progress)
+        finally:
+            if (home / "result.json").exists():
+                write(home, html=recipe.report.html)
+
+
+def new_folder(name: str, root: Path | None = None) -> Path:
+    """Return a folder `reports/<name>/<time>` that is not there yet."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    parent = (root or Path("reports")) / name
+    folder, count = parent / stamp, 1
+    while folder.exists():
+        count += 1
+        folder = parent / f"{stamp}-{count}"
+    return folder
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Add what qatflow logs to a file, while the block runs."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("qatflow")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

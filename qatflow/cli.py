@@ -1,0 +1,255 @@
+"""The command line: check everything, then let Hydra compose and launch, and turn outcomes into exit codes.
+
+Hydra drops a job's return value and exits with 1 on any exception, and its argparse with 2, which is our "gate missed".
+So a job notes its outcome in a `_Session`, and nothing but an interruption leaves the job as an exception.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from rich.console import Console
+
+from qatflow import __version__, config, listing
+from qatflow.console import drop_text, number, say, shown_on
+from qatflow.errors import Mistake, QatflowError, RecipeError
+from qatflow.overrides import take_trust
+from qatflow.preflight import Plan, plan
+from qatflow.recipe import Recipe
+from qatflow.result import RunResult
+
+MET, ERROR, MISSED, INTERRUPTED = 0, 1, 2, 130
+FLAGS = ("cfg", "package", "resolve", "run", "multirun", "shell_completion", "info", "hydra_help", "config_dir")
+OWN_TREE = ("config_name", "config_path", "experimental_rerun")
+
+
+@dataclass
+class _Session:
+    """One command line under way: what it was told and what has become of its jobs."""
+
+    checked: Plan
+    trust: tuple[str, ...]
+    multirun: bool
+    folders: list[Path] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+
+    @property
+    def code(self) -> int:
+        """The exit code: an error outweighs a missed gate, and no outcome at all is an error."""
+        if not self.codes or ERROR in self.codes:
+            return ERROR
+        return MISSED if MISSED in self.codes else MET
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out a command line (that of the process unless given) and return its exit code."""
+    try:
+        return _guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
+    except KeyboardInterrupt:
+        say(Console(stderr=True), "interrupted")
+        return INTERRUPTED
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Return `work`'s exit code; a mistake of the user's is told in sentences, a defect of ours with its traceback."""
+    try:
+        return work()
+    except QatflowError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        else:
+            say(Console(stderr=True), f"error: {error}")
+    except Exception:  # noqa: BLE001 - the door: every defect ends here, and in a sweep the next job goes on
+        traceback.print_exc()
+    return ERROR
+
+
+def _command(argv: list[str]) -> int:
+    console = Console()
+    if "--version" in argv:
+        say(console, f"qatflow {__version__}")
+        return MET
+    args, unknown = _parsed(argv)
+    folder = _config_dir(args, unknown)
+    if args.help:
+        listing.show_help(console, folder)
+        return MET
+    if args.hydra_help or args.shell_completion:
+        config.register(config.find_recipes(folder), folder)
+        return _hydra(args, args.overrides if args.shell_completion else [], lambda _: None)
+    if not (args.overrides or args.cfg or args.info or args.multirun):
+        listing.show_recipes(console, folder)
+        return MET
+    trust, overrides = take_trust(args.overrides)
+    multirun = args.multirun or "hydra.mode=MULTIRUN" in overrides
+    checked = plan(overrides, multirun, folder, trust)
+    if args.cfg or args.info:
+        return _hydra(args, [*checked.lines, *(f"~steps.{step}" for step in checked.dropped[0])], lambda _: None)
+    return _launch(args, _Session(checked, trust, multirun))
+
+
+def _parsed(argv: list[str]) -> tuple[Namespace, list[str]]:
+    """Read flags as Hydra does, but let overrides stand on both sides of them.
+
+    Raises:
+        RecipeError: a flag has a value that it cannot have; argparse itself would exit with 2.
+    """
+    try:
+        return get_args_parser().parse_known_intermixed_args(argv)
+    except SystemExit as error:
+        raise RecipeError([Mistake("command line", "cannot be read", "see --help")]) from error
+
+
+def _config_dir(args: Namespace, unknown: list[str]) -> Path | None:
+    """Return the folder given as `--config-dir`.
+
+    Raises:
+        RecipeError: it does not exist, or there are flags that we do not know or do not support.
+    """
+    mistakes = [Mistake(flag, "unknown flag", "see --help; values are given as key=value") for flag in unknown]
+    for name in OWN_TREE:
+        if getattr(args, name) is not None:
+            mistakes.append(Mistake(f"--{name.replace('_', '-')}", "is not supported", "use --config-dir and recipe="))
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
+        mistakes.append(Mistake("--config-dir", f"there is no folder {args.config_dir!r}"))
+    if sum(map(bool, (args.run, args.multirun, args.cfg, args.info))) > 1:
+        mistakes.append(Mistake("flags", "only one of --run, --multirun, --cfg and --info can be given"))
+    if mistakes:
+        raise RecipeError(mistakes)
+    return Path(args.config_dir) if args.config_dir is not None else None
+
+
+def _hydra(args: Namespace, overrides: list[str], job: Callable[[DictConfig], Any]) -> int:
+    """Hand a command line that has been read to Hydra; returns 0, or Hydra's own exit code.
+
+    Raises:
+        RecipeError: Hydra itself refuses it.
+    """
+    flags: list[str] = []
+    for name in FLAGS:
+        value = getattr(args, name)
+        if value:
+            flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    start = hydra.main(str(config.shipped("conf")), config.PRIMARY, version_base=config.VERSION_BASE)
+    before = sys.argv
+    sys.argv = [before[0], *flags, "--", *overrides]
+    try:
+        start(job)()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else ERROR
+    except HydraException as error:
+        raise RecipeError([Mistake("Hydra", " ".join(str(error).split()))]) from error
+    finally:
+        sys.argv = before
+    return MET
+
+
+def _launch(args: Namespace, session: _Session) -> int:
+    """Run the job or jobs, and say how to go on where that is interrupted."""
+    from qatflow.api import new_folder  # imports torch
+
+    lines = session.checked.lines
+    asked = [line.partition("=")[2] for line in lines if line.startswith("hydra.sweep.dir=")]
+    sweep = Path(asked[-1]) if asked else new_folder("sweep")
+    if session.multirun and not asked:
+        lines = [*lines, f"hydra.sweep.dir='{sweep}'"]
+    try:
+        with _terminated_like_interrupted():
+            code = _hydra(args, lines, lambda cfg: _job(cfg, session))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        again = [f"hydra.sweep.dir={sweep}"] if session.multirun else [f"run.dir={path}" for path in session.folders]
+        hint = f"; the same command with {again[-1]} goes on from there" if again else ""
+        say(Console(stderr=True), f"interrupted{hint}")
+    if session.multirun and session.folders:
+        summary = _guarded(lambda: _summary(sweep, session.folders))
+        session.codes.append(summary)
+    return code or session.code
+
+
+def _summary(sweep: Path, folders: list[Path]) -> int:
+    from qatflow.report.sweep import write_sweep
+
+    write_sweep(sweep, folders)
+    say(Console(), f"sweep    {sweep}")
+    return MET
+
+
+def _job(cfg: DictConfig, session: _Session) -> None:
+    """Carry out one job that Hydra composed, and note its outcome."""
+    hydra_config = HydraConfig.get()
+    index = hydra_config.job.num if session.multirun else 0
+    dropped = session.checked.dropped[index] if index < len(session.checked.dropped) else ()
+    if session.multirun:
+        say(Console(), f"\njob {index}: {' '.join(hydra_config.overrides.task)}")
+    folder = Path(hydra_config.runtime.output_dir) if session.multirun else None
+    code = _guarded(lambda: _run(config.recipe_of(cfg, session.trust, dropped), folder, session))
+    session.codes.append(code)
+    if code == ERROR and session.folders and (session.folders[-1] / "report.html").exists():
+        say(Console(stderr=True), f"what was finished is in {session.folders[-1]}")
+
+
+def _run(recipe: Recipe, folder: Path | None, session: _Session) -> int:
+    """Carry out one recipe in `folder`, or in one of its own, and say what came out of it."""
+    from qatflow.api import new_folder, run  # imports torch
+
+    folder = folder or (Path(recipe.run.dir) if recipe.run.dir else new_folder(recipe.name))
+    session.folders.append(folder)
+    console = Console()
+    say(console, f"{recipe.name}: everything goes to {folder}")
+    with shown_on(console) as progress:
+        result = run(recipe, folder, trust=session.trust, progress=progress)
+    _tell(console, result, folder)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    return ERROR if result.status == "failed" else MET if result.passed else MISSED
+
+
+def _tell(console: Console, result: RunResult, folder: Path) -> None:
+    """Say what came out of a run, and where it is."""
+    if result.error:
+        say(Console(stderr=True), f"error: {result.error}")
+    if result.verdict is not None:
+        say(console, f"\n{'Gate met' if result.passed else 'Gate missed'}. {result.verdict.sentence}")
+    winner = result.winner
+    if winner is not None:
+        metric = result.gate.metric if result.gate else "metric"
+        say(console, f"best     {winner.id}: {metric} {number(winner.value)}, FP32 {number(winner.fp32)}")
+        say(
+            console, f"drop     {drop_text(winner)}" + (f", allowed {result.gate.max_drop_text}" if result.gate else "")
+        )
+    for name, path in (("report", folder / "report.html"), ("export", folder / "export")):
+        if path.exists():
+            say(console, f"{name:<8} {path}")
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, so that what is finished stays usable."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,110 @@
+"""Chains: pairs of weighted layers with nothing between them but ops that treat every channel by itself.
+
+Every op on the way must be positively homogeneous, `f(s x) = s f(x)` for `s > 0`, so that a scale per channel can be
+moved from one layer to the next. A ReLU6 (a clip from 0) is not; a pair with one is marked, and it is up to the step
+what to do with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from qatflow.graph.layers import Layer, weighted_layers
+from qatflow.graph.ops import argument, clip_bounds, kind
+from qatflow.graph.surgery import sole_user
+
+HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu", "max_pool", "avg_pool", "identity"})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers between which a scale per channel can be moved."""
+
+    first: Layer
+    second: Layer
+    between: tuple[fx.Node, ...]
+    """The ops on the way, in order."""
+    clips: tuple[fx.Node, ...]
+    """Those of them that clip from 0 to a bound, such as ReLU6."""
+
+
+def pairs(graph: fx.GraphModule) -> list[Pair]:
+    """Return every pair of a graph, in the order of their first layers.
+
+    A layer whose weight another layer shares is in no pair.
+    """
+    layers = {layer.node: layer for layer in weighted_layers(graph)}
+    names = [name for layer in layers.values() for name in (layer.weight, layer.bias) if name is not None]
+    found = []
+    for first in layers.values():
+        between: list[fx.Node] = []
+        node = sole_user(first.node)
+        while node is not None and node not in layers and (_is_clip_from_zero(node) or _keeps_channels(node, first)):
+            between.append(node)
+            node = sole_user(node)
+        second = layers.get(node) if node is not None else None
+        if second is None or node is None or second.node.args[0] is not (between[-1] if between else first.node):
+            continue
+        own = [name for name in (first.weight, first.bias, second.weight, second.bias) if name is not None]
+        if any(names.count(name) > 1 for name in own) or not _channels_meet(graph, first, second):
+            continue
+        clips = tuple(step for step in between if _is_clip_from_zero(step))
+        found.append(Pair(first, second, tuple(between), clips))
+    return found
+
+
+def _keeps_channels(node: fx.Node, first: Layer) -> bool:
+    """Tell whether an op is positively homogeneous and keeps the channels of `first` apart and in place."""
+    known = kind(node)
+    if known == "mean":
+        dims = argument(node, 1, "dim") or []
+        rank = _rank(node.args[0])
+        return first.kind != "linear" and bool(dims) and all(dim % rank > 1 for dim in dims)
+    if known == "reshape" and node.target is torch.ops.aten.flatten.using_ints:
+        return argument(node, 1, "start_dim", 0) == 1 and _is_one_pixel(node.args[0])
+    return known in HOMOGENEOUS
+
+
+def _is_clip_from_zero(node: fx.Node) -> bool:
+    if kind(node) != "clip":
+        return False
+    try:
+        low, high = clip_bounds(node)
+    except TypeError:
+        return False
+    return low == 0 and high > 0
+
+
+def _rank(value: object) -> int:
+    recorded = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return recorded.dim() if isinstance(recorded, torch.Tensor) else 0
+
+
+def _is_one_pixel(value: object) -> bool:
+    """Tell whether a tensor has no extent beyond batch and channels."""
+    recorded = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return isinstance(recorded, torch.Tensor) and all(size == 1 for size in recorded.shape[2:])
+
+
+def _channels_meet(graph: fx.GraphModule, first: Layer, second: Layer) -> bool:
+    """Tell whether the first layer gives as many channels as the second one takes, and both have them in dim 1."""
+    if first.kind == "linear" and second.kind != "linear":
+        return False
+    if first.kind != "linear" and second.kind == "linear" and _rank(second.input) != 2:
+        return False
+    return out_channels(graph, first) == in_channels(graph, second)
+
+
+def out_channels(graph: fx.GraphModule, layer: Layer) -> int:
+    """Return how many channels a layer gives."""
+    weight = graph.get_parameter(layer.weight)
+    return int(weight.shape[1] * layer.groups) if layer.kind == "conv_transpose" else int(weight.shape[0])
+
+
+def in_channels(graph: fx.GraphModule, layer: Layer) -> int:
+    """Return how many channels a layer takes."""
+    weight = graph.get_parameter(layer.weight)
+    return int(weight.shape[0]) if layer.kind == "conv_transpose" else int(weight.shape[1] * layer.groups)

@@ -1,0 +1,164 @@
+"""A changed graph, written down as what differs from the captured one.
+
+A step changes a few nodes and leaves hundreds as they were. So a candidate's graph is stored as the list of its nodes,
+the unchanged ones by name only, the others in full as JSON, and is rebuilt from a fresh capture of the same model.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qatflow.errors import CaptureError
+from qatflow.graph.layers import tensor
+
+Description = list[Any]
+"""One entry a node: its name if the base graph has the same node, else a dict."""
+
+
+def describe(base: fx.GraphModule, graph: fx.GraphModule) -> Description:
+    """Return the nodes of `graph`, those that `base` has as well by name only.
+
+    Raises:
+        CaptureError: a new node has an argument that JSON cannot hold.
+    """
+    known = {node.name: node for node in base.graph.nodes}
+    return [node.name if _same(node, known.get(node.name)) else _node_to_json(node) for node in graph.graph.nodes]
+
+
+def rebuild(base: fx.GraphModule, description: Description, state: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Return the graph that was described, with the tensors of `state` by name.
+
+    Raises:
+        CaptureError: the description does not fit `base`, or a tensor is missing.
+    """
+    known = {node.name: node for node in base.graph.nodes}
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+    try:
+        for entry in description:
+            if isinstance(entry, str):
+                made[entry] = graph.node_copy(known[entry], lambda source: made[source.name])
+            else:
+                made[entry["name"]] = _node_from_json(graph, entry, made, known)
+    except (KeyError, AttributeError) as error:
+        message = f"a stored graph does not fit the captured model: {error} is missing"
+        raise CaptureError(message) from error
+    graph._codegen = base.graph._codegen
+    module = fx.GraphModule(_holder(base, graph, state), graph)
+    module.graph.lint()
+    return module
+
+
+def _same(node: fx.Node, other: fx.Node | None) -> bool:
+    """Tell whether two nodes of different graphs are the same call on nodes of the same names."""
+    if other is None or (node.op, node.target) != (other.op, other.target):
+        return False
+    return _named((node.args, node.kwargs)) == _named((other.args, other.kwargs))
+
+
+def _named(argument: Any) -> str:
+    return repr(fx.map_arg(argument, lambda node: f"%{node.name}"))
+
+
+def _node_to_json(node: fx.Node) -> dict[str, Any]:
+    if node.op not in ("call_function", "get_attr", "output"):
+        message = f"node {node.name} is a new {node.op}, which cannot be stored"
+        raise CaptureError(message)
+    value = node.meta.get("val")
+    return {
+        "name": node.name,
+        "op": node.op,
+        "target": _target_name(node),
+        "args": _to_json(list(node.args)),
+        "kwargs": {name: _to_json(argument) for name, argument in node.kwargs.items()},
+        "like": _like(node) if isinstance(value, Tensor) else None,
+    }
+
+
+def _like(node: fx.Node) -> str | None:
+    """Name the input whose recorded shape a new node shares: a replaced activation has that of its input."""
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return sources[0].name if sources else None
+
+
+def _target_name(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return str(node.target)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    return f"operator.{getattr(node.target, '__name__', node.target)}"
+
+
+def _to_json(argument: Any) -> Any:
+    if isinstance(argument, fx.Node):
+        return {"node": argument.name}
+    if isinstance(argument, (list, tuple)):
+        return [_to_json(part) for part in argument]
+    if argument is None or isinstance(argument, (bool, int, float, str)):
+        return argument
+    message = f"an argument of type {type(argument).__name__} cannot be stored"
+    raise CaptureError(message)
+
+
+def _node_from_json(
+    graph: fx.Graph, entry: dict[str, Any], made: dict[str, fx.Node], known: dict[str, fx.Node]
+) -> fx.Node:
+    args = tuple(_from_json(argument, made) for argument in entry["args"])
+    kwargs = {name: _from_json(argument, made) for name, argument in entry["kwargs"].items()}
+    target: Any = entry["target"] if entry["op"] != "call_function" else _target(entry["target"])
+    node = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
+    if entry["name"] in known:
+        node.meta = dict(known[entry["name"]].meta)
+    elif entry["like"] is not None:
+        node.meta = dict(made[entry["like"]].meta)
+    return node
+
+
+def _from_json(value: Any, made: dict[str, fx.Node]) -> Any:
+    if isinstance(value, dict):
+        return made[value["node"]]
+    if isinstance(value, list):
+        return [_from_json(part, made) for part in value]
+    return value
+
+
+def _target(name: str) -> Any:
+    """Find `aten.relu.default` or `operator.getitem`; nothing outside torch's ops and `operator` can be named."""
+    namespace, *path = name.split(".")
+    found: Any = operator if namespace == "operator" else getattr(torch.ops, namespace)
+    for part in path:
+        found = getattr(found, part)
+    return found
+
+
+def _holder(base: fx.GraphModule, graph: fx.Graph, state: Mapping[str, Tensor]) -> nn.Module:
+    """Return a module with every tensor that the graph reads: parameters where `base` or the name says so."""
+    holder = nn.Module()
+    for node in graph.nodes:
+        if node.op != "get_attr":
+            continue
+        path, _, leaf = str(node.target).rpartition(".")
+        owner = holder
+        for part in filter(None, path.split(".")):
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        try:
+            value = state[str(node.target)]
+        except KeyError:
+            value = tensor(base, str(node.target))
+        if value.is_floating_point() and not _is_buffer(base, str(node.target)):
+            owner.register_parameter(leaf, nn.Parameter(value.detach().clone()))
+        else:
+            owner.register_buffer(leaf, value.detach().clone())
+    return holder
+
+
+def _is_buffer(base: fx.GraphModule, name: str) -> bool:
+    return name in dict(base.named_buffers()) or name.endswith("_bound")

@@ -1,0 +1,27 @@
+"""Names of our own models, data and metrics, with one line about each.
+
+They stand apart from the code behind them because a recipe is checked before torch is imported. A test holds these
+tables and that code together.
+"""
+
+from __future__ import annotations
+
+MODELS: dict[str, str] = {
+    "digits_mobilenet": "a small MobileNetV2 for 8x8 handwritten digits",
+    "digits_mobilenet_skewed": "the same network with weight ranges that differ widely between channels",
+}
+
+DATASETS: dict[str, str] = {
+    "digits": "1797 handwritten digits of 8x8 pixels, shipped with scikit-learn",
+}
+
+METRICS: dict[str, str] = {
+    "accuracy": "share of samples whose label comes first",
+    "top5_accuracy": "share of samples whose label is among the first five",
+    "mean_squared_error": "mean squared difference from a real-valued label; lower is better",
+    "agreement": "share of samples on which FP32 answers the same; needs no labels",
+    "sqnr_db": "signal to quantization-noise ratio of the outputs against FP32's, in dB; needs no labels",
+}
+
+FIDELITY_METRICS: tuple[str, ...] = ("agreement", "sqnr_db")
+"""Metrics that compare with FP32 and need no labels."""

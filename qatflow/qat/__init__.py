@@ -1,0 +1,1 @@
+"""Quantization-aware training and the Optuna search over its hyper-parameters."""

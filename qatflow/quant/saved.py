@@ -1,0 +1,85 @@
+"""A candidate on disk: weights as safetensors, encodings and graph as JSON, and back again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import fx
+
+from qatflow.graph.edits import describe, rebuild
+from qatflow.graph.layers import tensor
+from qatflow.quant.grid import Encoding, Grid
+from qatflow.quant.network import Network
+from qatflow.store import read_json, write_atomically, write_json
+
+
+def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mapping[str, Encoding]) -> None:
+    """Write `model.safetensors`, `encodings.json` and `graph.json` to `folder`.
+
+    Args:
+        folder: made if it is missing.
+        base: the captured graph; only what differs from it is written of the network's graph.
+        network: the float network.
+        encodings: of every quantized tensor, by its name in the placement.
+    """
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in _state(network.graph).items()}
+    write_atomically(folder / "model.safetensors", lambda aside: save_file(state, aside))
+    write_json(
+        folder / "encodings.json",
+        {
+            "tensors": {name: encoding_to_json(encoding) for name, encoding in encodings.items()},
+            "fixed": {name: encoding_to_json(encoding) for name, encoding in network.encodings.items()},
+        },
+    )
+    write_json(folder / "graph.json", describe(base, network.graph))
+
+
+def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encoding]]:
+    """Return the network and the encodings that `save` wrote.
+
+    Raises:
+        RunFolderError: a file is missing or damaged.
+        CaptureError: the graph does not fit `base`.
+    """
+    device = next(iter(base.parameters())).device
+    state = load_file(folder / "model.safetensors", device=str(device))
+    stored = read_json(folder / "encodings.json")
+    graph = rebuild(base, read_json(folder / "graph.json"), state)
+    fixed = {name: encoding_from_json(value, device) for name, value in stored["fixed"].items()}
+    tensors = {name: encoding_from_json(value, device) for name, value in stored["tensors"].items()}
+    return Network(graph, fixed), tensors
+
+
+def _state(graph: fx.GraphModule) -> dict[str, torch.Tensor]:
+    """Return every tensor that the graph reads; constants of the capture are in no state dict."""
+    return {str(node.target): tensor(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"}
+
+
+def encoding_to_json(encoding: Encoding) -> dict[str, Any]:
+    """Return an encoding as plain values; floats keep every bit."""
+    return {
+        "bits": encoding.grid.bits,
+        "signed": encoding.grid.signed,
+        "symmetric": encoding.grid.symmetric,
+        "narrow": encoding.grid.narrow,
+        "axis": encoding.axis,
+        "scale": encoding.scale.tolist(),
+        "zero_point": encoding.zero_point.tolist(),
+    }
+
+
+def encoding_from_json(value: dict[str, Any], device: torch.device) -> Encoding:
+    """Undo `encoding_to_json`."""
+    grid = Grid(value["bits"], value["signed"], value["symmetric"], value["narrow"])
+    scale, zero_point = (torch.tensor(value[name], device=device) for name in ("scale", "zero_point"))
+    return Encoding(grid, scale, zero_point, value["axis"])
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None where it is not finite: JSON has no NaN."""
+    return value if math.isfinite(value) else None

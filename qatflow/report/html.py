@@ -1,0 +1,112 @@
+"""`RunResult` to one HTML page that opens offline: no script, no font, no picture from elsewhere.
+
+The pictures are inline SVG instead of Plotly's, which would put 4.5 MB of script into every run folder; see `charts`.
+Layer and class names come from models and data, so everything is escaped, and a content security policy forbids the
+page to load or run anything should that ever fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from qatflow.report import numbers, wording
+from qatflow.report.charts import ladder_charts, tone_of
+from qatflow.report.info import best_trial, ladder_info, trials_info
+from qatflow.report.trial_charts import curve_chart, spot_chart
+from qatflow.result import RunResult, TensorRecord
+
+WORST_SHOWN = 15
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class Artefact(NamedTuple):
+    """One file that the run wrote."""
+
+    name: str
+    path: str
+    href: str
+
+
+def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) -> str:
+    """Return the report of one run as HTML; the same arguments give the same text.
+
+    Args:
+        result: the run.
+        recipe_yaml: its resolved recipe as text; empty where it is missing, which the report says.
+        environment: what `environment.json` holds; empty where it is missing, which the report says.
+    """
+    form = numbers.format_of(result)
+    trials = trials_info(result)
+    tensors = worst_first(result)
+    return page(
+        "report.html.j2",
+        result=result,
+        form=form,
+        headline=wording.headline(result),
+        status_note=wording.status_note(result),
+        precision=numbers.precision_label(result.tensors),
+        allowed=wording.allowed(result.gate, form) if result.gate else numbers.MISSING,
+        ladder=ladder_charts(ladder_info(result), form),
+        curves=curve_chart(trials, form),
+        spots=spot_chart(trials, form),
+        best_trial=best_trial(result.trials, trials.higher_is_better),
+        no_training=wording.no_training(result, recipe_yaml),
+        worst=tensors[:WORST_SHOWN],
+        other_tensors=tensors[WORST_SHOWN:],
+        artefacts=[Artefact(name, path, relative_href(path)) for name, path in result.artefacts.items()],
+        recipe_yaml=recipe_yaml,
+        environment=list(flat_items(environment)),
+    )
+
+
+def page(template: str, **values: Any) -> str:
+    """Return a filled template; every value in it is escaped."""
+    return _templates().get_template(template).render(values)
+
+
+def worst_first(result: RunResult) -> list[TensorRecord]:
+    """Return the quantized tensors by SQNR, lowest first and unmeasured ones last."""
+    return sorted(result.tensors, key=lambda tensor: math.inf if tensor.sqnr_db is None else tensor.sqnr_db)
+
+
+def relative_href(path: str) -> str:
+    """Return a link to a path below the page's folder; no text can make it lead to another host or run a script."""
+    return "./" + quote(path.replace("\\", "/"))
+
+
+def flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested values as dotted keys and texts."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_items(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"{prefix}{key}", " ".join(map(str, value))
+        else:
+            yield f"{prefix}{key}", numbers.MISSING if value is None else str(value)
+
+
+@cache
+def _templates() -> Environment:
+    """Return the templates beside this file, escaping on."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        MISSING=numbers.MISSING,
+        badge=wording.badge,
+        standing=wording.standing,
+        tone_of=tone_of,
+    )
+    environment.filters.update(compact=numbers.compact, decibels=numbers.decibels, duration=numbers.duration)
+    return environment

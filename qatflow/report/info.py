@@ -1,0 +1,122 @@
+"""What the pictures show, apart from how they are drawn.
+
+Each function turns a `RunResult` into a small value; `charts` draws it as SVG for the page and `figures` with Plotly
+for a notebook, and tests read the value instead of pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qatflow.result import CandidateRecord, RunResult, TrialRecord, Verdict
+
+
+class Rung(NamedTuple):
+    """One candidate of the ladder; bounds are of the metric's value, None where there is no interval."""
+
+    name: str
+    stage: str
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+    left_out: bool
+    best: bool
+
+
+class LadderInfo(NamedTuple):
+    """The metric after every rung, FP32 first."""
+
+    metric: str
+    higher_is_better: bool
+    fp32: float | None
+    limit: float | None
+    """The worst value that the gate accepts."""
+    rungs: tuple[Rung, ...]
+
+
+class TrialLine(NamedTuple):
+    """The validation metric of one trial, epoch by epoch; epoch 0 is the PTQ start."""
+
+    number: int
+    state: str
+    lr: float
+    range_learning: bool
+    epochs: tuple[int, ...]
+    values: tuple[float | None, ...]
+    best_epoch: int | None
+    value: float | None
+    best: bool
+
+
+class TrialsInfo(NamedTuple):
+    """All trials of the study."""
+
+    metric: str
+    higher_is_better: bool
+    start: float | None
+    """The PTQ candidate's value on the validation part."""
+    lines: tuple[TrialLine, ...]
+
+
+def ladder_info(result: RunResult) -> LadderInfo:
+    """Return what the picture of the ladder shows; an empty ladder where nothing was measured."""
+    gate = result.gate
+    higher = gate.higher_is_better if gate else True
+    sign = 1.0 if higher else -1.0
+    limit = result.fp32 - sign * gate.max_drop if gate and result.fp32 is not None else None
+    rungs = tuple(_rung(candidate, sign, result.best) for candidate in result.candidates)
+    return LadderInfo(gate.metric if gate else "metric", higher, result.fp32, limit, rungs)
+
+
+def trials_info(result: RunResult) -> TrialsInfo:
+    """Return what the picture of the QAT trials shows."""
+    gate = result.gate
+    higher = gate.higher_is_better if gate else True
+    best = best_trial(result.trials, higher)
+    lines = tuple(_line(trial, trial.number == best) for trial in result.trials)
+    starts = (line.values[0] for line in lines if line.epochs[:1] == (0,))
+    start = next((value for value in starts if value is not None), None)
+    return TrialsInfo(gate.metric if gate else "metric", higher, start, lines)
+
+
+def best_trial(trials: tuple[TrialRecord, ...], higher_is_better: bool) -> int | None:
+    """Return the number of the best completed trial, the first among equals; None where none was completed."""
+    sign = 1.0 if higher_is_better else -1.0
+    scored = [(sign * trial.value, -trial.number) for trial in trials if trial.value is not None and _counts(trial)]
+    return -max(scored)[1] if scored else None
+
+
+def _counts(trial: TrialRecord) -> bool:
+    return trial.state == "complete"
+
+
+def _rung(candidate: CandidateRecord, sign: float, best: str | None) -> Rung:
+    low = high = None
+    if candidate.fp32 is not None and candidate.drop_low is not None and candidate.drop_high is not None:
+        bounds = (candidate.fp32 - sign * candidate.drop_low, candidate.fp32 - sign * candidate.drop_high)
+        low, high = min(bounds), max(bounds)
+    return Rung(
+        name=candidate.id,
+        stage=candidate.stage,
+        value=candidate.value,
+        low=low,
+        high=high,
+        verdict=candidate.verdict,
+        left_out=candidate.stage == "ptq" and not candidate.kept,
+        best=candidate.id == best,
+    )
+
+
+def _line(trial: TrialRecord, best: bool) -> TrialLine:
+    return TrialLine(
+        number=trial.number,
+        state=trial.state,
+        lr=trial.lr,
+        range_learning=trial.range_learning,
+        epochs=tuple(epoch.epoch for epoch in trial.history),
+        values=tuple(epoch.value for epoch in trial.history),
+        best_epoch=trial.best_epoch,
+        value=trial.value,
+        best=best,
+    )

@@ -1,0 +1,96 @@
+"""What the report says in words: the verdict as a headline, what became of the run, why there was no training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qatflow.report.numbers import MetricFormat
+from qatflow.report.recipe_keys import flatten
+from qatflow.result import CandidateRecord, GateRecord, RunResult, Verdict
+
+BADGES = {
+    Verdict.MET: "met",
+    Verdict.WITHIN_NOISE: "within noise",
+    Verdict.MISSED: "missed",
+    Verdict.ANOMALOUS: "implausible gain",
+    Verdict.BASELINE: "baseline",
+}
+TITLES = {
+    Verdict.MET: "Gate met",
+    Verdict.WITHIN_NOISE: "Gate met, within noise",
+    Verdict.MISSED: "Gate missed",
+    Verdict.ANOMALOUS: "Implausible gain",
+    Verdict.BASELINE: "Only FP32 was measured",
+}
+NO_VERDICT = {
+    "running": "No verdict yet",
+    "finished": "No verdict",
+    "interrupted": "Interrupted before a verdict",
+    "failed": "Failed before a verdict",
+}
+STATUS = {
+    "running": "The run was still going when this report was written.",
+    "finished": "",
+    "interrupted": "The run was interrupted. The same command on the same run folder goes on from here.",
+    "failed": "The run failed.",
+}
+
+
+class Headline(NamedTuple):
+    """The first thing a reader sees: a colour, a few words, and a sentence."""
+
+    tone: str
+    title: str
+    sentence: str
+
+
+def headline(result: RunResult) -> Headline:
+    """Return the run's verdict in words; without one, what became of the run."""
+    verdict = result.verdict
+    if verdict is None:
+        tone = "missed" if result.status == "failed" else "none"
+        return Headline(tone, NO_VERDICT[result.status], "No candidate has been measured.")
+    if verdict is Verdict.WITHIN_NOISE and not result.passed:
+        sentence = f"{verdict.sentence} The gate is strict, so this does not pass."
+        return Headline(verdict.value, "Gate missed, within noise", sentence)
+    return Headline(verdict.value, TITLES[verdict], verdict.sentence)
+
+
+def status_note(result: RunResult) -> str:
+    """Return what a reader must know of a run that did not finish; empty for one that did."""
+    note = STATUS[result.status]
+    if note and result.winner is not None:
+        note += " What follows is what it had found by then."
+    return note
+
+
+def badge(candidate: CandidateRecord) -> str:
+    """Return a candidate's verdict in a word or two."""
+    word = BADGES[candidate.verdict]
+    barred = candidate.verdict is Verdict.WITHIN_NOISE and not candidate.passed
+    return f"{word}, not passed" if barred else word
+
+
+def standing(candidate: CandidateRecord) -> str:
+    """Return whether later rungs build on a candidate; empty where the question does not arise."""
+    if candidate.stage != "ptq":
+        return ""
+    return "kept" if candidate.kept else "left out"
+
+
+def allowed(gate: GateRecord, form: MetricFormat) -> str:
+    """Return the allowed drop as a number, with the recipe's own text where that is relative."""
+    number = form.drop(gate.max_drop)
+    return f"{number} ({gate.max_drop_text} of FP32)" if gate.max_drop_text.endswith("%") else number
+
+
+def no_training(result: RunResult, recipe_yaml: str) -> str:
+    """Return one sentence on why a run has no QAT trials."""
+    when = flatten(recipe_yaml).get("qat.when")
+    if when == "never":
+        return "The recipe does not train (qat.when: never)."
+    if when != "always" and result.passed:
+        return "A rung met the gate, so no training was needed."
+    if result.status == "finished":
+        return "No trial was recorded."
+    return "No trial had finished by then."

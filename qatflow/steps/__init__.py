@@ -1,0 +1,25 @@
+"""The ladder's steps: one technique a file, one literal table of them.
+
+A step takes a network, its config and a context, leaves the network as it is, and returns a new one with notes: a
+flat dict of what it counted and measured. The configs and the order rules are in `qatflow.step_configs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qatflow.quant.network import Network
+from qatflow.result import Note
+from qatflow.steps.adaround import adaround
+from qatflow.steps.context import StepContext
+from qatflow.steps.equalize import equalize
+from qatflow.steps.fold_batch_norms import fold_batch_norms
+
+Step = Callable[[Network, Any, StepContext], tuple[Network, dict[str, Note]]]
+
+STEPS: dict[str, Step] = {
+    "fold_batch_norms": fold_batch_norms,
+    "equalize": equalize,
+    "adaround": adaround,
+}

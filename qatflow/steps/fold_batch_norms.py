@@ -1,0 +1,115 @@
+"""Fold batch norms into the layer before them.
+
+A batch norm in evaluation mode is an affine map per channel, `y = (x - mean) * gamma / sqrt(var + eps) + beta`, and a
+convolution or linear layer followed by it is one convolution or linear layer. The function stays what it is, to
+float rounding; the folding is computed in double precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from qatflow.graph.layers import Layer, set_tensor, tensor, weighted_layers
+from qatflow.graph.ops import argument, kind
+from qatflow.graph.surgery import bypass, finish, give_bias, sole_user
+from qatflow.quant.network import Network
+from qatflow.result import Note
+from qatflow.step_configs import FoldBatchNorms
+from qatflow.steps.context import StepContext
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """The parameters of a batch-norm node: names, or None where it has none."""
+
+    weight: str | None
+    bias: str | None
+    mean: str
+    variance: str
+    eps: float
+
+
+def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepContext) -> tuple[Network, dict[str, Note]]:
+    """Return the network with every batch norm folded that directly follows a weighted layer.
+
+    Notes count `folded` and `left` (batch norms that follow something else, or a layer that others read as well).
+    """
+    graph = network.copy().graph
+    layers = {layer.node: layer for layer in weighted_layers(graph)}
+    weights = [layer.weight for layer in layers.values()]
+    folded = left = 0
+    for node in list(graph.graph.nodes):
+        if kind(node) != "batch_norm":
+            continue
+        layer = layers.get(node.args[0])
+        norm = batch_norm(node)
+        if layer is None or norm is None or sole_user(layer.node) is not node or weights.count(layer.weight) > 1:
+            left += 1
+            continue
+        _fold(graph, layer, norm)
+        _remove(graph, node, layer)
+        layers = {layer.node: layer for layer in weighted_layers(graph)}
+        folded += 1
+    if not folded:
+        return network, {"folded": 0, "left": left, "reason": "no batch norm follows a layer that it could fold into"}
+    return Network(finish(graph)), {"folded": folded, "left": left}
+
+
+def batch_norm(node: fx.Node) -> BatchNorm | None:
+    """Return the parameters of a batch-norm node; None where they are not parameters or it uses batch statistics."""
+    functional = node.target is torch.ops.aten.batch_norm.default
+    sources = node.args[1:5]
+    if any(isinstance(source, fx.Node) and source.op != "get_attr" for source in sources):
+        return None
+    if not isinstance(sources[2], fx.Node) or not isinstance(sources[3], fx.Node):
+        return None
+    if functional and bool(argument(node, 5, "training", False)):
+        return None
+    weight, bias, mean, variance = (str(s.target) if isinstance(s, fx.Node) else None for s in sources)
+    assert mean is not None
+    assert variance is not None
+    eps = argument(node, 7 if functional else 6, "eps")
+    return BatchNorm(weight, bias, mean, variance, float(eps))
+
+
+def fold_factors(graph: fx.GraphModule, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return a batch norm as `x * factor + offset`, float64, shape `[channels]` each."""
+    mean, variance = tensor(graph, norm.mean).double(), tensor(graph, norm.variance).double()
+    factor = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * tensor(graph, norm.weight).double()
+    offset = -mean * factor
+    if norm.bias is not None:
+        offset = offset + tensor(graph, norm.bias).double()
+    return factor.detach(), offset.detach()
+
+
+def _fold(graph: fx.GraphModule, layer: Layer, norm: BatchNorm) -> None:
+    """Scale the layer's output channels and shift its bias."""
+    factor, offset = fold_factors(graph, norm)
+    weight = tensor(graph, layer.weight)
+    set_tensor(graph, layer.weight, (weight.double() * _by_output_channel(factor, layer, weight)).to(weight.dtype))
+    bias = offset if layer.bias is None else tensor(graph, layer.bias).double() * factor + offset
+    give_bias(graph, layer, bias.detach().to(weight.dtype))
+
+
+def _by_output_channel(values: Tensor, layer: Layer, weight: Tensor) -> Tensor:
+    """Shape one value per output channel so that it broadcasts over the layer's weight."""
+    trailing = [1] * (weight.dim() - 2)
+    if layer.kind != "conv_transpose":
+        return values.view(-1, 1, *trailing)
+    per_group = values.view(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
+    return per_group.reshape(weight.shape[0], -1, *trailing)
+
+
+def _remove(graph: fx.GraphModule, node: fx.Node, layer: Layer) -> None:
+    """Let the readers of the batch norm read the layer; the older op returns a tuple."""
+    if node.target is torch.ops.aten.batch_norm.default:
+        bypass(graph, node, layer.node)
+        return
+    for user in list(node.users):
+        bypass(graph, user, layer.node)
+    graph.graph.erase_node(node)

@@ -1,0 +1,84 @@
+"""The run folder on disk: files that appear whole or not at all, and keys that say what a result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qatflow.errors import RunFolderError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a file beside `path`, then give it that name; returns `path`.
+
+    A reader sees the old file or the new one, never half of one.
+
+    Raises:
+        RunFolderError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}; choose another folder with run.dir=FOLDER"
+        raise RunFolderError(message) from error
+    aside = Path(name)
+    try:
+        write(aside)
+        aside.chmod(0o644)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file whole; see `write_atomically`."""
+    return write_atomically(path, lambda aside: void(aside.write_text(text, encoding="utf-8")))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file whole, with sorted keys left as they come and no NaN."""
+    return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def void(_: object) -> None:
+    """Drop a result, so that an expression can stand where nothing is returned."""
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        RunFolderError: it is not there or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise RunFolderError(message) from error
+    except ValueError as error:
+        message = f"{path} is damaged ({error}); remove it and run again"
+        raise RunFolderError(message) from error
+
+
+def key_of(*parts: Any) -> str:
+    """Return a hash of JSON-able parts: the same parts give the same key in every process."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@cache
+def code_version() -> str:
+    """Return a hash of qatflow's own source, so that a result of older code is not taken for one of newer."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

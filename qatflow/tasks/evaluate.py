@@ -1,0 +1,124 @@
+"""Measure a model on the evaluation part of the data, beside FP32 on the same samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qatflow.gate import Measurement
+from qatflow.tasks.data import Batch
+from qatflow.tasks.metrics import Metric
+
+REMEMBER = 256 * 2**20
+"""Most bytes of FP32 outputs that are kept; beyond that FP32 runs again beside every candidate."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass measured.
+
+    Attributes:
+        measurement: the metric.
+        sqnr_db: signal to quantization-noise ratio of all float outputs against FP32's; infinite where equal.
+        samples: how many there were.
+    """
+
+    measurement: Measurement
+    sqnr_db: float
+    samples: int
+
+
+class Evaluator:
+    """Measures models against one FP32 model on one part of the data.
+
+    Args:
+        fp32: called with a batch's inputs; its outputs are the reference.
+        batches: called for a fresh pass over the same samples in the same order.
+        metric: what to measure.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        fp32: Callable[..., Any],
+        batches: Callable[[], Iterable[Batch]],
+        metric: Metric,
+        device: torch.device,
+    ) -> None:
+        self.fp32 = fp32
+        self.batches = batches
+        self.metric = metric
+        self.device = device
+        self._remembered: list[Any] | None = []
+        self._bytes = 0
+        self._complete = False
+
+    @torch.no_grad()
+    def evaluate(self, model: Callable[..., Any]) -> Evaluation:
+        """Measure `model`; a value that is not finite makes the measurement NaN."""
+        scores: list[Tensor] = []
+        whole = self.metric.make_whole() if self.metric.make_whole is not None else None
+        signal = noise = 0.0
+        samples = 0
+        for index, cpu_batch in enumerate(self.batches()):
+            batch = cpu_batch.to(self.device)
+            reference = self._reference(index, batch)
+            outputs = reference if model is self.fp32 else model(*batch.args, **batch.kwargs)
+            power, difference = _powers(reference, outputs)
+            signal, noise, samples = signal + power, noise + difference, samples + batch.size
+            if whole is not None:
+                whole.update(outputs, batch.target)
+            elif self.metric.per_sample is not None:
+                scores.append(self.metric.per_sample(outputs, batch.target, reference).cpu())
+        self._complete = self._remembered is not None
+        return Evaluation(self._measurement(scores, whole, math.isfinite(noise)), _decibel(signal, noise), samples)
+
+    def _measurement(self, scores: list[Tensor], whole: Any, finite: bool) -> Measurement:
+        if whole is not None:
+            value = float(whole.compute()) if finite else math.nan
+            return Measurement(value, None, self.metric.higher_is_better)
+        per_sample = torch.cat(scores).double().numpy() if scores else np.zeros(0)
+        value = float(per_sample.mean()) if len(per_sample) and finite else math.nan
+        return Measurement(value, per_sample, self.metric.higher_is_better)
+
+    def _reference(self, index: int, batch: Batch) -> Any:
+        """Return FP32's outputs of a batch, from memory where they fit."""
+        if self._complete and self._remembered is not None:
+            return pytree.tree_map(
+                lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, self._remembered[index]
+            )
+        outputs = self.fp32(*batch.args, **batch.kwargs)
+        if self._remembered is not None:
+            if index == 0:
+                self._remembered, self._bytes = [], 0
+            leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+            self._bytes += sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+            self._remembered.append(
+                pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, outputs)
+            )
+            if self._bytes > REMEMBER:
+                self._remembered = None
+        return outputs
+
+
+def _powers(reference: Any, outputs: Any) -> tuple[float, float]:
+    """Return the power of the reference and of the difference, summed over all float outputs."""
+    signal = noise = 0.0
+    for wanted, got in zip(pytree.tree_leaves(reference), pytree.tree_leaves(outputs), strict=True):
+        if isinstance(wanted, Tensor) and wanted.is_floating_point():
+            signal += float(wanted.double().square().sum())
+            noise += float((wanted.double() - got.double()).square().sum())
+    return signal, noise
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if not math.isfinite(noise):
+        return math.nan
+    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else math.inf if noise == 0 else -math.inf

@@ -1,0 +1,153 @@
+"""Make what a recipe names: look a name up in our table, or import and call a user's factory.
+
+A recipe is data and may come from anyone, so that it may name functions of a few well-known packages only; any other
+package has to be trusted by whoever runs the recipe. A well-known package may not lend out what it merely imports
+either: `package.module:run` is refused where `run` is subprocess's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from qatflow.errors import Mistake, QatflowError, RecipeError, allowed_values, near_match
+from qatflow.recipe import Source
+from qatflow.recipe_check import OPEN_PACKAGES
+
+Made = TypeVar("Made")
+
+
+def make(source: Source, section: str, table: Mapping[str, Callable[..., Made]], trust: Iterable[str]) -> Made | Any:
+    """Return what a section of the recipe names, made with its `kwargs`.
+
+    Args:
+        source: the section.
+        section: its name in the recipe, for messages.
+        table: our own names and the functions behind them.
+        trust: packages that may be imported besides the well-known ones.
+
+    Raises:
+        RecipeError: the name or factory is unknown, not trusted, does not take the arguments, or fails.
+    """
+    if source.factory is not None:
+        path, called = f"{section}.factory", source.factory
+        function = load_factory(source.factory, trust, path)
+    else:
+        path, called = f"{section}.name", source.name or ""
+        if called not in table:
+            raise RecipeError([Mistake(path, f"unknown name {called!r}", allowed_values(called, table))])
+        function = table[called]
+    _check_arguments(function, source.kwargs, f"{section}.kwargs", called)
+    try:
+        return function(**source.kwargs)
+    except QatflowError:
+        raise
+    except Exception as error:
+        fix = f"call it in Python with {section}.kwargs to see the whole traceback"
+        raise RecipeError([Mistake(path, f"{called!r} failed: {_said(error)}", fix)]) from error
+
+
+def load_factory(factory: str, trust: Iterable[str] = (), path: str = "factory") -> Callable[..., Any]:
+    """Return the function or class that `package.module:function` names.
+
+    Its module is imported only if its top package is well known or in `trust`. The current directory is a place to
+    import trusted packages from, after all others.
+
+    Args:
+        factory: `package.module:function`.
+        trust: top packages to trust besides `OPEN_PACKAGES`.
+        path: where in the recipe it stands, for messages.
+
+    Raises:
+        RecipeError: it is not so written, not trusted, cannot be imported, is not there, or cannot be called.
+    """
+    module_name, _, name = factory.partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+        raise RecipeError([Mistake(path, f"{factory!r} names no function", "write it as package.module:function")])
+    package, trusted = module_name.split(".")[0], (*OPEN_PACKAGES, *trust)
+    if package not in trusted:
+        fix = f"if you trust it, add trust=[{package}] on the command line; open to all: {', '.join(OPEN_PACKAGES)}"
+        raise RecipeError([Mistake(path, f"the package {package!r} is not trusted", fix)])
+    module = _import(module_name, path)
+    if not hasattr(module, name):
+        problem = f"the module {module_name!r} has no {name!r}"
+        raise RecipeError([Mistake(path, problem, _what_it_has(module, name))])
+    function = getattr(module, name)
+    if not callable(function):
+        problem = f"{factory!r} is a {type(function).__name__} and cannot be called"
+        raise RecipeError([Mistake(path, problem, "name a function or a class")])
+    home = str(getattr(function, "__module__", None)).split(".")[0]
+    if package in OPEN_PACKAGES and home not in trusted:
+        problem = f"{factory!r} is not {package}'s own but comes from {home!r}, which is not trusted"
+        raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
+    return function  # type: ignore[no-any-return]  # callable() says so
+
+
+def _import(module: str, path: str) -> ModuleType:
+    here = str(Path.cwd())
+    if not {here, ""} & set(sys.path):
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            fix = f"install {error.name!r}"
+            raise RecipeError([Mistake(path, f"{module!r} needs a package that is missing: {error}", fix)]) from error
+        fix = f"check its spelling, install it, or run in the folder that holds it (now {here})"
+        raise RecipeError([Mistake(path, f"there is no module {error.name!r}", fix)]) from error
+    except Exception as error:
+        problem = f"importing {module!r} failed: {_said(error)}"
+        raise RecipeError([Mistake(path, problem, f"make `python -c 'import {module}'` work")]) from error
+
+
+def _what_it_has(module: ModuleType, name: str) -> str:
+    """Return a near match among a module's functions and classes, or else the first few of them."""
+    names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return near_match(name, names) or (f"it has: {shown}" if names else "it has no functions at all")
+
+
+def _check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any], path: str, called: str) -> None:
+    """Tell of arguments that a function does not take, or lacks, before it is called."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # some functions written in C do not tell theirs
+    takes = [
+        name for name, one in signature.parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    if not any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values()):
+        unknown = [name for name in kwargs if name not in takes]
+        if unknown:
+            raise RecipeError(
+                [
+                    Mistake(f"{path}.{name}", f"{called!r} has no such argument", allowed_values(name, takes))
+                    for name in unknown
+                ]
+            )
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise RecipeError([Mistake(path, f"{called!r} cannot be called with them: {error}", "add it here")]) from error
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's kind, its first line, and where it was raised: in the user's own code rather than a library."""
+    lines = str(error).strip().splitlines()
+    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_plumbing(frame.filename)]
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts] or frames
+    return said + (f" (at {own[-1].filename}:{own[-1].lineno})" if own else "")
+
+
+def _is_plumbing(filename: str) -> bool:
+    """Tell this file and Python's own from those in which a user would look for a mistake."""
+    return (
+        filename == __file__ or filename.startswith("<frozen") or Path(filename).parent == Path(inspect.__file__).parent
+    )

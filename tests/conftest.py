@@ -1,0 +1,28 @@
+"""Fixtures and seeds of all tests."""
+
+import pytest
+import torch
+
+from qatflow.quant.targets import TARGETS
+from qatflow.recipe import Calibration, Precision
+from qatflow.steps.context import StepContext
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_context():
+    """Return a maker of step contexts over given batches of inputs."""
+
+    def make(*inputs: torch.Tensor, precision: Precision | None = None, **options: object) -> StepContext:
+        return StepContext(
+            inputs=lambda limit: [((x,), {}) for x in inputs],
+            target=TARGETS["onnxruntime"],
+            precision=precision or Precision(),
+            calibration=Calibration(**options),
+        )
+
+    return make

@@ -1,0 +1,235 @@
+"""The recipe check: every mistake at once, in full sentences, without torch."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qatflow.errors import RecipeError
+from qatflow.names import FIDELITY_METRICS, METRICS
+from qatflow.recipe import Recipe
+from qatflow.recipe_check import check, recipe_from
+from qatflow.step_configs import STEP_CONFIGS
+
+GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
+STEPS = "fold_batch_norms, equalize, adaround"
+MODELS = "digits_mobilenet, digits_mobilenet_skewed"
+OPEN = "qatflow, torchvision, timm, transformers, torchmetrics"
+CWD = Path.cwd()
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"bogus": 1}, f"bogus: unknown key; allowed: {', '.join(Recipe.model_fields)}"),
+    ({"sede": 1}, f"sede: unknown key; did you mean 'seed'? allowed: {', '.join(Recipe.model_fields)}"),
+    ({"seed": "x"}, "seed: 'x' is not an integer"),
+    ({"name": "../up"}, "name: '../up' is not a name: letters, digits, spaces and ._- only, with / between folders"),
+    ({"device": "gpu"}, "device: 'gpu' is not an option; did you mean 'cpu'? allowed: auto, cpu, cuda"),
+    (
+        {"target": "onnxruntim"},
+        "target: 'onnxruntim' is not an option; did you mean 'onnxruntime'? allowed: onnxruntime",
+    ),
+    ({"model": {"final_lr": 0}}, "model.final_lr: 0 is too small; allowed: more than 0"),
+    ({"model": {"name": "digits"}}, f"model.name: unknown name 'digits'; allowed: {MODELS}"),
+    (
+        {"model": {"name": "digits_mobilenets"}},
+        f"model.name: unknown name 'digits_mobilenets'; did you mean 'digits_mobilenet'? allowed: {MODELS}",
+    ),
+    (
+        {"model": {"name": None}},
+        f"model: is missing; choose one of {MODELS} (model=NAME), or give `factory: package.module:function`",
+    ),
+    (
+        {"data": {"factory": "torchvision.datasets:MNIST"}},
+        "data: has both a name ('digits') and a factory ('torchvision.datasets:MNIST'); "
+        "keep one, for instance with data.name=null",
+    ),
+    (
+        {"model": {"weights": "nope.pt"}},
+        f"model.weights: there is no file 'nope.pt'; relative paths start at {CWD}",
+    ),
+    ({"data": {"batch_size": 0}}, "data.batch_size: 0 is too small; allowed: at least 1"),
+    ({"data": {"labels": None}}, "data.labels: null is not true or false"),
+    ({"precision": {"weights": 1}}, "precision.weights: 1 is too small; allowed: 2 to 16"),
+    ({"precision": {"activations": 17}}, "precision.activations: 17 is too large; allowed: 2 to 16"),
+    ({"precision": {"weights": 4.5}}, "precision.weights: 4.5 is not an integer"),
+    (
+        {"precision": "w8a8"},
+        "precision: 'w8a8' is not a section; write its keys below it; "
+        "a named choice goes under `defaults`, as `override /precision: w8a8`",
+    ),
+    ({"calibration": [1]}, "calibration: [1] is not a section; write its keys below it"),
+    (
+        {"calibration": {"percentile": 50}},
+        "calibration.percentile: 50 is too small; allowed: more than 50, at most 100",
+    ),
+    ({"steps": {"adaroundd": {}}}, f"steps.adaroundd: unknown step; did you mean 'adaround'? allowed: {STEPS}"),
+    ({"steps": {"adaround": {"iterations": "many"}}}, "steps.adaround.iterations: 'many' is not an integer"),
+    (
+        {"steps": {"equalize": {"relu": "skip"}}},
+        "steps.equalize.relu: unknown key; did you mean 'relu6'? allowed: iterations, relu6, idle_share, absorb_bias",
+    ),
+    ({"steps": {"adaround": {"beta": [1]}}}, "steps.adaround.beta: [1] has too few values; write [low, high]"),
+    (
+        {"steps": ["equalize", "adaround"]},
+        "steps: is a mapping from each step's name to its options; "
+        "write `override /steps: [equalize, adaround]` under `defaults`, or one key per step",
+    ),
+    (
+        {"steps": {"adaround": {}, "equalize": {}}},
+        "steps.equalize: stands after adaround, and must come before; write steps: [equalize, adaround]",
+    ),
+    (
+        {"gate": {"metric": "acuracy"}},
+        "gate.metric: unknown metric 'acuracy'; did you mean 'accuracy'? "
+        f"allowed: {', '.join(METRICS)}, or package.module:function",
+    ),
+    (
+        {"data": {"labels": False}},
+        f"gate.metric: 'accuracy' needs labels, and data.labels is false; "
+        f"allowed without labels: {', '.join(FIDELITY_METRICS)}",
+    ),
+    ({"gate": {"max_drop": "-1%"}}, "gate.max_drop: '-1%' is too small; allowed: at least 0"),
+    (
+        {"gate": {"max_drop": "little"}},
+        "gate.max_drop: 'little' cannot stand here; "
+        "write a number in the metric's unit, or a share of FP32 such as '1%'",
+    ),
+    ({"gate": {"confidence": 1}}, "gate.confidence: 1 is too large; allowed: more than 0.5, less than 1"),
+    ({"ladder": {"stop": "gat"}}, "ladder.stop: 'gat' is not an option; did you mean 'gate'? allowed: gate, end"),
+    (
+        {"qat": {"optimiser": "adam"}},
+        "qat.optimiser: unknown key; did you mean 'optimizer'? "
+        "allowed: when, range_learning, optimizer, loss, batch_size, range_lr_scale",
+    ),
+    ({"qat": {"batch_size": 0}}, "qat.batch_size: 0 is too small; allowed: at least 1"),
+    (
+        {"search": {"lr": [1e-2, 1e-4]}},
+        "search.lr: [0.01, 0.0001] cannot stand here; write [low, high] with 0 < low <= high",
+    ),
+    ({"search": {"epochs": [1, 2, 3]}}, "search.epochs: [1, 2, 3] has too many values; write [low, high]"),
+    ({"search": {"epochs": [1, "x"]}}, "search.epochs[1]: 'x' is not an integer"),
+    (
+        {"search": {"trials": "???"}},
+        "search.trials: is left open (???); give it on the command line as search.trials=VALUE",
+    ),
+    ({"export": {"encodings_version": "2"}}, "export.encodings_version: '2' is not an option; allowed: 1.0.0"),
+    ({"report": {"html": "perhaps"}}, "report.html: 'perhaps' is not true or false"),
+    ({"run": {"dir": 5}}, "run.dir: 5 is not text"),
+    (
+        {"trust": ["os"]},
+        "trust: a recipe cannot vouch for packages itself; put trust=[my_package] on the command line instead",
+    ),
+    (
+        {"model": {"_target_": "os.system"}},
+        "model._target_: a recipe is data, and a `_target_` would let it call any code; "
+        "name a function as `factory: package.module:function`; its package must be a trusted one",
+    ),
+]
+
+
+def merged(change: dict[str, Any]) -> dict[str, Any]:
+    mapping = copy.deepcopy(GOOD)
+    for key, value in change.items():
+        mapping[key] = {**mapping.get(key, {}), **value} if isinstance(value, dict) else value
+    return mapping
+
+
+def told(mapping: dict[str, Any], trust: tuple[str, ...] = ()) -> list[str]:
+    found, mistakes = check(mapping, trust)
+    assert (found is None) == bool(mistakes)
+    return [str(mistake) for mistake in mistakes]
+
+
+def test_a_good_recipe_has_no_mistakes() -> None:
+    assert told(GOOD) == []
+    assert recipe_from(GOOD) == Recipe.model_validate(GOOD)
+
+
+@pytest.mark.parametrize(("change", "sentence"), MISTAKES, ids=[sentence.split(":")[0] for _, sentence in MISTAKES])
+def test_one_mistake_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    assert told(merged(change)) == [sentence]
+
+
+def test_every_section_has_a_mistake_above() -> None:
+    untested = set(Recipe.model_fields) - {"description"} - {key for change, _ in MISTAKES for key in change}
+    assert not untested
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_sections() -> None:
+    mapping = merged({"qat": {"optimiser": 1}, "precision": {"weights": 1}, "steps": {"adaroundd": None}})
+    with pytest.raises(RecipeError) as error:
+        recipe_from(mapping)
+    assert [mistake.path for mistake in error.value.mistakes] == [
+        "precision.weights",
+        "steps.adaroundd",
+        "qat.optimiser",
+    ]
+    assert str(error.value).startswith("the recipe has 3 mistakes:\n  - precision.weights: 1 is too small")
+
+
+def test_a_mistake_in_a_step_does_not_hide_its_place_in_the_order() -> None:
+    sentences = told(merged({"steps": {"adaround": {"iterations": 0}, "fold_batch_norms": None}}))
+    assert [sentence.split(":")[0] for sentence in sentences] == ["steps.adaround.iterations", "steps.fold_batch_norms"]
+
+
+def test_the_order_of_the_table_keeps_all_order_rules() -> None:
+    assert told(merged({"steps": dict.fromkeys(STEP_CONFIGS)})) == []
+
+
+@pytest.mark.parametrize("package", ["torchvision", "torchmetrics"])
+def test_open_packages_need_no_trust(package: str) -> None:
+    assert told({**GOOD, "model": {"factory": f"{package}.models:resnet18"}}) == []
+
+
+def test_other_packages_need_trust() -> None:
+    mapping = {**GOOD, "model": {"factory": "json.decoder:loads"}}
+    fix = f"if you trust it, add trust=[json] on the command line; open to all: {OPEN}"
+    assert told(mapping) == [f"model.factory: the package 'json' is not trusted; {fix}"]
+    assert told(mapping, trust=("json",)) == []
+
+
+def test_a_package_that_is_not_installed() -> None:
+    sentences = told({**GOOD, "gate": {"metric": "no_such_package.x:f"}}, trust=("no_such_package",))
+    fix = "install it, or run qatflow in the folder that holds it"
+    assert sentences == [f"gate.metric: the package 'no_such_package' is not installed; {fix}"]
+
+
+def test_a_package_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_package.py").touch()
+    mapping = {**GOOD, "data": {"factory": "own_package:splits"}}
+    assert len(told(mapping, trust=("own_package",))) == 1
+    monkeypatch.chdir(tmp_path)
+    assert told(mapping, trust=("own_package",)) == []
+
+
+def test_a_named_package_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "explosive.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert told({**GOOD, "data": {"factory": "explosive:f"}}, trust=("explosive",)) == []
+
+
+@pytest.mark.parametrize("factory", ["resnet18", "a:b:c", "a.b:", ":f", "a..b:f", "a b:f", ".a:f"])
+def test_a_factory_is_a_module_and_a_function(factory: str) -> None:
+    sentences = told({**GOOD, "model": {"factory": factory}})
+    assert len(sentences) == 1
+    assert sentences[0].endswith("write it as package.module:function")
+
+
+def test_a_weights_file_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").touch()
+    assert told(merged({"model": {"weights": str(tmp_path / "w.pt")}})) == []
+
+
+def test_an_empty_recipe_lacks_model_and_data() -> None:
+    assert [sentence.split(";")[0] for sentence in told({})] == ["model: is missing", "data: is missing"]
+
+
+def test_targets_are_found_at_any_depth() -> None:
+    sentences = told(merged({"model": {"kwargs": {"layers": [{"_target_": "os.system"}]}}}))
+    assert [sentence.split(": ")[0] for sentence in sentences] == ["model.kwargs.layers[0]._target_"]
+
+
+def test_max_drop_takes_numbers_and_percentages() -> None:
+    for text, amount, relative in [("0.02", 0.02, False), ("2%", 0.02, True), (0.02, 0.02, False)]:
+        drop = recipe_from(merged({"gate": {"max_drop": text}})).gate.max_drop
+        assert (drop.amount, drop.relative) == (amount, relative)
