@@ -185,8 +185,8 @@ def _launch(args: Namespace, session: _Session) -> int:
 def _summary(sweep: Path, folders: list[Path]) -> int:
     from qatflow.report.sweep import write_sweep
 
-    write_sweep(sweep, folders)
-    say(Console(), f"sweep    {sweep}")
+    written = write_sweep(sweep, folders)
+    say(Console(), f"\nsweep    {', '.join(map(str, written))}")
     return MET
 
 

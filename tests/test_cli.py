@@ -62,8 +62,9 @@ class StandIn:
             signal.raise_signal(signal.SIGTERM)
         return result("failed" if recipe.seed == FAILED else "finished", passed=recipe.seed != MISSED)
 
-    def write_sweep(self, folder: Path, runs: Sequence[Path]) -> None:
+    def write_sweep(self, folder: Path, runs: Sequence[Path]) -> list[Path]:
         self.sweeps.append((folder, list(runs)))
+        return [folder / "summary.html"]
 
 
 def result(status: Any, passed: bool) -> RunResult:
@@ -214,7 +215,9 @@ def test_a_sweep(engine: StandIn, tmp_path: Path, seeds: tuple[int, ...], code: 
 def test_a_sweep_goes_where_it_is_told(engine: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-m", "recipe=tiny", f"seed=0,{INTERRUPTED}", "hydra.sweep.dir=here"]) == 130
     assert engine.sweeps == [(Path("here"), [tmp_path / "here" / "0", tmp_path / "here" / "1"])]
-    assert "the same command with hydra.sweep.dir=here goes on" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out.endswith("sweep    here/summary.html\n")
+    assert "the same command with hydra.sweep.dir=here goes on" in said.err
 
 
 def test_a_sweep_over_steps_drops_options_of_steps_left_out(engine: StandIn) -> None:

@@ -13,8 +13,10 @@ from qatflow.quant.grid import Encoding, Grid, along, channel_range, encoding_of
 from qatflow.quant.histogram import Histogram
 from qatflow.recipe import Calibration
 
-ACTIVATION_CUTS = 48
+ACTIVATION_CUTS = 24
 """Candidates per side of the range in each of two rounds of the search for the least squared error."""
+SEARCH_BINS = 512
+"""Bins that search looks at; finer ones are merged first."""
 WEIGHT_RATIOS = torch.linspace(1.0, 0.2, 81, dtype=torch.float64)
 """Candidate scales of weights, relative to the min-max scale."""
 
@@ -48,6 +50,9 @@ def _percentiles(histogram: Histogram, centres: Tensor, counts: Tensor, share: f
 
 def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, grid: Grid) -> tuple[float, float]:
     """Search `[low, high]` for the least expected squared error, coarsely and then around the best."""
+    merged = max(1, len(counts) // SEARCH_BINS)
+    centres, counts = _merge(centres, counts, merged)
+    width = histogram.bin_width * merged
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     best = (low, high)
     centre, reach = (1.0, 1.0), 1.0
@@ -58,12 +63,22 @@ def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, gr
         pairs = pairs[pairs[:, 1] - pairs[:, 0] > 0]
         if len(pairs) == 0:
             return best
-        errors = _expected_error(pairs, centres, counts, grid, histogram.bin_width)
+        errors = _expected_error(pairs, centres, counts, grid, width)
         best_low, best_high = (float(bound) for bound in pairs[errors.argmin()])
         best = (best_low, best_high)
         centre = (best_low / low if low else 1.0, best_high / high if high else 1.0)
         reach = 2.0 / ACTIVATION_CUTS
     return best
+
+
+def _merge(centres: Tensor, counts: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """Merge neighbouring bins, `by` at a time."""
+    if by == 1:
+        return centres, counts
+    missing = -len(counts) % by
+    counts = torch.nn.functional.pad(counts, (0, missing)).view(-1, by)
+    centres = torch.cat([centres, centres[-1:].expand(missing)]).view(-1, by)
+    return centres.mean(1), counts.sum(1)
 
 
 def _cuts(centre: float, reach: float) -> Tensor:

@@ -56,7 +56,7 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         ladder=ladder_charts(ladder_info(result), form),
         curves=curve_chart(trials, form),
         spots=spot_chart(trials, form),
-        best_trial=best_trial(result.trials, trials.higher_is_better),
+        best_trial=best_trial(result),
         no_training=wording.no_training(result, recipe_yaml),
         worst=tensors[:WORST_SHOWN],
         other_tensors=tensors[WORST_SHOWN:],

@@ -73,17 +73,24 @@ def trials_info(result: RunResult) -> TrialsInfo:
     """Return what the picture of the QAT trials shows."""
     gate = result.gate
     higher = gate.higher_is_better if gate else True
-    best = best_trial(result.trials, higher)
+    best = best_trial(result)
     lines = tuple(_line(trial, trial.number == best) for trial in result.trials)
     starts = (line.values[0] for line in lines if line.epochs[:1] == (0,))
     start = next((value for value in starts if value is not None), None)
     return TrialsInfo(gate.metric if gate else "metric", higher, start, lines)
 
 
-def best_trial(trials: tuple[TrialRecord, ...], higher_is_better: bool) -> int | None:
-    """Return the number of the best completed trial, the first among equals; None where none was completed."""
-    sign = 1.0 if higher_is_better else -1.0
-    scored = [(sign * trial.value, -trial.number) for trial in trials if trial.value is not None and _counts(trial)]
+def best_trial(result: RunResult) -> int | None:
+    """Return the number of the trial that QAT's candidate came from, or else of the best completed one so far.
+
+    The first among equals; None where no trial was completed.
+    """
+    for candidate in result.candidates:
+        number = candidate.notes.get("trial")
+        if candidate.stage == "qat" and any(trial.number == number for trial in result.trials):
+            return int(number) if number is not None else None
+    sign = 1.0 if result.gate is None or result.gate.higher_is_better else -1.0
+    scored = [(sign * one.value, -one.number) for one in result.trials if one.value is not None and _counts(one)]
     return -max(scored)[1] if scored else None
 
 

@@ -98,9 +98,7 @@ def spot_chart(info: TrialsInfo, form: MetricFormat) -> SpotChart | None:
         )
         for line, value in lines
     ]
-    return SpotChart(
-        tuple(spots), log_ticks(x_axis), [Tick(100 - tick.at, tick.text) for tick in ticks(y_axis, 4)]
-    )
+    return SpotChart(tuple(spots), log_ticks(x_axis), [Tick(100 - tick.at, tick.text) for tick in ticks(y_axis, 4)])
 
 
 def _curve(line: TrialLine, x_axis: Axis, y_axis: Axis, form: MetricFormat) -> Curve:

@@ -73,7 +73,8 @@ def load_factory(factory: str, trust: Iterable[str] = (), path: str = "factory")
     package, trusted = module_name.split(".")[0], (*OPEN_PACKAGES, *trust)
     if package not in trusted:
         fix = f"if you trust it, add trust=[{package}] on the command line; open to all: {', '.join(OPEN_PACKAGES)}"
-        raise RecipeError([Mistake(path, f"the package {package!r} is not trusted", fix)])
+        hint = near_match(package, OPEN_PACKAGES)
+        raise RecipeError([Mistake(path, f"the package {package!r} is not trusted", f"{hint} {fix}".strip())])
     module = _import(module_name, path)
     if not hasattr(module, name):
         problem = f"the module {module_name!r} has no {name!r}"

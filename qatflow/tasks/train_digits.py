@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -126,7 +126,7 @@ def whole(samples: Samples | None) -> Part:
 def write(name: str, model: DigitsMobileNet, folder: Path, facts: dict[str, str]) -> None:
     """Write a model's weights, with facts about them in the file's header."""
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(weights, folder / shipped_weights(name).name, metadata=facts)
+    (folder / shipped_weights(name).name).write_bytes(save(weights, metadata=facts))
 
 
 def train_and_write(name: str, schedule: Schedule, seed: int, folder: Path) -> None:
