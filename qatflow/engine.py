@@ -23,7 +23,7 @@ from qatflow.quant.network import Network
 from qatflow.recipe import Recipe
 from qatflow.result import RunResult
 from qatflow.store import write_json, write_text
-from qatflow.tables import float_tensors, tensors
+from qatflow.tensor_records import float_tensors, tensors
 from qatflow.tasks.task import load_task
 
 

@@ -38,7 +38,7 @@ class Settings:
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1: divided by 10 every `decay_period` epochs."""
-        return self.lr / 10 ** ((epoch - 1) // self.decay_period)
+        return self.lr / float(10 ** ((epoch - 1) // self.decay_period))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def _trainable(simulation: Simulation, range_learning: bool) -> list[tuple[list[
     for parameter in simulation.model.parameters():
         parameter.requires_grad_(True)
     simulation.learn_ranges(range_learning)
-    weights, ranges = [], []
+    weights: list[torch.nn.Parameter] = []
+    ranges: list[torch.nn.Parameter] = []
     for name, parameter in simulation.model.named_parameters():
         if parameter.requires_grad:
             (ranges if name.startswith("quantizers.") else weights).append(parameter)

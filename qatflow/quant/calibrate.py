@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qatflow.quant.grid import Encoding, Grid, along, channel_range, encoding_of_range
+from qatflow.quant.grid import Encoding, Grid, channel_range, channels_first, encoding_of_range
 from qatflow.quant.histogram import Histogram
 from qatflow.recipe import Calibration
 
@@ -40,11 +40,11 @@ def activation_encoding(histogram: Histogram, grid: Grid, calibration: Calibrati
 
 def _percentiles(histogram: Histogram, centres: Tensor, counts: Tensor, share: float) -> tuple[float, float]:
     """Return the values below and above which `1 - share` of all values lie."""
-    cumulated = counts.cumsum(0) / counts.sum()
-    low = centres[int(torch.searchsorted(cumulated, torch.tensor(1 - share, dtype=torch.float64)))]
-    high = centres[min(int(torch.searchsorted(cumulated, torch.tensor(share, dtype=torch.float64))), len(centres) - 1)]
     if share >= 1:
         return histogram.low, histogram.high
+    cumulated = counts.cumsum(0) / counts.sum()
+    low = centres[int(torch.searchsorted(cumulated, 1 - share))]
+    high = centres[min(int(torch.searchsorted(cumulated, share)), len(centres) - 1)]
     return float(low), float(high)
 
 
@@ -54,7 +54,7 @@ def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, gr
     centres, counts = _merge(centres, counts, merged)
     width = histogram.bin_width * merged
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    best = (low, high)
+    best, least = (low, high), torch.inf
     centre, reach = (1.0, 1.0), 1.0
     for _ in range(2):
         lows = _cuts(centre[0], reach) * low
@@ -64,9 +64,10 @@ def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, gr
         if len(pairs) == 0:
             return best
         errors = _expected_error(pairs, centres, counts, grid, width)
-        best_low, best_high = (float(bound) for bound in pairs[errors.argmin()])
-        best = (best_low, best_high)
-        centre = (best_low / low if low else 1.0, best_high / high if high else 1.0)
+        if float(errors.min()) < least:
+            best_low, best_high = (float(bound) for bound in pairs[errors.argmin()])
+            best, least = (best_low, best_high), float(errors.min())
+        centre = (best[0] / low if low else 1.0, best[1] / high if high else 1.0)
         reach = 2.0 / ACTIVATION_CUTS
     return best
 
@@ -113,7 +114,7 @@ def weight_encoding(weight: Tensor, grid: Grid, axis: int | None, method: str) -
     full = encoding_of_range(grid, *channel_range(weight, axis), axis)
     if method == "minmax" or weight.numel() == 0:
         return full
-    rows = weight.movedim(axis, 0).flatten(1) if axis is not None else weight.flatten()[None]
+    rows = channels_first(weight, axis) if axis is not None else weight.flatten()[None]
     scales = full.scale.view(-1, 1)
     zero_points = full.zero_point.view(-1, 1)
     best_error = torch.full((len(rows),), torch.inf, device=weight.device)
@@ -125,20 +126,3 @@ def weight_encoding(weight: Tensor, grid: Grid, axis: int | None, method: str) -
         best_error = torch.where(better, error, best_error)
         best_ratio = torch.where(better, torch.full_like(best_ratio, ratio), best_ratio)
     return Encoding(grid, full.scale * best_ratio.view(full.scale.shape), full.zero_point, axis)
-
-
-def ratio_to_full_range(weight: Tensor, encoding: Encoding) -> Tensor:
-    """Return an encoding's scale as a multiple of the min-max scale of `weight`; the shape of the scale.
-
-    While training moves the weights, this multiple stays and the scale follows them.
-    """
-    full = encoding_of_range(encoding.grid, *channel_range(weight.detach(), encoding.axis), encoding.axis)
-    return encoding.scale / full.scale
-
-
-def quantize_dequantize(x: Tensor, encoding: Encoding) -> Tensor:
-    """Return `x` rounded to the encoding's grid, without gradients; the shape of `x`."""
-    scale = along(encoding.scale, x, encoding.axis)
-    zero_point = along(encoding.zero_point, x, encoding.axis)
-    low, high = encoding.grid.qmin - zero_point, encoding.grid.qmax - zero_point
-    return (x / scale).round().clamp(low, high) * scale

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qatflow.quant.grid import Grid, along
+from qatflow.quant.grid import Grid, along, channels_first
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -62,7 +62,7 @@ def _sum_to(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
     """Sum over everything but the channel axis; the shape of `like`."""
     if axis is None or like.dim() == 0:
         return values.sum().view_as(like)
-    return values.movedim(axis, 0).flatten(1).sum(1)
+    return channels_first(values, axis).sum(1)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, axis: int | None = None) -> Tensor:
@@ -78,6 +78,6 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, axis
     Gradients flow to all three tensors; those of scale and zero point carry LSQ's factor
     `1 / sqrt(values per scale * qmax)`.
     """
-    result = _FakeQuantize.apply(x, scale, zero_point, grid, axis)  # type: ignore[no-untyped-call]
+    result = _FakeQuantize.apply(x, scale, zero_point, grid, axis)
     assert isinstance(result, Tensor)
     return result

@@ -25,15 +25,19 @@ class Grid:
     narrow: bool = False
     """Leave out the most negative integer of a signed grid, so that both sides are equal."""
 
+    def __post_init__(self) -> None:
+        if (self.symmetric or self.narrow) and not self.signed:
+            raise ValueError("a symmetric or narrow grid is signed")  # noqa: EM101
+
     @property
     def qmin(self) -> int:
         """Smallest integer."""
-        return (-(2 ** (self.bits - 1)) + int(self.narrow)) if self.signed else 0
+        return int(self.narrow) - int(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
         """Largest integer."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return int(2 ** (self.bits - int(self.signed))) - 1
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,20 @@ def encoding_of_range(grid: Grid, low: Tensor, high: Tensor, axis: int | None = 
 
 
 def channel_range(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Return the smallest and largest value, shape `[]`, or `[x.shape[axis]]` per channel."""
+    """Return the smallest and largest value, shape `[]`, or `[x.shape[axis]]` per channel; zeros of an empty tensor."""
+    if x.numel() == 0:
+        nothing = x.new_zeros(() if axis is None else x.shape[axis])
+        return nothing, nothing
     if axis is None:
         low, high = torch.aminmax(x)
     else:
-        low, high = torch.aminmax(x.movedim(axis, 0).flatten(1), dim=1)
+        low, high = torch.aminmax(channels_first(x, axis), dim=1)
     return low, high
+
+
+def channels_first(x: Tensor, axis: int) -> Tensor:
+    """Return `x` as one row per channel, shape `[x.shape[axis], rest]`."""
+    return x.movedim(axis, 0).unsqueeze(-1).flatten(1)
 
 
 def sqnr_db(signal: Tensor, noisy: Tensor) -> float:

@@ -14,6 +14,10 @@ from torch import Tensor
 
 BINS = 4096
 """Most bins in use; at least half of them cover the values seen."""
+EXACT = 2**24
+"""Whole numbers below this are exact in float32."""
+CHUNK = 2**22
+"""Values counted at a time: `histc` counts in float32, which stands still at `EXACT`."""
 
 
 class Histogram:
@@ -46,13 +50,15 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._make_room(values.device)
         assert self._counts is not None
-        width = 2.0**self._exponent
-        edges = self._first * width, (self._first + BINS) * width
-        self._counts += torch.histc(values, bins=BINS, min=edges[0], max=edges[1]).double()
+        far = max(abs(self._first), abs(self._first + BINS)) >= EXACT
+        for start in range(0, len(values), CHUNK):
+            part = values[start : start + CHUNK]
+            place = (part.double() if far else part).mul(2.0**-self._exponent).floor_().sub_(self._first)
+            self._counts += torch.histc(place, bins=BINS, min=0, max=BINS).double()
 
     def _make_room(self, device: torch.device) -> None:
         """Widen the bins until they reach from `low` to `high`, and move the counts to their new places."""
-        span = max(self.high - self.low, abs(self.high) * 1e-6, 1e-30)
+        span = max(self.high - self.low, max(abs(self.low), abs(self.high)) * 1e-6, 1e-30)
         exponent = math.ceil(math.log2(span / (BINS - 2)))
         if self._counts is None:
             self._exponent, self._first = exponent, math.floor(self.low / 2.0**exponent)
@@ -63,7 +69,7 @@ class Histogram:
         if exponent == self._exponent and first >= self._first and self.high < (self._first + BINS) * 2.0**exponent:
             return
         old = torch.arange(BINS, device=device) + self._first
-        place = torch.div(old, 2 ** (exponent - self._exponent), rounding_mode="floor") - first
+        place = torch.div(old, 2 ** min(exponent - self._exponent, 62), rounding_mode="floor") - first
         used = self._counts > 0
         moved = torch.zeros_like(self._counts)
         moved.index_add_(0, place[used].clamp(0, BINS - 1), self._counts[used])

@@ -100,6 +100,8 @@ class _Placer:
                 self.placement.points.append(self._activation_point(node))
             elif node.op == "get_attr" and str(node.target) in weights:
                 self.placement.points.append(weights[str(node.target)])
+            elif is_float_tensor(node) and self._origin(node) in self.needed:
+                self.placement.tied[node.name] = self._origin(node).name
             else:
                 self._list_float(node)
         return self.placement
@@ -116,12 +118,18 @@ class _Placer:
 
     def _need(self, node: fx.Node) -> None:
         """Note that a tensor must be quantized: itself, or the one whose encoding it shares."""
-        source = node
-        while kind(source) in self.target.preserving and isinstance(source.args[0], fx.Node):
-            source = source.args[0]
-        if source is not node:
-            self.placement.tied[node.name] = source.name
-        self.needed.add(source)
+        self.needed.add(self._origin(node))
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """Return the tensor whose values `node` only moves; itself where it computes them."""
+        while kind(node) in self.target.preserving:
+            source = node.args[0]
+            if not isinstance(source, fx.Node):
+                break
+            if not is_float_tensor(source) and kind(source) not in self.target.preserving:
+                break
+            node = source
+        return node
 
     def _end_of_chain(self, node: fx.Node) -> fx.Node:
         """Follow the ops that run as one with `node`; returns the last one."""
@@ -147,9 +155,7 @@ class _Placer:
         """List a float result that nothing covers."""
         if node.op != "call_function" or not is_float_tensor(node):
             return
-        if node in self.inside or node.name in self.placement.tied:
-            return
-        if kind(node) in self.target.preserving and isinstance(node.args[0], fx.Node) and node.args[0] in self.needed:
+        if node in self.inside:
             return
         op = str(node.target)
         known = kind(node)

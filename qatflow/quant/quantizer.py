@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qatflow.quant.calibrate import activation_encoding, ratio_to_full_range, weight_encoding
+from qatflow.quant.calibrate import activation_encoding, weight_encoding
 from qatflow.quant.fake_quantize import fake_quantize
-from qatflow.quant.grid import Encoding, Grid, channel_range, encoding_of_range
+from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
 from qatflow.recipe import Calibration
 
@@ -57,7 +57,7 @@ class ActivationQuantizer(nn.Module):
         """
         histogram, self.observing = self.observing, None
         if self.fixed_range is not None:
-            self.encoding = encoding_of_range(self.grid, *map(torch.tensor, self.fixed_range))
+            self.encoding = _of_numbers(self.grid, *self.fixed_range)
         elif histogram is not None:
             self.encoding = activation_encoding(histogram, self.grid, calibration)
 
@@ -81,46 +81,60 @@ class ActivationQuantizer(nn.Module):
         self.shift.requires_grad_(learn and self.fixed_range is None and not self.grid.symmetric)
 
 
+def _of_numbers(grid: Grid, low: float, high: float) -> Encoding:
+    return encoding_of_range(grid, torch.tensor(low), torch.tensor(high))
+
+
 class WeightQuantizer(nn.Module):
     """Simulates the encoding of a weight, whose scale follows the weight.
 
-    The scale is `ratio` times the min-max scale of the weight as it is now; calibration finds the ratio (1 for
-    min-max) and range learning trains it.
+    The scale grows and shrinks with the min-max scale of the weight as it is now; calibration finds where it starts,
+    and range learning corrects it.
     """
 
-    ratio: Tensor
+    scale: Tensor
+    reach: Tensor
 
     def __init__(self, grid: Grid, axis: int | None, channels: int) -> None:
         super().__init__()
         self.grid = grid
         self.axis = axis
         shape = () if axis is None else (channels,)
-        self.register_buffer("ratio", torch.ones(shape))
+        self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("reach", torch.ones(shape))
         self.log_ratio = nn.Parameter(torch.zeros(shape), requires_grad=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return `weight` on the grid; the shape of `weight`."""
+        scale, zero_point = self._grid_of(weight)
+        return fake_quantize(weight, scale, zero_point, self.grid, self.axis)
+
+    def _grid_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale and zero point for `weight`: to the last bit what was adopted, if it has not moved."""
         full = encoding_of_range(self.grid, *channel_range(weight.detach(), self.axis), self.axis)
-        return fake_quantize(
-            weight, full.scale * self.ratio * self.log_ratio.exp(), full.zero_point, self.grid, self.axis
-        )
+        growth = torch.where(full.scale > TINY_SCALE, full.scale / self.reach, 1.0)
+        return self.scale * growth * self.log_ratio.exp(), full.zero_point
 
     def settle(self, weight: Tensor, method: str) -> None:
         """Take the range that `method` finds for `weight`."""
         self.adopt(weight, weight_encoding(weight, self.grid, self.axis, method))
 
     def adopt(self, weight: Tensor, encoding: Encoding) -> None:
-        """Use `encoding` for `weight`, and the same share of the range for what training makes of it."""
+        """Use `encoding` for `weight`, and the same share of the range for what training makes of it.
+
+        A channel of zeros has no range: once it moves, its scale is min-max.
+        """
         with torch.no_grad():
-            self.ratio.copy_(ratio_to_full_range(weight, encoding))
+            full = encoding_of_range(self.grid, *channel_range(weight, self.axis), self.axis).scale
+            self.scale.copy_(encoding.scale)
+            self.reach.copy_(torch.where(full > TINY_SCALE, full, self.scale))
             self.log_ratio.zero_()
 
     def encoding_of(self, weight: Tensor) -> Encoding:
         """Return the encoding in force for `weight`."""
         with torch.no_grad():
-            full = encoding_of_range(self.grid, *channel_range(weight, self.axis), self.axis)
-            return Encoding(self.grid, full.scale * self.ratio * self.log_ratio.exp(), full.zero_point, self.axis)
+            return Encoding(self.grid, *self._grid_of(weight), self.axis)
 
     def learn_range(self, learn: bool) -> None:
-        """Let the ratio be trained, or freeze it; the scale follows the weight in both cases."""
+        """Let the correction be trained, or freeze it; the scale follows the weight in both cases."""
         self.log_ratio.requires_grad_(learn)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import fx
 
+from qatflow.errors import RunFolderError
 from qatflow.graph.edits import describe, rebuild
 from qatflow.graph.layers import tensor
 from qatflow.quant.grid import Encoding, Grid
@@ -47,12 +49,15 @@ def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encodin
         CaptureError: the graph does not fit `base`.
     """
     device = next(iter(base.parameters())).device
-    state = load_file(folder / "model.safetensors", device=str(device))
-    stored = read_json(folder / "encodings.json")
-    graph = rebuild(base, read_json(folder / "graph.json"), state)
-    fixed = {name: encoding_from_json(value, device) for name, value in stored["fixed"].items()}
-    tensors = {name: encoding_from_json(value, device) for name, value in stored["tensors"].items()}
-    return Network(graph, fixed), tensors
+    stored, description = read_json(folder / "encodings.json"), read_json(folder / "graph.json")
+    try:
+        state = load_file(folder / "model.safetensors", device=str(device))
+        fixed = {name: encoding_from_json(value, device) for name, value in stored["fixed"].items()}
+        tensors = {name: encoding_from_json(value, device) for name, value in stored["tensors"].items()}
+    except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
+        message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
+        raise RunFolderError(message) from error
+    return Network(rebuild(base, description, state), fixed), tensors
 
 
 def _state(graph: fx.GraphModule) -> dict[str, torch.Tensor]:

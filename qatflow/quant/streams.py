@@ -58,9 +58,10 @@ class _Walk:
                     continue
                 layer = layers.get(node.name)
                 if layer is not None:
-                    source = node.args[0]
+                    source, every = node.args[0], range(len(self.inputs))
+                    inputs = [self._read_float(source, i) for i in every], [self._read_quantized(source, i) for i in every]
                     with torch.enable_grad():
-                        self.solve(layer, self.float[source], self.quantized[source])
+                        self.solve(layer, *inputs)
                 self.float[node] = [self._call_float(node, i) for i in range(len(self.inputs))]
                 self.quantized[node] = [self._call_quantized(node, i) for i in range(len(self.inputs))]
                 self._free(node)

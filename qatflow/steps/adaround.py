@@ -83,14 +83,19 @@ class _Problem:
         call = _layer_call(simulation.network.graph, layer)
         weight = tensor(simulation.network.graph, layer.weight)
         with torch.no_grad():
-            wanted = [call(part, weight) for part in float_inputs.split(config.batch_size)]
+            wanted = [call(part, weight) for part in _parts(float_inputs, config.batch_size)]
         return _Problem(inputs, torch.cat(wanted), call)
 
     def error(self, weight: Tensor, batch_size: int) -> float:
         """Return the squared error over all samples."""
-        parts = zip(self.inputs.split(batch_size), self.wanted.split(batch_size), strict=True)
+        parts = zip(_parts(self.inputs, batch_size), _parts(self.wanted, batch_size), strict=True)
         with torch.no_grad():
             return sum(float((self.call(x, weight) - wanted).square().sum()) for x, wanted in parts)
+
+
+def _parts(samples: Tensor, size: int) -> list[Tensor]:
+    """Cut samples into batches."""
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
 def adaround(network: Network, config: AdaRound, context: StepContext) -> tuple[Network, dict[str, Note]]:
@@ -129,7 +134,7 @@ def _layer_call(graph: fx.GraphModule, layer: Layer) -> Callable[[Tensor, Tensor
     activation = after if after is not None and kind(after) in ("relu", "clip") else None
 
     def value_of(argument: Any) -> Any:
-        return fx.map_arg(argument, lambda node: tensor(graph, str(node.target)))
+        return fx.map_arg(argument, lambda node: tensor(graph, str(node.target)).detach())
 
     rest = value_of(tuple(layer.node.args[2:]))
     kwargs = value_of({name: value for name, value in layer.node.kwargs.items() if name not in ("input", "weight")})

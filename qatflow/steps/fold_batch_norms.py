@@ -44,9 +44,8 @@ def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepCont
     for node in list(graph.graph.nodes):
         if kind(node) != "batch_norm":
             continue
-        layer = layers.get(node.args[0])
-        norm = batch_norm(node)
-        if layer is None or norm is None or sole_user(layer.node) is not node or weights.count(layer.weight) > 1:
+        layer, norm = layers.get(node.args[0]), batch_norm(node)
+        if layer is None or norm is None or sole_user(layer.node) != node or weights.count(layer.weight) > 1:
             left += 1
             continue
         _fold(graph, layer, norm)

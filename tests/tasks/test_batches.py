@@ -67,7 +67,7 @@ def test_shuffling_is_seeded_and_new_in_every_pass():
     shuffled = batches(NUMBERS, config(), shuffle=True, seed=3)
     first, second = targets(shuffled), targets(shuffled)
     assert first != second
-    assert sorted(sum(first, [])) == list(range(10))
+    assert sorted(label for batch in first for label in batch) == list(range(10))
     again = batches(NUMBERS, config(), shuffle=True, seed=3)
     assert [targets(again), targets(again)] == [first, second]
 

@@ -129,12 +129,12 @@ def test_stretching_is_seeded():
 
 def test_shipped_ranges_are_stretched_between_channels():
     def ratio(layer):
-        largest = layer.conv.weight.flatten(1).abs().amax(1)
+        largest = layer.conv.weight.detach().flatten(1).abs().amax(1)
         return float(largest.quantile(0.95) / largest.quantile(0.05))
 
     plain, stretched = (folded(load_model(Model(name=name))) for name in MODELS)
     ratios = [[ratio(layer) for layer, _ in model.chains()] for model in (plain, stretched)]
-    assert max(ratios[0]) < 100
+    assert max(ratios[0]) < 10
     assert min(ratios[1]) > 200
 
 

@@ -49,7 +49,7 @@ def test_trust_is_by_the_whole_name(project):
 
 
 def test_a_misspelt_open_package_is_not_offered_for_trust_alone():
-    with pytest.raises(RecipeError, match="did you mean 'torchvision'?"):
+    with pytest.raises(RecipeError, match=r"did you mean 'torchvision'\?"):
         load_factory("torchvison.models:resnet18")
 
 
@@ -61,7 +61,7 @@ def test_an_open_package_does_not_lend_out_what_it_imports():
 
 @pytest.mark.parametrize("written", ["model", "a.b:", ":f", "a.b:f.g", "a b:f", "a:b:c"])
 def test_what_names_no_function_is_told(written):
-    with pytest.raises(RecipeError, match="write it as package.module:function"):
+    with pytest.raises(RecipeError, match=r"write it as package\.module:function"):
         load_factory(written)
 
 

@@ -5,9 +5,9 @@ import torch
 from torch.utils.data import IterableDataset
 
 from qatflow.errors import DataError, RecipeError
+from qatflow.names import DATASETS as NAMES
 from qatflow.recipe import Data
 from qatflow.tasks.data import DATASETS, Splits, load_data
-from qatflow.tasks.names import DATASETS as NAMES
 
 TRUST = ("test_load_data",)
 SAMPLES = [(torch.ones(2), 0)]
@@ -101,7 +101,7 @@ def test_arguments_that_a_factory_does_not_take_are_told():
         RecipeError, match=r"data.kwargs.trian: .*no such argument; did you mean 'train'\? allowed: train"
     ):
         load_data(of("as_splits", trian=1), TRUST)
-    with pytest.raises(RecipeError, match="data.kwargs: .*missing a required argument: 'which'"):
+    with pytest.raises(RecipeError, match=r"data.kwargs: .*missing a required argument: 'which'"):
         load_data(of("answer"), TRUST)
 
 

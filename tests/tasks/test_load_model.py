@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qatflow.errors import RecipeError
+from qatflow.names import MODELS as NAMES
 from qatflow.recipe import Model
 from qatflow.tasks.models import MODELS, load_model
-from qatflow.tasks.names import MODELS as NAMES
 
 TRUST = ("test_load_model",)
 
@@ -124,7 +124,7 @@ def test_shapes_that_differ_are_told(tmp_path, trained):
 
 def test_integers_are_no_weights(tmp_path, trained):
     save_file({**trained, "0.weight": trained["0.weight"].to(torch.int8)}, tmp_path / "a.safetensors")
-    with pytest.raises(RecipeError, match="'0.weight' is int8"):
+    with pytest.raises(RecipeError, match=r"'0.weight' is int8"):
         load_model(of(weights=tmp_path / "a.safetensors"), TRUST)
 
 
