@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,14 +45,17 @@ def run(
 
 
 def new_folder(name: str, root: Path | None = None) -> Path:
-    """Return a folder `reports/<name>/<time>` that is not there yet."""
+    """Make a folder `reports/<name>/<time>` that was not there yet, and return it."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     parent = (root or Path("reports")) / name
-    folder, count = parent / stamp, 1
-    while folder.exists():
-        count += 1
-        folder = parent / f"{stamp}-{count}"
-    return folder
+    for count in itertools.count(1):
+        folder = parent / (stamp if count == 1 else f"{stamp}-{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 @contextmanager

@@ -117,7 +117,8 @@ def is_worse(gate: Gate, kept: Measurement, kept_sqnr: float, new: Measurement, 
     """Tell whether `new` is a step back from `kept`.
 
     A difference of the metric that is larger than its noise decides; within noise the finer measure does, the SQNR
-    of the outputs in dB. A value that is not finite is worse than any that is.
+    of the outputs in dB. Where both outputs are more noise than signal, nothing can be told and the new one is not
+    called worse. A value that is not finite is worse than any that is.
     """
     if not math.isfinite(new.value):
         return True
@@ -129,7 +130,7 @@ def is_worse(gate: Gate, kept: Measurement, kept_sqnr: float, new: Measurement, 
     decided = (low > 0 or high < 0) if math.isfinite(low) else drop != 0
     if decided:
         return drop > 0
-    return new_sqnr < kept_sqnr
+    return new_sqnr < kept_sqnr and kept_sqnr > 0
 
 
 def best_of(candidates: list[tuple[str, Measurement, bool, float]]) -> str:

@@ -119,4 +119,4 @@ def _unchanged(
 
 
 def _first_sentence(config: StepConfig) -> str:
-    return (type(config).__doc__ or "").strip().split(".\n")[0].split("\n")[0].rstrip(".").lower()
+    return (type(config).__doc__ or "").strip().split(".\n")[0].split("\n")[0].rstrip(".")

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from qatflow.recipe import Recipe
-from qatflow.tasks.metrics import logits
+from qatflow.tasks.metrics import fitting_target, logits
 
 Loss = Callable[[Any, Any, Any], Tensor]
 """`(outputs, target, fp32_outputs) -> loss`, a scalar."""
@@ -23,7 +23,7 @@ def cross_entropy(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
 
 def mean_squared_error(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
     """Return the mean squared difference from a real-valued target."""
-    return functional.mse_loss(logits(outputs), target)
+    return functional.mse_loss(*fitting_target(outputs, target))
 
 
 def distillation(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:

@@ -160,18 +160,25 @@ def _trial_folder(bench: Bench, number: int) -> Path:
 def _drop_outdone(bench: Bench, study: optuna.Study) -> None:
     """Remove the models of trials that a later one has beaten."""
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        best = _trial_folder(bench, study.best_trial.number)
+        best = _trial_folder(bench, _best(study).number)
         for folder in bench.folder.glob("qat-trial-*"):
             if folder != best:
                 shutil.rmtree(folder)
 
 
 def _is_best(study: optuna.Study, value: float) -> bool:
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not done:
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         return True
-    best = study.best_value
+    best = _best(study).value
+    assert best is not None
     return value > best if study.direction == optuna.study.StudyDirection.MAXIMIZE else value < best
+
+
+def _best(study: optuna.Study) -> FrozenTrial:
+    """Return the best trial, of equal ones the first: many end on epoch 0, and only the first of them is stored."""
+    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max(done, key=lambda trial: (sign * (trial.value or 0.0), -trial.number))
 
 
 def _remember(trial: optuna.Trial, outcome: Outcome, settings: Settings, seconds: float) -> None:
@@ -215,7 +222,7 @@ def _winner(bench: Bench, start: Candidate, study: optuna.Study, key: str) -> Ca
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         bench.progress.note("every QAT trial failed: the best rung of the ladder stays the winner")
         return None
-    trial = study.best_trial
+    trial = _best(study)
     own_key = key_of(key, trial.number)
     found = bench.recall("qat", own_key)
     if found is not None:

@@ -6,6 +6,8 @@ histogram: the search looks at the values themselves, for all channels at once.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from qatflow.recipe import Calibration
 ACTIVATION_CUTS = 24
 """Candidates per side of the range in each of two rounds of the search for the least squared error."""
 SEARCH_BINS = 512
-"""Bins that search looks at; finer ones are merged first."""
+"""About how many bins the search looks at; finer ones are merged first."""
 WEIGHT_RATIOS = torch.linspace(1.0, 0.2, 81, dtype=torch.float64)
 """Candidate scales of weights, relative to the min-max scale."""
 
@@ -33,7 +35,7 @@ def activation_encoding(histogram: Histogram, grid: Grid, calibration: Calibrati
     elif calibration.activations == "percentile":
         low, high = _percentiles(histogram, centres, counts, calibration.percentile / 100)
     else:
-        low, high = _least_error_range(histogram, centres, counts, grid)
+        low, high = _least_error_range(histogram, counts, grid)
     device = counts.device
     return encoding_of_range(grid, torch.tensor(low, device=device), torch.tensor(high, device=device))
 
@@ -48,11 +50,9 @@ def _percentiles(histogram: Histogram, centres: Tensor, counts: Tensor, share: f
     return float(low), float(high)
 
 
-def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, grid: Grid) -> tuple[float, float]:
+def _least_error_range(histogram: Histogram, counts: Tensor, grid: Grid) -> tuple[float, float]:
     """Search `[low, high]` for the least expected squared error, coarsely and then around the best."""
-    merged = max(1, len(counts) // SEARCH_BINS)
-    centres, counts = _merge(centres, counts, merged)
-    width = histogram.bin_width * merged
+    bins = _Bins.of(histogram, counts)
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     best, least = (low, high), torch.inf
     centre, reach = (1.0, 1.0), 1.0
@@ -63,7 +63,7 @@ def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, gr
         pairs = pairs[pairs[:, 1] - pairs[:, 0] > 0]
         if len(pairs) == 0:
             return best
-        errors = _expected_error(pairs, centres, counts, grid, width)
+        errors = _expected_error(pairs, bins, grid)
         if float(errors.min()) < least:
             best_low, best_high = (float(bound) for bound in pairs[errors.argmin()])
             best, least = (best_low, best_high), float(errors.min())
@@ -72,37 +72,63 @@ def _least_error_range(histogram: Histogram, centres: Tensor, counts: Tensor, gr
     return best
 
 
-def _merge(centres: Tensor, counts: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """Merge neighbouring bins, `by` at a time."""
-    if by == 1:
-        return centres, counts
-    missing = -len(counts) % by
-    counts = torch.nn.functional.pad(counts, (0, missing)).view(-1, by)
-    centres = torch.cat([centres, centres[-1:].expand(missing)]).view(-1, by)
-    return centres.mean(1), counts.sum(1)
-
-
 def _cuts(centre: float, reach: float) -> Tensor:
     """Return candidate shares of a range's side: `reach` down from `centre`, and up where there is room."""
     low, high = max(centre - reach, 1.0 / ACTIVATION_CUTS), min(centre + reach, 1.0)
     return torch.linspace(low, high, ACTIVATION_CUTS, dtype=torch.float64)
 
 
-def _expected_error(pairs: Tensor, centres: Tensor, counts: Tensor, grid: Grid, bin_width: float) -> Tensor:
+@dataclass(frozen=True)
+class _Bins:
+    """What the search looks at: bins of different widths, float64, shape `[bins]` each."""
+
+    left: Tensor
+    right: Tensor
+    counts: Tensor
+
+    @staticmethod
+    def of(histogram: Histogram, counts: Tensor) -> _Bins:
+        """Merge neighbours, but for bins that hold so much that it matters where in the merged one they lie.
+
+        Such are the zeros behind a ReLU and the values that a clip holds at its bound.
+        """
+        edges = torch.arange(len(counts) + 1, device=counts.device, dtype=torch.float64)
+        edges = (edges + histogram.first_used) * histogram.bin_width
+        spikes = counts * SEARCH_BINS > counts.sum()
+        by = max(1, len(counts) // SEARCH_BINS)
+        rest = torch.where(spikes, 0.0, counts)
+        merged = torch.nn.functional.pad(rest, (0, -len(counts) % by)).view(-1, by).sum(1)
+        starts = edges[:-1:by]
+        return _Bins(
+            torch.cat([starts, edges[:-1][spikes]]),
+            torch.cat([starts + by * histogram.bin_width, edges[1:][spikes]]),
+            torch.cat([merged, counts[spikes]]),
+        )
+
+
+def _expected_error(pairs: Tensor, bins: _Bins, grid: Grid) -> Tensor:
     """Return the squared error that each range `[low, high]` of `pairs`, shape `[n, 2]`, would make; shape `[n]`.
 
-    Where a step of the grid is finer than a bin, rounding inside the bin is uniform and its error `step² / 12`.
+    It is integrated over every bin as if the values lay evenly in it: sampled at the centres, a grid with a few bins
+    to a step would look better or worse than it is, by how the two happen to meet.
     """
     encoding = encoding_of_range(grid, pairs[:, 0], pairs[:, 1])
     scale, low, high = (value[:, None] for value in (encoding.scale, encoding.low, encoding.high))
     errors = []
     for start in range(0, len(pairs), 256):
         s, lo, hi = (value[start : start + 256] for value in (scale, low, high))
-        clipped = torch.maximum(torch.minimum(centres, hi), lo)
-        rounding = (clipped / s).round() * s - clipped
-        rounding = torch.where(s < 2 * bin_width, s.square() / 12, rounding.square())
-        errors.append(((centres - clipped).square() + rounding) @ counts)
+        left, right = (torch.maximum(torch.minimum(side, hi), lo) for side in (bins.left, bins.right))
+        error = s.pow(3) * (_rounding(right / s) - _rounding(left / s))
+        error += ((bins.right - hi).clamp(min=0).pow(3) - (bins.left - hi).clamp(min=0).pow(3)) / 3
+        error += ((lo - bins.left).clamp(min=0).pow(3) - (lo - bins.right).clamp(min=0).pow(3)) / 3
+        errors.append((error / (bins.right - bins.left)) @ bins.counts)
     return torch.cat(errors)
+
+
+def _rounding(steps: Tensor) -> Tensor:
+    """Return the integral of `(x - round(x))²` from 0 to `steps`."""
+    whole = steps.round()
+    return whole / 12 + (steps - whole).pow(3) / 3
 
 
 def weight_encoding(weight: Tensor, grid: Grid, axis: int | None, method: str) -> Encoding:

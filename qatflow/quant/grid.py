@@ -27,7 +27,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if (self.symmetric or self.narrow) and not self.signed:
-            raise ValueError("a symmetric or narrow grid is signed")  # noqa: EM101
+            raise ValueError("a symmetric or narrow grid is signed")
 
     @property
     def qmin(self) -> int:

@@ -89,6 +89,11 @@ class Histogram:
         return centres.clamp(self.low, self.high), self._counts[span]
 
     @property
+    def first_used(self) -> int:
+        """Place of the first bin in use: it begins at `first_used * bin_width`."""
+        return math.floor(self.low / self.bin_width)
+
+    @property
     def bin_width(self) -> float:
         """Width of a bin."""
         return float(2.0**self._exponent)

@@ -59,7 +59,10 @@ class _Walk:
                 layer = layers.get(node.name)
                 if layer is not None:
                     source, every = node.args[0], range(len(self.inputs))
-                    inputs = [self._read_float(source, i) for i in every], [self._read_quantized(source, i) for i in every]
+                    inputs = (
+                        [self._read_float(source, i) for i in every],
+                        [self._read_quantized(source, i) for i in every],
+                    )
                     with torch.enable_grad():
                         self.solve(layer, *inputs)
                 self.float[node] = [self._call_float(node, i) for i in range(len(self.inputs))]

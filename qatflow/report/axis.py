@@ -56,7 +56,7 @@ def ticks(axis: Axis, wanted: int = 5) -> list[Tick]:
     """Return about `wanted` ticks at multiples of 1, 2 or 5 times a power of ten."""
     rough = (axis.high - axis.low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.8)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     first = math.ceil(axis.low / step - 1e-9)
     last = math.floor(axis.high / step + 1e-9)

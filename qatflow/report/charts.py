@@ -139,7 +139,7 @@ def _laid_out(
     return RowChart(
         title=title,
         rows=rows,
-        ticks=ticks(axis, 4),
+        ticks=ticks(axis, 5),
         reference=_tick(axis, reference),
         limit=_tick(axis, limit),
         has_off=any(row.off for row in rows),

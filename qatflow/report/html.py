@@ -106,7 +106,14 @@ def _templates() -> Environment:
         MISSING=numbers.MISSING,
         badge=wording.badge,
         standing=wording.standing,
+        remark=wording.remark,
+        notes_text=wording.notes_text,
         tone_of=tone_of,
     )
-    environment.filters.update(compact=numbers.compact, decibels=numbers.decibels, duration=numbers.duration)
+    environment.filters.update(
+        compact=numbers.compact,
+        decibels=numbers.decibels,
+        duration=numbers.duration,
+        moment=numbers.moment,
+    )
     return environment

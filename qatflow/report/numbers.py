@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from qatflow.result import RunResult, TensorRecord
@@ -28,15 +29,13 @@ class MetricFormat(NamedTuple):
             return MISSING
         if abs(number) >= 1e7:
             return _typeset(f"{number:.3e}")
-        return _typeset(f"{number:.{self.decimals}f}")
+        text = _typeset(f"{number:.{self.decimals}f}")
+        return text if _is_nonzero(text) else text.removeprefix(MINUS)
 
     def drop(self, number: float | None) -> str:
         """Return a drop with its sign, `+0.0040` for a loss; zero has none."""
         text = self.value(number)
-        is_zero = not any(digit in text for digit in "123456789")
-        if text == MISSING or is_zero:
-            return text.removeprefix(MINUS)
-        return text if text.startswith(MINUS) else f"+{text}"
+        return f"+{text}" if _is_nonzero(text) and not text.startswith(MINUS) else text
 
     def interval(self, low: float | None, high: float | None) -> str:
         """Return `+0.0010 to +0.0071`, or an en dash where either bound is missing."""
@@ -68,7 +67,10 @@ def decibels(number: float | None) -> str:
     """Return an SQNR with one decimal, without the unit."""
     if number is not None and math.isinf(number):
         return "exact" if number > 0 else MISSING
-    return MISSING if number is None or math.isnan(number) else _typeset(f"{number:.1f}")
+    if number is None or math.isnan(number):
+        return MISSING
+    text = _typeset(f"{number:.1f}")
+    return text if _is_nonzero(text) else text.removeprefix(MINUS)
 
 
 def duration(seconds: float) -> str:
@@ -83,6 +85,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def moment(text: str) -> str:
+    """Return an ISO 8601 time as `2026-01-31 12:00 UTC`; a text that is none stays as it is."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{time:%Y-%m-%d %H:%M}{' UTC' if time.utcoffset() == timedelta(0) else f'{time:%z}'}"
+
+
 def precision_label(tensors: Iterable[TensorRecord]) -> str:
     """Return `INT8` where all tensors have 8 bits, else such as `W4A8`; `quantized` where none is known."""
     bits: dict[str, set[int]] = {"weight": set(), "activation": set()}
@@ -95,6 +106,10 @@ def precision_label(tensors: Iterable[TensorRecord]) -> str:
         return "INT8"
     parts = (("W", bits["weight"]), ("A", bits["activation"]))
     return "".join(letter + "/".join(map(str, sorted(widths))) for letter, widths in parts if widths)
+
+
+def _is_nonzero(text: str) -> bool:
+    return any(digit in text for digit in "123456789")
 
 
 def _typeset(text: str) -> str:

@@ -142,21 +142,35 @@ def _page(folder: Path, runs: Sequence[SweepRun], keys: Sequence[str]) -> str:
         title=folder.resolve().name,
         runs=[(run, numbers.format_of(run.result) if run.result else None) for run in runs],
         keys=keys,
-        panels=_panels(results_by_metric(runs)),
+        panels=_panels(results_by_metric(runs, keys)),
         passed=passed,
+        unfinished=[entry for run in runs if (entry := _unfinished(run))],
         allowed=wording.allowed,
-        precision_label=numbers.precision_label,
         headline=wording.headline,
     )
 
 
-def results_by_metric(runs: Sequence[SweepRun]) -> dict[str, list[tuple[str, RunResult]]]:
-    """Return the names and results of runs with a best candidate, by metric: drops of different ones do not compare."""
+def _unfinished(run: SweepRun) -> tuple[str, str, str] | None:
+    """Return a run's name, status and error where it did not finish."""
+    if run.result is None:
+        return run.name, "failed", run.error
+    return None if run.result.status == "finished" else (run.name, run.result.status, run.result.error)
+
+
+def results_by_metric(runs: Sequence[SweepRun], keys: Sequence[str]) -> dict[str, list[tuple[str, RunResult]]]:
+    """Return the labels and results of runs with a best candidate, by metric: drops of two metrics do not compare."""
     groups: dict[str, list[tuple[str, RunResult]]] = {}
     for run in runs:
         if run.result and run.result.gate and run.result.winner:
-            groups.setdefault(run.result.gate.metric, []).append((run.name, run.result))
+            groups.setdefault(run.result.gate.metric, []).append((_label(run, keys), run.result))
     return groups
+
+
+def _label(run: SweepRun, keys: Sequence[str]) -> str:
+    """Return the run's name with what sets it apart, `1: weights 4, activations 8`, where that is short."""
+    apart = [f"{key.rpartition('.')[2]} {run.recipe[key]}" for key in keys if key in run.recipe]
+    text = ", ".join(apart)
+    return f"{run.name}: {text}" if text and len(text) <= 60 else run.name
 
 
 def _panels(groups: dict[str, list[tuple[str, RunResult]]]) -> list[Panel]:

@@ -13,7 +13,7 @@ from qatflow.report.axis import Axis, Tick, axis_over, finite, log_ticks, ticks
 from qatflow.report.info import TrialLine, TrialsInfo
 from qatflow.report.numbers import MetricFormat, compact
 
-CROSSING = 6.0  # percent: end labels nearer to one another than this are moved apart
+CLOSE_X, CLOSE_Y = 6.0, 5.0  # percent: end labels nearer to one another than this are moved apart
 
 
 class Point(NamedTuple):
@@ -68,7 +68,8 @@ def curve_chart(info: TrialsInfo, form: MetricFormat) -> CurveChart | None:
     values = finite(value for line in info.lines for value in line.values)
     if not values:
         return None
-    y_axis = axis_over(values, margin=0.08)
+    sound = finite(value for line in info.lines if line.state != "failed" for value in line.values)
+    y_axis = axis_over(sound or values, margin=0.08)
     last = max(epoch for line in info.lines for epoch in line.epochs)
     x_axis = Axis(0.0, max(float(last), 1.0))
     curves = [_curve(line, x_axis, y_axis, form) for line in sorted(info.lines, key=lambda line: line.best)]
@@ -113,6 +114,8 @@ def _curve(line: TrialLine, x_axis: Axis, y_axis: Axis, form: MetricFormat) -> C
         best = current[-1] if epoch == line.best_epoch else best
     pieces = [piece for piece in [*pieces, tuple(current)] if piece]
     end = pieces[-1][-1] if pieces else None
+    if end is not None:
+        end = Point(end.x, min(max(end.y, 3.0), 97.0))  # a diverged trial leaves the scale, its cross stays
     return Curve(tuple(pieces), _tone(line), best, end, None, line.number, _about(line, form))
 
 
@@ -123,8 +126,8 @@ def _labelled(curves: list[Curve]) -> list[Curve]:
     for curve in sorted((curve for curve in curves if curve.end), key=lambda curve: curve.end.y if curve.end else 0):
         place = curve.end or Point(0, 0)
         for other in sorted(taken, key=lambda point: point.y):
-            if abs(other.x - place.x) < CROSSING and abs(other.y - place.y) < CROSSING:
-                place = Point(place.x, other.y + CROSSING)
+            if abs(other.x - place.x) < CLOSE_X and abs(other.y - place.y) < CLOSE_Y:
+                place = Point(place.x, other.y + CLOSE_Y)
         taken.append(place)
         labelled[curve.number] = place
     return [curve._replace(label=labelled.get(curve.number)) for curve in curves]

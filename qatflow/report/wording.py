@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from qatflow.report.numbers import MetricFormat
+from qatflow.report.numbers import MetricFormat, compact
 from qatflow.report.recipe_keys import flatten
-from qatflow.result import CandidateRecord, GateRecord, RunResult, Verdict
+from qatflow.result import CandidateRecord, GateRecord, Note, RunResult, Verdict
 
 BADGES = {
     Verdict.MET: "met",
@@ -78,6 +79,17 @@ def standing(candidate: CandidateRecord) -> str:
     return "kept" if candidate.kept else "left out"
 
 
+def remark(candidate: CandidateRecord) -> str:
+    """Return why a candidate was left out and whether it was measured earlier; empty where there is nothing to say."""
+    resumed = "taken from an earlier start" if candidate.resumed else ""
+    return "; ".join(filter(None, (candidate.reason, resumed)))
+
+
+def notes_text(notes: Mapping[str, Note]) -> str:
+    """Return what a step counted and measured, in one line."""
+    return ", ".join(f"{key.replace('_', ' ')}: {_note(value)}" for key, value in notes.items())
+
+
 def allowed(gate: GateRecord, form: MetricFormat) -> str:
     """Return the allowed drop as a number, with the recipe's own text where that is relative."""
     number = form.drop(gate.max_drop)
@@ -94,3 +106,9 @@ def no_training(result: RunResult, recipe_yaml: str) -> str:
     if result.status == "finished":
         return "No trial was recorded."
     return "No trial had finished by then."
+
+
+def _note(value: Note) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return compact(value) if isinstance(value, float) else str(value)

@@ -72,11 +72,13 @@ class _Problem:
         inputs: quantized inputs, samples first.
         wanted: the float layer's outputs behind its activation, samples first.
         call: the layer and its activation, as a function of inputs and weight.
+        channels: how many output channels the layer has.
     """
 
     inputs: Tensor
     wanted: Tensor
     call: Callable[[Tensor, Tensor], Tensor]
+    channels: int
 
     @staticmethod
     def of(simulation: Simulation, layer: Layer, float_inputs: Tensor, inputs: Tensor, config: AdaRound) -> _Problem:
@@ -84,7 +86,8 @@ class _Problem:
         weight = tensor(simulation.network.graph, layer.weight)
         with torch.no_grad():
             wanted = [call(part, weight) for part in _parts(float_inputs, config.batch_size)]
-        return _Problem(inputs, torch.cat(wanted), call)
+        outputs = torch.cat(wanted)
+        return _Problem(inputs, outputs, call, outputs.shape[-1 if layer.kind == "linear" else 1])
 
     def error(self, weight: Tensor, batch_size: int) -> float:
         """Return the squared error over all samples."""
@@ -182,7 +185,7 @@ def _learn(
         relaxed = _rectified_sigmoid(logit)
         soft = (floor + relaxed).clamp(encoding.grid.qmin, encoding.grid.qmax) * scale
         difference = problem.call(problem.inputs[chosen], soft) - problem.wanted[chosen]
-        loss = difference.square().sum() / max(1, difference.numel() // difference.shape[1])
+        loss = difference.square().sum() / max(1, difference.numel() // problem.channels)
         beta = _beta(iteration / config.iterations, config)
         if beta is not None:
             loss = loss + config.regularization * (1 - (2 * relaxed - 1).abs().pow(beta)).sum()

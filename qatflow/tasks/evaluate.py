@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from qatflow.errors import DataError
 from qatflow.gate import Measurement
 from qatflow.tasks.data import Batch
 from qatflow.tasks.metrics import Metric
@@ -64,7 +65,7 @@ class Evaluator:
     def evaluate(self, model: Callable[..., Any]) -> Evaluation:
         """Measure `model`; a value that is not finite makes the measurement NaN."""
         scores: list[Tensor] = []
-        whole = self.metric.make_whole() if self.metric.make_whole is not None else None
+        whole = self._whole()
         signal = noise = 0.0
         samples = 0
         for index, cpu_batch in enumerate(self.batches()):
@@ -76,9 +77,16 @@ class Evaluator:
             if whole is not None:
                 whole.update(outputs, batch.target)
             elif self.metric.per_sample is not None:
-                scores.append(self.metric.per_sample(outputs, batch.target, reference).cpu())
+                scores.append(_checked(self.metric, self.metric.per_sample(outputs, batch.target, reference), batch))
         self._complete = self._remembered is not None
         return Evaluation(self._measurement(scores, whole, math.isfinite(noise)), _decibel(signal, noise), samples)
+
+    def _whole(self) -> Any:
+        """Return a fresh metric over all samples, on the device of the batches; None where there is none."""
+        if self.metric.make_whole is None:
+            return None
+        whole = self.metric.make_whole()
+        return whole.to(self.device) if hasattr(whole, "to") else whole
 
     def _measurement(self, scores: list[Tensor], whole: Any, finite: bool) -> Measurement:
         if whole is not None:
@@ -106,6 +114,19 @@ class Evaluator:
             if self._bytes > REMEMBER:
                 self._remembered = None
         return outputs
+
+
+def _checked(metric: Metric, scores: Any, batch: Batch) -> Tensor:
+    """Return the scores of a batch, one a sample, on the CPU.
+
+    Raises:
+        DataError: the metric returned something else.
+    """
+    if not isinstance(scores, Tensor) or scores.shape != (batch.size,):
+        found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        message = f"the metric {metric.name} returned {found} for {batch.size} samples; return one score per sample"
+        raise DataError(message)
+    return scores.cpu()
 
 
 def _powers(reference: Any, outputs: Any) -> tuple[float, float]:

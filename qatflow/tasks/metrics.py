@@ -54,25 +54,49 @@ def logits(outputs: Any) -> Tensor:
     return tensors[0]
 
 
+def _same_shape(values: Tensor, target: Any, what: str) -> Tensor:
+    """Return the target in the shape of `values`; dimensions of size 1 may be left out or added.
+
+    Raises:
+        DataError: they do not fit; comparing them all the same would compare every sample with every other.
+    """
+    if not isinstance(target, Tensor) or [n for n in values.shape if n > 1] != [n for n in target.shape if n > 1]:
+        found = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
+        message = (
+            f"the model's {what} have the shape {list(values.shape)}, and the data's targets {found}: make them fit"
+        )
+        raise DataError(message)
+    return target.reshape(values.shape)
+
+
+def fitting_target(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
+    """Return a model's values and real-valued targets in the same shape."""
+    values = logits(outputs)
+    return values, _same_shape(values, target, "values")
+
+
 def _per_sample_mean(values: Tensor) -> Tensor:
     return values.double().flatten(1).mean(1) if values.dim() > 1 else values.double()
 
 
 def accuracy(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
     """Return 1 where the highest score is the target's class; for pixels, the share of them."""
-    return _per_sample_mean(logits(outputs).argmax(1) == target)
+    best = logits(outputs).argmax(1)
+    return _per_sample_mean(best == _same_shape(best, target, "best classes"))
 
 
 def top5_accuracy(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
     """Return 1 where the target's class is among the five highest scores."""
     scores = logits(outputs)
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    target = _same_shape(best[:, 0], target, "best classes")
     return _per_sample_mean((best == target.unsqueeze(1)).any(1))
 
 
 def mean_squared_error(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
     """Return the mean squared difference from the target."""
-    return _per_sample_mean((logits(outputs) - target).square())
+    values, wanted = fitting_target(outputs, target)
+    return _per_sample_mean((values - wanted).square())
 
 
 def agreement(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
@@ -81,10 +105,11 @@ def agreement(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
 
 
 def sqnr_db(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
-    """Return the signal to quantization-noise ratio of a sample's outputs in dB, at most 100; needs no labels."""
-    wanted, got = logits(fp32_outputs).double().flatten(1), logits(outputs).double().flatten(1)
+    """Return the signal to quantization-noise ratio of a sample's outputs in dB, within 100; needs no labels."""
+    wanted, got = (logits(one).double().unsqueeze(-1).flatten(1) for one in (fp32_outputs, outputs))
     noise = (wanted - got).square().sum(1)
-    return (10 * torch.log10(wanted.square().sum(1) / noise.clamp(min=1e-300))).clamp(max=100.0)
+    ratio = 10 * torch.log10(wanted.square().sum(1) / noise).clamp(-10, 10)
+    return torch.where(noise == 0, 100.0, ratio)
 
 
 METRICS: dict[str, Metric] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,9 @@ def trial(number: int, lr: float, best: float, epochs: int = 16, **changes: obje
     """Return a trial that climbs from the PTQ start at 0.62 towards `best`."""
     climb = [0.62 + (best - 0.62) * (1 - math.exp(-epoch / 2.5)) for epoch in range(epochs + 1)]
     history = tuple(
-        EpochRecord(epoch=epoch, lr=lr, train_loss=None if epoch == 0 else 1 / epoch, value=round(value, 6), seconds=4.0)
+        EpochRecord(
+            epoch=epoch, lr=lr, train_loss=None if epoch == 0 else 1 / epoch, value=round(value, 6), seconds=4.0
+        )
         for epoch, value in enumerate(climb)
     )
     values: dict[str, object] = {
@@ -157,7 +160,9 @@ def met_run() -> RunResult:
         ),
         tensors=tuple(tensor(index, kind) for index in range(12) for kind in ("weight", "activation")),
         float_tensors=(
-            FloatTensor(layer="head.softmax", tensor="output", op="softmax", reason="the target has no rule for softmax"),
+            FloatTensor(
+                layer="head.softmax", tensor="output", op="softmax", reason="the target has no rule for softmax"
+            ),
         ),
         timings={"load": 0.9, "capture": 2.6, "fp32": 0.41, "naive": 3.25, "equalize": 8.125, "export": 0.3},
         artefacts={"weights": "export/model.safetensors", "encodings": "export/model.encodings"},
@@ -229,6 +234,12 @@ def leave(folder: Path, result: RunResult, recipe: str = RECIPE) -> Path:
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def leave_run() -> Callable[..., Path]:
+    """Give tests `leave`."""
+    return leave
 
 
 @pytest.fixture

@@ -1,0 +1,265 @@
+"""The page: what it says and in which order, that no name becomes markup, and that it needs nothing from outside."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from qatflow.report.html import flat_items, relative_href, render, worst_first
+from qatflow.result import FloatTensor, RunResult, TensorRecord, Verdict
+
+SCRIPT = "<script>alert(1)</script>"
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The parsed page: tags with attributes in order, and text without the styles; fails where tags do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.styles: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == [], f"left open: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open[-1] == tag, f"</{tag}> closes {self._open[-1:]}"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        (self.styles if self._open[-1:] == ["style"] else self.words).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def names(self) -> set[str]:
+        return {tag for tag, _ in self.tags}
+
+
+def page_of(result: RunResult, recipe: str = "name: x\n", environment: dict[str, Any] | None = None) -> Page:
+    return Page(render(result, recipe, {"python": "3.11"} if environment is None else environment))
+
+
+def test_the_verdict_comes_first_then_the_ladder(met_run: RunResult) -> None:
+    text = page_of(met_run).text
+    headings = [
+        "Gate met",
+        "Best candidate",
+        "Ladder Every",
+        "Quantization-aware training A rung",
+        "Quantized tensors Of",
+    ]
+    headings += ["Left in float layer", "Timings load", "Files weights", "Recipe The resolved", "Environment python"]
+    places = [text.index(heading) for heading in headings]
+    assert places == sorted(places)
+
+
+def test_the_verdict_has_all_a_reader_needs(met_run: RunResult) -> None:
+    head = page_of(met_run).text.partition("Every candidate in the order")[0]
+    for piece in (
+        Verdict.MET.sentence,
+        "FP32 accuracy 0.9859",
+        "INT8 accuracy 0.9815",
+        "Best candidate equalize",
+        "Drop +0.0044 95 % interval −0.0001 to +0.0089",
+        "Allowed drop +0.0100",
+        "540 samples",
+        "accuracy, higher is better",
+        "finished, 21 s",
+        "started 2026-01-31 12:00 UTC",
+    ):
+        assert piece in head
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize("status", ["running", "finished", "interrupted", "failed"])
+def test_every_verdict_and_status(verdict: Verdict, status: str, met_run: RunResult) -> None:
+    page = page_of(met_run.model_copy(update={"verdict": verdict, "status": status, "error": "disk is full"}))
+    assert verdict.sentence in page.text
+    assert ("section", {"class": f"verdict {verdict.value}", "id": "verdict"}) in page.tags
+    assert ("disk is full" in page.text) == (status != "finished")
+    assert any(attrs.get("id") == "status" for _, attrs in page.tags) == (status != "finished")
+
+
+@pytest.mark.parametrize(
+    ("status", "title"),
+    [
+        ("running", "No verdict yet"),
+        ("interrupted", "Interrupted before a verdict"),
+        ("failed", "Failed before a verdict"),
+        ("finished", "No verdict"),
+    ],
+)
+def test_a_run_without_a_candidate(status: str, title: str, empty_run: RunResult) -> None:
+    text = page_of(empty_run.model_copy(update={"status": status})).text
+    assert f"{title} No candidate has been measured." in text
+    assert "Nothing was measured." in text
+
+
+def test_a_strict_gate_says_that_noise_does_not_pass(trained_run: RunResult) -> None:
+    winner = trained_run.candidates[-1].model_copy(update={"passed": False})
+    candidates = (*trained_run.candidates[:-1], winner)
+    gate = trained_run.gate.model_copy(update={"strict": True}) if trained_run.gate else None
+    run = trained_run.model_copy(update={"passed": False, "candidates": candidates, "gate": gate})
+    text = page_of(run).text
+    assert "Gate missed, within noise" in text
+    assert "The gate is strict, so this does not pass." in text
+    assert "within noise, not passed" in text
+
+
+def test_a_relative_gate_is_shown_both_ways(met_run: RunResult) -> None:
+    gate = met_run.gate.model_copy(update={"max_drop": 0.009859, "max_drop_text": "1%"}) if met_run.gate else None
+    assert "Allowed drop +0.0099 (1% of FP32)" in page_of(met_run.model_copy(update={"gate": gate})).text
+
+
+def test_the_ladder_says_what_was_left_out_and_why(trained_run: RunResult) -> None:
+    text = page_of(trained_run).text
+    row = re.search(r"adaround 0\.5611.*?qat best", text)
+    assert row is not None
+    assert "+0.4248 +0.3948 to +0.4548 missed left out 21.5 3.2 s left out: worse than equalize" in row.group()
+    assert "layers: 17, mean error: 0.01235" in row.group()
+    assert "taken from an earlier start" in text
+
+
+def test_missing_numbers_are_dashes(met_run: RunResult) -> None:
+    nothing = {"value": None, "drop": None, "drop_low": None, "drop_high": None, "sqnr_db": None}
+    broken = met_run.candidates[1].model_copy(update=nothing)
+    run = met_run.model_copy(update={"candidates": (broken,), "best": "naive", "fp32": None, "deployed": None})
+    text = page_of(run).text
+    assert "naive best – – – ● missed".replace("● ", "") in text
+    assert "None" not in text.replace("None: every", "") and "nan" not in text.lower().split()
+
+
+def test_the_deployed_file_is_shown_where_it_was_measured(met_run: RunResult) -> None:
+    assert "Exported file" not in page_of(met_run).text
+    run = met_run.model_copy(update={"deployed": 0.98})
+    assert "Exported file in its runtime 0.9800" in page_of(run).text
+
+
+def test_trials_are_listed_and_drawn(trained_run: RunResult) -> None:
+    page = page_of(trained_run)
+    assert "1 – – 0.0001 4 5 frozen failed 16 s the loss was not finite" in page.text
+    assert "2 0.9739 20 1e−5 20 5 trained best" in page.text
+    assert sum(attrs.get("class") == "curve" for _, attrs in page.tags) == 3
+    assert "No trial" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "sentence"),
+    [
+        ("", {}, "A rung met the gate, so no training was needed."),
+        ("qat: {when: never}", {}, "The recipe does not train (qat.when: never)."),
+        ("qat: {when: always}", {}, "No trial was recorded."),
+        ("", {"passed": False, "status": "interrupted"}, "No trial had finished by then."),
+        ("{ not yaml", {"passed": False}, "No trial was recorded."),
+    ],
+)
+def test_no_trials_are_explained(recipe: str, changes: dict[str, Any], sentence: str, met_run: RunResult) -> None:
+    assert sentence in page_of(met_run.model_copy(update=changes), recipe).text
+
+
+def test_worst_tensors_come_first_and_the_rest_folds_away(met_run: RunResult) -> None:
+    order = worst_first(met_run)
+    known = [tensor.sqnr_db for tensor in order if tensor.sqnr_db is not None]
+    assert known == sorted(known) and order[-1].sqnr_db is None
+    page = page_of(met_run)
+    assert "The other 9" in page.text
+    before, _, after = page.text.partition("The other 9")
+    assert "features.0.conv weight weight 12.5 int8, symmetric 32 0.00125 to 0.0115 −1.5 to 1.5 0" in before
+    assert "features.11.conv" in after and "features.11.conv" not in before
+
+
+def test_files_that_are_missing_are_said_to_be(met_run: RunResult) -> None:
+    text = page_of(met_run, "", {}).text
+    assert "The run folder has no recipe.yaml." in text
+    assert "The run folder has no environment.json." in text
+
+
+def hostile(run: RunResult) -> RunResult:
+    """Put markup wherever a name can come from a model, data or a recipe."""
+    tensor = run.tensors[0].model_dump() | {"layer": SCRIPT, "tensor": SCRIPT}
+    left = FloatTensor(layer=SCRIPT, tensor=SCRIPT, op=SCRIPT, reason=SCRIPT)
+    gate = run.gate.model_copy(update={"metric": SCRIPT, "max_drop_text": f"{SCRIPT}%"}) if run.gate else None
+    worse = {"id": SCRIPT, "reason": SCRIPT, "notes": {SCRIPT: SCRIPT}}
+    return run.model_copy(
+        update={
+            "name": SCRIPT,
+            "description": SCRIPT,
+            "status": "failed",
+            "error": SCRIPT,
+            "gate": gate,
+            "candidates": tuple(one.model_copy(update=worse) for one in run.candidates),
+            "best": SCRIPT,
+            "trials": tuple(one.model_copy(update={"reason": SCRIPT}) for one in run.trials),
+            "tensors": (TensorRecord.model_validate(tensor),),
+            "float_tensors": (left,),
+            "timings": {SCRIPT: 1.0},
+            "artefacts": {SCRIPT: f'"onclick={SCRIPT}', "link": "javascript:alert(1)", "host": "//example.com/x"},
+            "export_notes": {SCRIPT: SCRIPT},
+            "started": SCRIPT,
+        }
+    )
+
+
+def test_names_cannot_become_markup(trained_run: RunResult) -> None:
+    html = render(hostile(trained_run), f"name: {SCRIPT}", {SCRIPT: {SCRIPT: [SCRIPT]}})
+    page = Page(html)
+    assert "<script" not in html.lower()
+    assert "script" not in page.names()
+    assert page.text.count(SCRIPT) > 25
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+
+
+def test_nothing_comes_from_outside(trained_run: RunResult) -> None:
+    page = page_of(hostile(trained_run))
+    assert not page.names() & {"script", "link", "img", "iframe", "object", "embed", "base", "image", "use"}
+    assert not re.search(r"url\(|@import|https?:", "".join(page.styles))
+    links = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("href", "src", "xlink:href")]
+    assert links and all(link and (link.startswith(("#", "./")) and ":" not in link) for link in links)
+
+
+def test_links_in_the_page_lead_somewhere(met_run: RunResult) -> None:
+    page = page_of(met_run)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    anchors = {str(attrs["href"])[1:] for tag, attrs in page.tags if tag == "a" and str(attrs["href"]).startswith("#")}
+    assert anchors and anchors <= set(ids)
+    assert "./export/model.safetensors" in [attrs.get("href") for _, attrs in page.tags]
+
+
+def test_wide_tables_scroll_in_a_box_of_their_own(trained_run: RunResult) -> None:
+    html = render(trained_run, "", {})
+    wide = re.findall(r'(<div class="scroll"[^>]*>)?\s*<table( class="narrow")?>', html)
+    assert len(wide) > 4
+    assert all(bool(box) != bool(narrow) for box, narrow in wide)
+
+
+def test_rendering_is_repeatable_and_light(trained_run: RunResult) -> None:
+    assert render(trained_run, "a: 1", {}) == render(trained_run, "a: 1", {})
+    assert len(render(trained_run, "a: 1", {})) < 100_000
+
+
+def test_relative_href() -> None:
+    assert relative_href("export/model a.onnx") == "./export/model%20a.onnx"
+    assert relative_href("javascript:alert(1)") == "./javascript%3Aalert%281%29"
+    assert relative_href("//example.com") == ".///example.com"
+    assert relative_href("a\\b") == "./a/b"
+
+
+def test_flat_items() -> None:
+    assert list(flat_items({"a": {"b": 1}, "c": ["x", "y"], "d": None})) == [("a.b", "1"), ("c", "x y"), ("d", "–")]
