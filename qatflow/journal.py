@@ -7,6 +7,7 @@ that is interrupted, or dies, leaves a result of all that was finished.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from qatflow.progress import Progress
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, RunResult, TrialRecord
+from qatflow.result import CandidateRecord, GateRecord, RunResult, TrialRecord
 from qatflow.store import write_text
 
 T = TypeVar("T")
@@ -77,11 +78,18 @@ class Journal:
 
     def candidate(self, record: CandidateRecord) -> None:
         """Add a candidate to the result."""
-        self.update(candidates=(*self.result.candidates, record))
+        self.update(candidates=(*self.result.candidates, record), **self._best_with(record))
         logger.info(
             "%s: value %s, drop %s, %s%s", record.id, record.value, record.drop, record.verdict.value, _after(record)
         )
         self._progress.candidate(record)
+
+    def _best_with(self, record: CandidateRecord) -> dict[str, Any]:
+        """Return what changes if `record` beats the best so far: an interrupted run has a verdict as well."""
+        gate, best = self.result.gate, self.result.winner
+        if gate is None or record.stage == "fp32" or (best is not None and _rank(record, gate) <= _rank(best, gate)):
+            return {}
+        return {"best": record.id, "verdict": record.verdict, "passed": record.passed}
 
     def trial(self, record: TrialRecord) -> None:
         """Add a trial to the result."""
@@ -93,6 +101,13 @@ class Journal:
         """Pass it on."""
         logger.warning("%s", text)
         self._progress.note(text)
+
+
+def _rank(record: CandidateRecord, gate: GateRecord) -> tuple[bool, float, float]:
+    """One that passes beats one that does not; then the metric counts, then the SQNR."""
+    sign = 1.0 if gate.higher_is_better else -1.0
+    value = -math.inf if record.value is None else sign * record.value
+    return record.passed, value, -math.inf if record.sqnr_db is None else record.sqnr_db
 
 
 def _after(record: CandidateRecord) -> str:

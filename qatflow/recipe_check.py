@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from qatflow.errors import Mistake, RecipeError, allowed_values
+from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
 from qatflow.names import DATASETS, FIDELITY_METRICS, METRICS, MODELS
 from qatflow.pydantic_sentences import mistake_of, shown
 from qatflow.recipe import Recipe
@@ -199,7 +199,9 @@ def _factory_mistakes(path: str, factory: str, trust: Sequence[str]) -> Iterator
         return
     package = module.split(".")[0]
     if package not in OPEN_PACKAGES and package not in trust:
-        fix = f"if you trust it, add trust=[{package}] on the command line; open to all: {', '.join(OPEN_PACKAGES)}"
+        hint = near_match(package, OPEN_PACKAGES)
+        trusting = f"if you trust it, add trust=[{package}] on the command line"
+        fix = f"{hint or trusting}; open to all: {', '.join(OPEN_PACKAGES)}"
         yield Mistake(path, f"the package {package!r} is not trusted", fix)
     here = importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd())])
     if here is None and importlib.util.find_spec(package) is None:

@@ -20,22 +20,22 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     A reader sees the old file or the new one, never half of one.
 
     Raises:
-        RunFolderError: the folder cannot be written to.
+        RunFolderError: the folder cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
+        aside = Path(name)
+        try:
+            write(aside)
+            aside.chmod(0o644)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
-        message = f"cannot write {path}: {error.strerror}; choose another folder with run.dir=FOLDER"
+        message = f"cannot write {path}: {error.strerror or error}; choose another folder with run.dir=FOLDER"
         raise RunFolderError(message) from error
-    aside = Path(name)
-    try:
-        write(aside)
-        aside.chmod(0o644)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

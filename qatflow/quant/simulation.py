@@ -104,8 +104,12 @@ class Simulation:
                     raise DataError(str(error)) from error
         if not seen:
             raise DataError("the calibration part of the data has no sample: give it some")
-        for _, quantizer in activations:
-            quantizer.settle(calibration)
+        for point, quantizer in activations:
+            try:
+                quantizer.settle(calibration)
+            except ValueError as error:
+                message = f"{point.layer}: {error}"
+                raise DataError(message) from error
 
     def _settle_weight(self, point: Point, quantizer: WeightQuantizer, calibration: Calibration) -> None:
         assert point.parameter is not None

@@ -43,13 +43,31 @@ def make(source: Source, section: str, table: Mapping[str, Callable[..., Made]],
         if called not in table:
             raise RecipeError([Mistake(path, f"unknown name {called!r}", allowed_values(called, table))])
         function = table[called]
-    _check_arguments(function, source.kwargs, f"{section}.kwargs", called)
+    return call(function, source.kwargs, f"{section}.kwargs", path, called)
+
+
+def call(
+    function: Callable[..., Made], kwargs: Mapping[str, Any], kwargs_path: str, path: str, called: str
+) -> Made | Any:
+    """Return what `function(**kwargs)` makes.
+
+    Args:
+        function: the user's, or ours.
+        kwargs: its arguments, from the recipe.
+        kwargs_path: where they stand in the recipe, for messages.
+        path: where the function stands in it.
+        called: its name there.
+
+    Raises:
+        RecipeError: it does not take the arguments, or fails.
+    """
+    _check_arguments(function, kwargs, kwargs_path, called)
     try:
-        return function(**source.kwargs)
+        return function(**kwargs)
     except QatflowError:
         raise
-    except Exception as error:
-        fix = f"call it in Python with {section}.kwargs to see the whole traceback"
+    except Exception as error:  # a factory raises whatever the user's code does
+        fix = f"call it in Python with {kwargs_path} to see the whole traceback"
         raise RecipeError([Mistake(path, f"{called!r} failed: {_said(error)}", fix)]) from error
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.recipe import Gate
-from qatflow.tasks.factory import load_factory
+from qatflow.tasks.factory import call, load_factory
 
 PerSample = Callable[[Any, Any, Any], Tensor]
 """`(outputs, target, fp32_outputs) -> scores`, shape `[batch]`."""
@@ -136,7 +136,7 @@ def load_metric(gate: Gate, trust: tuple[str, ...] = ()) -> Metric:
         return metric if gate.direction == "auto" else Metric(metric.name, _higher(gate), metric.per_sample)
     factory = load_factory(gate.metric, trust, "gate.metric")
     name = gate.metric.partition(":")[2]
-    made = factory(**gate.metric_kwargs)
+    made = call(factory, gate.metric_kwargs, "gate.metric_kwargs", "gate.metric", gate.metric)
     if hasattr(made, "update") and hasattr(made, "compute"):
         higher = getattr(made, "higher_is_better", None) if gate.direction == "auto" else _higher(gate)
         if higher is None:

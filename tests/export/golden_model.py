@@ -22,7 +22,12 @@ def golden_weights() -> dict[str, Tensor]:
 class GoldenModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.relu, self.flat, self.fc = nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)
+        self.conv, self.relu, self.flat, self.fc = (
+            nn.Conv2d(3, 2, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32, 2),
+        )
         self.load_state_dict(golden_weights())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -132,7 +132,9 @@ def test_gradients_are_the_straight_through_estimators(grid: Grid, case: str) ->
 def test_gradients_at_saturation_and_at_exact_ties() -> None:
     scale, zero_point = torch.tensor(0.5, dtype=torch.float64), torch.tensor(100.0, dtype=torch.float64)
     low, high = -100 * 0.5, 155 * 0.5
-    x = torch.tensor([low, low - 0.24, low - 0.26, high, high + 0.24, high + 0.26, 0.25, 0.75, -0.25], dtype=torch.float64)
+    x = torch.tensor(
+        [low, low - 0.24, low - 0.26, high, high + 0.24, high + 0.26, 0.25, 0.75, -0.25], dtype=torch.float64
+    )
     one_by_one = [
         gradients(lambda *leaves: fake_quantize(*leaves, UINT8), value, scale, zero_point, torch.tensor(1.0))
         for value in x
@@ -159,9 +161,7 @@ def test_gradients_are_those_of_torchs_learnable_op(grid: Grid, axis: int | None
 
     def torchs(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         if axis is None:
-            return torch._fake_quantize_learnable_per_tensor_affine(
-                x, scale, zero_point, grid.qmin, grid.qmax, factor
-            )
+            return torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero_point, grid.qmin, grid.qmax, factor)
         return torch._fake_quantize_learnable_per_channel_affine(
             x, scale, zero_point, axis, grid.qmin, grid.qmax, factor
         )

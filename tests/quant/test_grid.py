@@ -51,7 +51,9 @@ def test_a_symmetric_or_narrow_grid_is_signed(narrow: bool) -> None:
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
-@pytest.mark.parametrize(("low", "high"), [(-1.28, 0.5), (-0.3, 2.54), (0.0, 3.0), (-3.0, 0.0), (0.7, 1.1), (-2.0, -1.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.28, 0.5), (-0.3, 2.54), (0.0, 3.0), (-3.0, 0.0), (0.7, 1.1), (-2.0, -1.0)]
+)
 def test_symmetric_range_by_hand(bits: int, low: float, high: float) -> None:
     got = encoding(Grid(bits, True, True), low, high)
     wanted = max(max(high, 0) / (2 ** (bits - 1) - 1), max(-low, 0) / 2 ** (bits - 1))
@@ -63,7 +65,9 @@ def test_symmetric_range_by_hand(bits: int, low: float, high: float) -> None:
 
 @pytest.mark.parametrize("bits", range(2, 17))
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize(("low", "high"), [(-1.28, 0.51), (0.0, 3.0), (-3.0, 0.0), (0.7, 1.1), (-2.0, -1.0), (-5.0, 5.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.28, 0.51), (0.0, 3.0), (-3.0, 0.0), (0.7, 1.1), (-2.0, -1.0), (-5.0, 5.0)]
+)
 def test_asymmetric_range_by_hand(bits: int, signed: bool, low: float, high: float) -> None:
     got = encoding(Grid(bits, signed, False), low, high)
     low, high = np.float64(min(low, 0)), np.float64(max(high, 0))
