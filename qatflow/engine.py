@@ -23,8 +23,8 @@ from qatflow.quant.network import Network
 from qatflow.recipe import Recipe
 from qatflow.result import RunResult
 from qatflow.store import write_json, write_text
-from qatflow.tensor_records import float_tensors, tensors
 from qatflow.tasks.task import load_task
+from qatflow.tensor_records import float_tensors, tensors
 
 
 def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Progress | None = None) -> RunResult:

@@ -7,6 +7,8 @@ from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
 from qatflow.steps.context import StepContext
 
+torch.set_num_threads(1)  # the networks here are tiny: threads that wait for one another cost more than they gain
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -57,7 +57,8 @@ def float_weights(
         return FloatWeights(_own_state(graph), loadable=False, reason=reason)
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     own = _own_state(graph)
-    state.update({name: value for name, value in own.items() if name in state})
+    names = _names(model)
+    state.update({name: value.clone() for read, value in own.items() for name in names.get(read, [])})
     for norm, layer_bias in _folded_norms(base, graph):
         _neutralise(state, norm, None if layer_bias is None or layer_bias in state else own[layer_bias])
     twin = copy.deepcopy(model)
@@ -69,7 +70,18 @@ def float_weights(
 
 
 def _own_state(graph: fx.GraphModule) -> State:
-    return {name: value.detach().clone() for name, value in graph.state_dict().items()}
+    """Return the tensors that the graph reads; of a tensor with several names, capture leaves the others behind."""
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    return {name: value.detach().clone() for name, value in graph.state_dict().items() if name in read}
+
+
+def _names(model: nn.Module) -> dict[str, list[str]]:
+    """Return, for every tensor of the module, all names that it has there: several where it is tied."""
+    tensors = model.state_dict(keep_vars=True)
+    names: dict[int, list[str]] = {}
+    for name, value in tensors.items():
+        names.setdefault(id(value), []).append(name)
+    return {name: names[id(value)] for name, value in tensors.items()}
 
 
 def _changed_ops(base: fx.GraphModule, graph: fx.GraphModule) -> list[str]:

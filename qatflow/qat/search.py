@@ -139,12 +139,13 @@ def _run_trial(bench: Bench, start: Candidate, study: optuna.Study, training: Tr
     outcome = train(simulation, own, settings)
     for _ in ticks:
         pass
-    _remember(trial, outcome, settings, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
     failed = outcome.failed or not math.isfinite(outcome.best)
     if not failed and _is_best(study, outcome.best):
         folder = _trial_folder(bench, trial.number)
         save(folder, bench.base.graph, simulation.to_network(), simulation.encodings())
         write_json(folder / "meta.json", {"study": study.study_name, "trial": trial.number})
+    _remember(trial, outcome, settings, seconds)
     if failed:
         study.tell(trial, state=TrialState.FAIL)
     else:

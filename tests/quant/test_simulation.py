@@ -89,7 +89,9 @@ def test_two_layers_by_hand(two_layers: nn.Module) -> None:
     weights = [per_channel(numbers(layer.weight)) for layer in (conv, linear)]
 
     def hidden(inputs: np.ndarray) -> np.ndarray:
-        out = nn.functional.conv2d(torch.from_numpy(inputs), torch.from_numpy(weights[0]), conv.bias.double(), padding=1)
+        out = nn.functional.conv2d(
+            torch.from_numpy(inputs), torch.from_numpy(weights[0]), conv.bias.double(), padding=1
+        )
         return out.relu().detach().numpy()
 
     def last(inputs: np.ndarray) -> np.ndarray:

@@ -1,0 +1,219 @@
+"""The study as a whole: a real bench, real training, a real database."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from qatflow.bench import Bench, Candidate
+from qatflow.errors import RunFolderError
+from qatflow.graph.capture import capture
+from qatflow.progress import Silent
+from qatflow.qat.search import rate_span, recommended, search
+from qatflow.quant.network import Network
+from qatflow.recipe import Recipe
+from qatflow.result import TrialRecord
+from qatflow.tasks.task import load_task
+
+HERE = "tests.qat.tiny_task"
+
+
+def recipe(data: str = "data", qat: dict[str, object] | None = None, **search: object) -> Recipe:
+    space = {"trials": 4, "lr": (1e-4, 1e-1), "epochs": (1, 3), "decay_period": (1, 2)}
+    return Recipe(
+        model={"factory": f"{HERE}:model", "final_lr": 1e-3},
+        data={"factory": f"{HERE}:{data}", "batch_size": 32},
+        precision={"weights": 3, "activations": 4},
+        calibration={"samples": 64},
+        qat=qat or {},
+        search={**space, **search},
+        device="cpu",
+    )
+
+
+class Watching(Silent):
+    """Remembers trials; interrupts the run in an epoch of one of them."""
+
+    def __init__(self, interrupt: int | None = None) -> None:
+        self.interrupt = interrupt
+        self.trials: list[TrialRecord] = []
+        self.notes: list[str] = []
+
+    def track(self, items, description, total=None):
+        for item in items:
+            if self.interrupt is not None and description == f"qat: trial {self.interrupt}" and item == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    def trial(self, record: TrialRecord) -> None:
+        self.trials.append(record)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def prepare(recipe: Recipe, folder: Path, progress: Silent | None = None) -> tuple[Bench, Candidate]:
+    torch.manual_seed(123)
+    task = load_task(recipe, ("tests",))
+    base = Network(capture(task.model, *task.example()))
+    bench = Bench(recipe, task, base, folder, progress or Silent())
+    bench.baseline()
+    start = bench.measure(base, name="naive", stage="ptq", key="start", steps=(), notes={}, started=0.0)
+    return bench, bench.keep(start, kept=True)
+
+
+def run(recipe: Recipe, folder: Path, interrupt: int | None = None) -> tuple[Candidate | None, Watching]:
+    progress = Watching(interrupt)
+    bench, start = prepare(recipe, folder, progress)
+    return search(bench, start, folder), progress
+
+
+def study_of(folder: Path) -> optuna.Study:
+    storage = f"sqlite:///{folder / 'study.db'}"
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def proposals(trials: list[TrialRecord]) -> list[tuple[object, ...]]:
+    return [(one.lr, one.epochs, one.decay_period, one.range_learning) for one in trials]
+
+
+def without_seconds(trials: list[TrialRecord]) -> list[dict[str, object]]:
+    return [
+        one.model_dump(exclude={"seconds": True, "history": {"__all__": {"seconds"}}}, mode="json") for one in trials
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Candidate, Watching]:
+    folder = tmp_path_factory.mktemp("finished")
+    winner, progress = run(recipe(), folder)
+    assert winner is not None
+    return folder, winner, progress
+
+
+def test_the_recommendation_is_the_first_trial(finished) -> None:
+    _, _, progress = finished
+    first = progress.trials[0]
+    assert (first.number, first.lr, first.epochs, first.decay_period, first.range_learning) == (0, 1e-3, 3, 1, True)
+    assert recommended(recipe(lr=(1e-2, 1e-1)))["lr"] == 1e-2
+    assert "range_learning" not in recommended(recipe(qat={"range_learning": False}))
+
+
+def test_without_a_span_the_rate_is_searched_around_the_final_one() -> None:
+    assert rate_span(recipe(lr=None)) == pytest.approx((1e-4, 1e-2))
+
+
+def test_every_trial_is_in_the_space_and_told_once(finished) -> None:
+    _, _, progress = finished
+    assert [one.number for one in progress.trials] == [0, 1, 2, 3]
+    assert progress.notes == ["QAT trains on cross_entropy"]
+    for one in progress.trials:
+        assert one.state in ("complete", "pruned")
+        assert 1e-4 <= one.lr <= 1e-1
+        assert 1 <= one.epochs <= 3
+        assert 1 <= one.decay_period <= 2
+        assert [record.epoch for record in one.history] == list(range(len(one.history)))
+        assert one.value == max(record.value for record in one.history)
+        assert one.value >= progress.trials[0].history[0].value
+    assert len(set(proposals(progress.trials))) == 4
+
+
+def test_the_winner_is_the_best_trial_measured_on_the_evaluation_part(finished) -> None:
+    folder, winner, progress = finished
+    best = max(progress.trials, key=lambda one: (one.value, -one.number))
+    assert winner.record.notes["trial"] == best.number
+    assert winner.record.notes["best_epoch"] == best.best_epoch
+    assert (winner.record.id, winner.record.stage, winner.record.steps) == ("qat", "qat", ("qat",))
+    bench, _ = prepare(recipe(), folder / "again")
+    simulation = bench.simulate(winner.network, winner.encodings)
+    measured = bench.evaluator.evaluate(simulation.model)
+    assert measured.measurement.value == winner.record.value
+    assert measured.sqnr_db == winner.record.sqnr_db
+    assert best.value > best.history[0].value
+    assert winner.record.seconds >= sum(one.seconds for one in progress.trials)
+    assert [path.name for path in (folder / "candidates").glob("qat-trial-*")] == [f"qat-trial-{best.number}"]
+
+
+def test_the_same_seed_gives_the_same_study(finished, tmp_path: Path) -> None:
+    _, winner, progress = finished
+    again, other = run(recipe(), tmp_path)
+    assert without_seconds(other.trials) == without_seconds(progress.trials)
+    assert again is not None
+    assert again.record.value == winner.record.value
+    seeded, third = run(recipe().model_copy(update={"seed": 5}), tmp_path / "seeded")
+    assert proposals(third.trials)[0] == proposals(progress.trials)[0]
+    assert proposals(third.trials)[1:] != proposals(progress.trials)[1:]
+
+
+def test_a_second_start_does_nothing_again(finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, winner, progress = finished
+    monkeypatch.setattr("qatflow.qat.search.train", None)
+    again, other = run(recipe(), folder)
+    assert other.trials == progress.trials
+    assert again is not None
+    assert again.record == winner.record.model_copy(update={"resumed": True})
+
+
+def test_stopped_half_way_it_goes_on_and_redoes_the_abandoned_trial(tmp_path: Path) -> None:
+    stopped = recipe(epochs=(3, 3))
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path, interrupt=2)
+    abandoned = study_of(tmp_path).trials[2]
+    assert abandoned.state == optuna.trial.TrialState.RUNNING
+    winner, progress = run(stopped, tmp_path)
+    assert winner is not None
+    assert len(progress.trials) == 4
+    assert [one.number for one in progress.trials] == [0, 1, 3, 4]
+    trials = study_of(tmp_path).trials
+    assert trials[2].state == optuna.trial.TrialState.FAIL
+    assert trials[3].params == abandoned.params
+    assert all(one.history for one in progress.trials)
+
+
+def test_interrupted_before_anything_was_trained(tmp_path: Path) -> None:
+    stopped = recipe(epochs=(2, 2), trials=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path, interrupt=0)
+    winner, progress = run(stopped, tmp_path)
+    assert winner is not None
+    assert [one.number for one in progress.trials] == [1, 2]
+    assert progress.trials[0].lr == pytest.approx(1e-3)
+
+
+def test_where_no_trial_beats_the_start_the_first_one_is_shipped(tmp_path: Path) -> None:
+    idle = recipe(lr=(1e-12, 1e-12), epochs=(1, 1), trials=3)
+    winner, progress = run(idle, tmp_path)
+    assert winner is not None
+    assert winner.record.notes["trial"] == 0
+    assert [one.best_epoch for one in progress.trials] == [0, 0, 0]
+
+
+def test_where_every_trial_fails_there_is_no_winner(tmp_path: Path) -> None:
+    winner, progress = run(recipe("data_that_spoils_training", trials=2, epochs=(2, 3)), tmp_path)
+    assert winner is None
+    assert [one.state for one in progress.trials] == ["failed", "failed"]
+    assert all("given up" in one.reason for one in progress.trials)
+    assert "every QAT trial failed" in progress.notes[-1]
+
+
+def test_a_folder_whose_best_model_is_another_is_refused(tmp_path: Path) -> None:
+    one = recipe(trials=1, epochs=(1, 1))
+    run(one, tmp_path)
+    (tmp_path / "candidates" / "qat" / "meta.json").unlink()
+    meta = tmp_path / "candidates" / "qat-trial-0" / "meta.json"
+    meta.write_text(json.dumps({"study": "another", "trial": 0}))
+    with pytest.raises(RunFolderError, match="remove study.db and run again"):
+        run(one, tmp_path)
+
+
+def test_a_lower_metric_is_searched_for_where_lower_is_better(tmp_path: Path) -> None:
+    lower = recipe(trials=2, epochs=(1, 2)).model_copy(
+        update={"gate": recipe().gate.model_copy(update={"metric": f"{HERE}:loss", "direction": "lower"})}
+    )
+    winner, progress = run(lower, tmp_path)
+    assert winner is not None
+    assert all(one.value == min(record.value for record in one.history) for one in progress.trials)
+    assert winner.record.notes["trial"] == min(progress.trials, key=lambda one: one.value).number

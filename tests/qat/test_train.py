@@ -1,0 +1,241 @@
+"""One trial of training: its schedule, its floor, its way back, and what it may change."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from qatflow.gate import Measurement
+from qatflow.qat.losses import LOSSES
+from qatflow.qat.train import Outcome, Settings, Training, train
+from qatflow.quant.grid import Encoding
+from qatflow.quant.simulation import Simulation
+from qatflow.quant.targets import TARGETS
+from qatflow.recipe import Calibration, Precision, Qat
+from qatflow.tasks.data import Batch
+from tests import captured
+
+CPU = torch.device("cpu")
+
+
+def samples(count: int, seed: int) -> Tensor:
+    return torch.randn(count, *captured.SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def simulation() -> Simulation:
+    result = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    result.calibrate([((samples(32, 0),), {})], Calibration())
+    return result
+
+
+class Data:
+    """Training batches with the classes that FP32 gives; may spoil the loss of some epochs."""
+
+    def __init__(self, spoiled: tuple[int, ...] = ()) -> None:
+        self.graph = captured.folded().graph
+        self.spoiled = spoiled
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.epoch += 1
+        for seed in (1, 2):
+            x = samples(16, seed)
+            with torch.no_grad():
+                target = self.graph(x).argmax(1)
+            if self.epoch in self.spoiled and seed == 2:
+                x = x * math.nan
+            yield Batch((x,), {}, target, len(x))
+
+
+def closeness(model: Callable[..., Tensor]) -> Measurement:
+    """How close outputs are to FP32's; higher is better and it moves with every weight."""
+    x = samples(32, 5)
+    with torch.no_grad():
+        return Measurement(-float((model(x) - captured.folded().graph(x)).square().mean()), None, True)
+
+
+def training(data: Data | None = None, loss: str = "distillation", **options: object) -> Training:
+    fp32 = captured.folded().graph if loss == "distillation" else None
+    return Training(data or Data(), closeness, LOSSES[loss], fp32, Qat(**options), CPU)
+
+
+SETTINGS = Settings(lr=1e-3, epochs=4, decay_period=2, range_learning=False)
+
+
+def test_the_rate_is_divided_by_ten_every_so_many_epochs() -> None:
+    settings = Settings(lr=2e-3, epochs=7, decay_period=3, range_learning=False)
+    rates = [settings.rate(epoch) for epoch in range(1, 8)]
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 2e-4, 2e-4, 2e-4, 2e-5])
+
+
+def test_training_brings_the_outputs_closer_and_records_every_epoch(simulation: Simulation) -> None:
+    start = closeness(simulation.model).value
+    outcome = train(simulation, training(), SETTINGS)
+    assert outcome.best > start
+    assert closeness(simulation.model).value == outcome.best
+    assert [record.epoch for record in outcome.history] == [0, 1, 2, 3, 4]
+    assert [record.lr for record in outcome.history] == pytest.approx([0, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert outcome.history[0].value == start
+    assert outcome.history[0].train_loss is None
+    assert outcome.history[1].train_loss > outcome.history[4].train_loss
+    assert outcome.best == max(record.value for record in outcome.history)
+    assert outcome.history[outcome.best_epoch].value == outcome.best
+    assert not (outcome.failed or outcome.pruned or outcome.reason)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_every_optimizer_moves_the_weights(simulation: Simulation, optimizer: str) -> None:
+    before = simulation.model.head.weight.detach().clone()
+    outcome = train(simulation, training(optimizer=optimizer), SETTINGS)
+    assert outcome.best_epoch > 0
+    assert not torch.equal(simulation.model.head.weight, before)
+
+
+def test_epoch_zero_is_the_floor_however_bad_the_training(simulation: Simulation) -> None:
+    state = {name: value.clone() for name, value in simulation.model.state_dict().items()}
+    start = closeness(simulation.model).value
+    outcome = train(simulation, training(), replace(SETTINGS, lr=3.0))
+    assert (outcome.best_epoch, outcome.best) == (0, start)
+    assert all(record.value is None or record.value < start for record in outcome.history[1:])
+    assert closeness(simulation.model).value == start
+    assert all(torch.equal(simulation.model.state_dict()[name], value) for name, value in state.items())
+
+
+def scripted(values: list[float], higher: bool) -> Callable[[fx.GraphModule], Measurement]:
+    """A validation that returns given values, one a call."""
+    remaining = iter(values)
+    return lambda model: Measurement(next(remaining), None, higher)
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "best_epoch"),
+    [
+        ([0.5, 0.6, 0.9, 0.7, 0.9], True, 2),
+        ([0.5, 0.6, 0.2, 0.3, 0.2], False, 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], True, 0),
+        ([math.nan, 0.1, 0.2, 0.0, 0.1], True, 2),
+    ],
+)
+def test_the_best_epoch_is_kept_and_ties_stay_with_the_earlier(
+    simulation: Simulation, values: list[float], higher: bool, best_epoch: int
+) -> None:
+    weights = []
+
+    def report(epoch: int, value: float) -> bool:
+        weights.append(simulation.model.head.weight.detach().clone())
+        return False
+
+    weights.append(simulation.model.head.weight.detach().clone())
+    own = replace(training(), validate=scripted(values, higher), report=report)
+    outcome = train(simulation, own, SETTINGS)
+    assert (outcome.best_epoch, outcome.best) == (best_epoch, values[best_epoch])
+    assert torch.equal(simulation.model.head.weight, weights[best_epoch])
+    assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 5
+
+
+def test_a_loss_that_is_not_finite_goes_back_and_halves_the_rate(simulation: Simulation) -> None:
+    outcome = train(simulation, training(Data(spoiled=(2,))), SETTINGS)
+    assert not outcome.failed
+    assert "not finite in epoch 2 at learning rate 0.001: back to epoch" in outcome.reason
+    assert "rate halved" in outcome.reason
+    assert [record.lr for record in outcome.history] == pytest.approx([0, 1e-3, 1e-3, 0.5e-4, 0.5e-4])
+    assert outcome.history[2].value is None
+    assert outcome.history[2].train_loss is None
+    assert all(bool(torch.isfinite(value).all()) for value in simulation.model.state_dict().values())
+
+
+def test_training_goes_on_from_the_best_epoch(simulation: Simulation) -> None:
+    seen = []
+    state = copy.deepcopy(simulation.model.state_dict())
+
+    class Watched(Data):
+        def __iter__(self) -> Iterator[Batch]:
+            seen.append({name: value.clone() for name, value in simulation.model.state_dict().items()})
+            return super().__iter__()
+
+    own = replace(training(Watched(spoiled=(1,))), validate=scripted([0.5, 0.6, 0.7, 0.8], True))
+    train(simulation, own, SETTINGS)
+    assert all(torch.equal(seen[1][name], value) for name, value in state.items())
+
+
+def test_the_second_loss_that_is_not_finite_fails_the_trial(simulation: Simulation) -> None:
+    outcome = train(simulation, training(Data(spoiled=(2, 4))), SETTINGS)
+    assert outcome.failed
+    assert outcome.reason.count("not finite") == 2
+    assert outcome.reason.endswith("given up")
+    assert len(outcome.history) == 5
+    assert closeness(simulation.model).value == outcome.best
+
+
+def test_a_report_that_says_so_stops_the_trial(simulation: Simulation) -> None:
+    told = []
+
+    def report(epoch: int, value: float) -> bool:
+        told.append((epoch, value))
+        return epoch == 2
+
+    outcome = train(simulation, replace(training(), report=report), SETTINGS)
+    assert outcome.pruned
+    assert [record.epoch for record in outcome.history] == [0, 1, 2]
+    assert told == [(record.epoch, record.value) for record in outcome.history[1:]]
+
+
+def activations(simulation: Simulation) -> dict[str, Encoding]:
+    names = [point.tensor for point in simulation.placement.points if point.parameter is None]
+    return {name: encoding for name, encoding in simulation.encodings().items() if name in names}
+
+
+def trained(simulation: Simulation, range_learning: bool, **options: object) -> Outcome:
+    return train(simulation, training(**options), replace(SETTINGS, range_learning=range_learning, lr=3e-3))
+
+
+def test_range_learning_moves_the_ranges_of_activations(simulation: Simulation) -> None:
+    before = activations(simulation)
+    assert trained(simulation, True).best_epoch > 0
+    after = activations(simulation)
+    moved = [name for name in before if not torch.equal(before[name].scale, after[name].scale)]
+    assert len(moved) == len(before)
+    assert all(float(encoding.zero_point) == round(float(encoding.zero_point)) for encoding in after.values())
+
+
+def test_without_it_they_stay_to_the_last_bit_while_weight_scales_follow(simulation: Simulation) -> None:
+    before, all_before = activations(simulation), simulation.encodings()
+    assert trained(simulation, False).best_epoch > 0
+    after = activations(simulation)
+    for name, encoding in before.items():
+        assert torch.equal(after[name].scale, encoding.scale)
+        assert torch.equal(after[name].zero_point, encoding.zero_point)
+    for point in simulation.placement.points:
+        if point.parameter is not None:
+            old, new = all_before[point.tensor].scale, simulation.encodings()[point.tensor].scale
+            assert not torch.equal(old, new)
+
+
+def test_ranges_have_a_learning_rate_of_their_own(simulation: Simulation) -> None:
+    twin = Simulation(simulation.to_network(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    twin.load_encodings(simulation.encodings())
+    one = replace(SETTINGS, epochs=1, range_learning=True)
+    for each, factor in ((simulation, 1.0), (twin, 1e-4)):
+        own = replace(training(range_lr_scale=factor), validate=scripted([0.0, 1.0], True))
+        train(each, own, one)
+    slow, fast = (float(each.quantizer("x").log_ratio.detach().abs()) for each in (twin, simulation))
+    assert 0 < slow < 0.01 * fast
+
+
+def test_the_same_data_and_settings_give_the_same_model(simulation: Simulation) -> None:
+    twin = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    twin.load_encodings(simulation.encodings())
+    one, other = (train(each, training(), SETTINGS) for each in (simulation, twin))
+    assert [record.value for record in one.history] == [record.value for record in other.history]
+    assert torch.equal(simulation.model.head.weight, twin.model.head.weight)
+
+
+def test_training_on_labels_lowers_their_loss(simulation: Simulation) -> None:
+    outcome = train(simulation, training(loss="cross_entropy"), replace(SETTINGS, lr=1e-3))
+    losses = [record.train_loss for record in outcome.history[1:]]
+    assert losses[-1] < losses[0]

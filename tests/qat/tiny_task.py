@@ -1,0 +1,34 @@
+"""A model and data for whole searches: a few hundred points in two classes, learned by nobody."""
+
+import torch
+from torch import Tensor, nn
+
+
+def model() -> nn.Module:
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+
+
+def part(count: int, seed: int) -> list[tuple[Tensor, int]]:
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        labels = model()(x).argmax(1)
+    return [(one, int(label)) for one, label in zip(x, labels, strict=True)]
+
+
+def data() -> dict[str, list[tuple[Tensor, int]]]:
+    return {"train": part(96, 1), "validation": part(128, 2), "calibration": part(64, 3), "test": part(128, 4)}
+
+
+def data_that_spoils_training() -> dict[str, list[tuple[Tensor, int]]]:
+    spoiled = [(x * float("nan"), label) for x, label in part(64, 1)]
+    return {**data(), "train": spoiled}
+
+
+def loss() -> object:
+    """Return a metric with a score per sample, lower is better."""
+
+    def cross_entropy(outputs: Tensor, target: Tensor, fp32_outputs: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, target, reduction="none")
+
+    return cross_entropy
