@@ -19,7 +19,7 @@ Note = bool | int | float | str
 class Record(BaseModel):
     """A frozen part of a result."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Verdict(Enum):

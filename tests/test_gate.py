@@ -54,7 +54,9 @@ def same(one: Decision, other: Decision) -> bool:
 
 
 @given(gates, scores, st.booleans())
-def test_a_metric_turned_upside_down_is_judged_alike(gate: Gate, pairs: list[tuple[float, float]], higher: bool) -> None:
+def test_a_metric_turned_upside_down_is_judged_alike(
+    gate: Gate, pairs: list[tuple[float, float]], higher: bool
+) -> None:
     fp32, candidate = (sampled(column, higher) for column in zip(*pairs, strict=True))
     assert same(decide(gate, fp32, candidate), decide(gate, flipped(fp32), flipped(candidate)))
 

@@ -12,7 +12,7 @@ from qatflow.overrides import take_trust
 from qatflow.preflight import Plan, plan
 from qatflow.recipe import Recipe
 
-PRECISIONS = "w2a4, w3a4, w4a4, w4a8, w4a8_per_tensor, w8a16, w8a8, w8a8_per_tensor"
+PRECISIONS = "w2a4, w3a3_per_tensor, w3a4, w4a4, w4a8, w4a8_per_tensor, w8a16, w8a8, w8a8_per_tensor"
 TOP = f"{', '.join(Recipe.model_fields)}, recipe, trust"
 Project = Callable[[str, str], Path]
 

@@ -11,9 +11,7 @@ from qatflow.recipe import Recipe
 
 
 def recipe(loss: str = "auto", labels: bool = True) -> Recipe:
-    return Recipe(
-        model={"name": "digits_mobilenet"}, data={"name": "digits", "labels": labels}, qat={"loss": loss}
-    )
+    return Recipe(model={"name": "digits_mobilenet"}, data={"name": "digits", "labels": labels}, qat={"loss": loss})
 
 
 def test_cross_entropy_by_hand() -> None:
