@@ -156,7 +156,7 @@ def test_the_interval_is_that_of_a_brute_force_bootstrap(confidence: float, kind
     if kind == "right or wrong":
         fp32, candidate = right_or_wrong(400, 0.9, 1), right_or_wrong(400, 0.8, 2)
     else:
-        fp32, candidate = np.random.default_rng(1).normal(0, 1, (2, 300)) + [[0.3], [0.0]]
+        fp32, candidate = np.random.default_rng(1).normal(0, 1, (2, 300)) + np.array([[0.3], [0.0]])
     low, high = paired_interval(
         gate(confidence=confidence, resamples=4000), sampled(fp32, higher), sampled(candidate, higher)
     )

@@ -143,7 +143,7 @@ def test_the_same_seed_gives_the_same_study(finished, tmp_path: Path) -> None:
     assert without_seconds(other.trials) == without_seconds(progress.trials)
     assert again is not None
     assert again.record.value == winner.record.value
-    seeded, third = run(recipe().model_copy(update={"seed": 5}), tmp_path / "seeded")
+    _, third = run(recipe().model_copy(update={"seed": 5}), tmp_path / "seeded")
     assert proposals(third.trials)[0] == proposals(progress.trials)[0]
     assert proposals(third.trials)[1:] != proposals(progress.trials)[1:]
 
@@ -205,7 +205,7 @@ def test_a_folder_whose_best_model_is_another_is_refused(tmp_path: Path) -> None
     (tmp_path / "candidates" / "qat" / "meta.json").unlink()
     meta = tmp_path / "candidates" / "qat-trial-0" / "meta.json"
     meta.write_text(json.dumps({"study": "another", "trial": 0}))
-    with pytest.raises(RunFolderError, match="remove study.db and run again"):
+    with pytest.raises(RunFolderError, match=r"remove study.db and run again"):
         run(one, tmp_path)
 
 

@@ -126,9 +126,9 @@ def test_weight_scales_are_the_best_of_all_candidates(axis: int | None, bits: in
     got = weight_encoding(weight, grid, axis, "sqnr")
     channels = [weight] if axis is None else list(weight.movedim(axis, 0))
     for channel, scale in zip(channels, got.scale.view(-1).tolist(), strict=True):
-        full = float(encoding_of_range(grid, *channel_range(channel, None)).scale)
+        full, values = float(encoding_of_range(grid, *channel_range(channel, None)).scale), channel.numpy()
 
-        def cost(ratio: float, values: np.ndarray = channel.numpy(), full: float = full) -> float:
+        def cost(ratio: float, values: np.ndarray = values, full: float = full) -> float:
             q = np.clip(np.round(values / (full * ratio)), grid.qmin, grid.qmax)
             return float(((q * full * ratio - values) ** 2).sum())
 

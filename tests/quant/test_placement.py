@@ -185,7 +185,7 @@ class NoLayer(nn.Module):
 
 
 def test_a_model_without_a_weighted_layer_is_refused() -> None:
-    with pytest.raises(PlacementError, match="quantizes no weighted layer of this model .*found: none"):
+    with pytest.raises(PlacementError, match=r"quantizes no weighted layer of this model .*found: none"):
         place(capture(NoLayer(), (torch.randn(2, 4),)), TARGET, Precision())
 
 
@@ -199,5 +199,5 @@ def test_a_target_that_quantizes_no_layer_of_the_model_names_what_it_found() -> 
         preserving=frozenset(),
         fused=frozenset(),
     )
-    with pytest.raises(PlacementError, match="target nothing .*found: conv, linear"):
+    with pytest.raises(PlacementError, match=r"target nothing .*found: conv, linear"):
         place(captured.folded().graph, target, Precision())

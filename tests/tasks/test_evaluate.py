@@ -157,7 +157,7 @@ def test_every_float_output_counts_for_the_sqnr_and_no_other() -> None:
 )
 def test_a_metric_without_one_score_per_sample_is_told_of(scores: object) -> None:
     fp32 = Counting()
-    with pytest.raises(DataError, match="the metric mine returned .* for 5 samples; return one score per sample"):
+    with pytest.raises(DataError, match=r"the metric mine returned .* for 5 samples; return one score per sample"):
         evaluator(fp32, Metric("mine", True, per_sample=scores)).evaluate(fp32)
 
 

@@ -157,7 +157,7 @@ def test_a_function_of_the_users_needs_a_direction() -> None:
     assert (metric.name, metric.higher_is_better, metric.make_whole) == ("negative_error", True, None)
     assert metric.per_sample(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 5.0]), None).tolist() == [-1.0, 0.0]
     for name in ("negative_error", "OwnMetric"):
-        with pytest.raises(DataError, match="nothing says whether a higher .* is better; write higher or lower"):
+        with pytest.raises(DataError, match=r"nothing says whether a higher .* is better; write higher or lower"):
             load_metric(Gate(metric=f"{HERE}:{name}"), ("tests",))
 
 
