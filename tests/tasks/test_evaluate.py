@@ -91,7 +91,8 @@ def test_beyond_the_limit_fp32_runs_again_with_the_same_result(monkeypatch: pyte
         assert all(same(result, wanted) for result in results)
 
 
-def test_a_pass_that_broke_off_leaves_nothing_half_remembered() -> None:
+def test_a_pass_that_broke_off_leaves_nothing_half_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "REMEMBER", 13 * 4 * 4)
     fp32, other = Counting(0), Counting(1)
     wanted = evaluator(fp32).evaluate(other)
     one = evaluator(fp32)
@@ -104,7 +105,9 @@ def test_a_pass_that_broke_off_leaves_nothing_half_remembered() -> None:
     with pytest.raises(KeyboardInterrupt):
         one.evaluate(breaks)
     assert same(one.evaluate(other), wanted)
+    fp32.calls = 0
     assert same(one.evaluate(other), wanted)
+    assert fp32.calls == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
