@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from qatflow.errors import RunFolderError
+from qatflow.errors import CaptureError, RunFolderError
 from qatflow.gate import Decision, Measurement, allowed_drop, best_of, decide
 from qatflow.progress import Progress
 from qatflow.quant.grid import Encoding
@@ -202,7 +202,7 @@ class Bench:
             if meta["key"] != key:
                 return None
             network, encodings = load(folder, self.base.graph)
-        except (RunFolderError, KeyError, OSError) as error:
+        except (RunFolderError, CaptureError, KeyError, OSError) as error:
             self.progress.note(f"{folder} cannot be used again ({error}): doing that rung anew")
             return None
         measurement = _measurement(meta, self.fp32.higher_is_better)

@@ -102,7 +102,7 @@ def _for_hydra(override: Override, files: dict[str, Path]) -> str:
         return f"{GROUP}={name}"
     if override.type is OverrideType.ADD:
         return line[1:] if is_choice(override) else f"+{line}"
-    if override.type is OverrideType.CHANGE and override.key_or_group.startswith(OPEN_SECTIONS):
+    if override.type is OverrideType.CHANGE and f"{override.key_or_group}.".startswith(OPEN_SECTIONS):
         return f"++{line}"
     return line
 

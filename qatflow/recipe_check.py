@@ -185,7 +185,11 @@ def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Se
     elif metric not in METRICS:
         fix = f"{allowed_values(metric, METRICS)}, or package.module:function"
         yield Mistake("gate.metric", f"unknown metric {metric!r}", fix)
-    elif data.get("labels") is False and metric not in FIDELITY_METRICS:
+        return
+    elif gate.get("metric_kwargs"):
+        problem = f"{metric!r} is a metric of ours and takes no arguments"
+        yield Mistake("gate.metric_kwargs", problem, "remove them, or name a factory as gate.metric")
+    if metric in METRICS and data.get("labels") is False and metric not in FIDELITY_METRICS:
         fix = f"allowed without labels: {', '.join(FIDELITY_METRICS)}"
         yield Mistake("gate.metric", f"{metric!r} needs labels, and data.labels is false", fix)
 

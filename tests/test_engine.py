@@ -162,6 +162,24 @@ def test_left_out_rung_is_recorded_and_not_built_on(tmp_path: Path) -> None:
     assert result.best == "fold_batch_norms"
 
 
+def test_a_users_encoder_without_labels_is_distilled(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": {"factory": "tests.token_task:encoder"},
+            "data": {"factory": "tests.token_task:tokens", "labels": False},
+            "precision": {"weights": 4, "activations": 4},
+            "gate": {"metric": "agreement", "max_drop": 0.0},
+            "search": {"trials": 1, "lr": (1e-3, 1e-3), "epochs": (3, 3), "decay_period": (2, 2)},
+        }
+    )
+    result = qatflow.run(recipe, tmp_path, trust=("tests",))
+    by_id = {record.id: record for record in result.candidates}
+    assert by_id["fp32"].value == 1
+    assert by_id["naive"].value < 1
+    assert result.winner.value >= by_id["naive"].value
+    assert {left.op for left in result.float_tensors} >= {"aten.layer_norm.default"}
+
+
 @pytest.mark.slow
 def test_qat_takes_over_where_the_ladder_misses(tmp_path: Path) -> None:
     recipe = skewed(

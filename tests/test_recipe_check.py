@@ -84,6 +84,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         f"allowed: {', '.join(METRICS)}, or package.module:function",
     ),
     (
+        {"gate": {"metric_kwargs": {"k": 3}}},
+        "gate.metric_kwargs: 'accuracy' is a metric of ours and takes no arguments; remove them, or name a factory as "
+        "gate.metric",
+    ),
+    (
         {"data": {"labels": False}},
         f"gate.metric: 'accuracy' needs labels, and data.labels is false; "
         f"allowed without labels: {', '.join(FIDELITY_METRICS)}",

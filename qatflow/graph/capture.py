@@ -40,11 +40,10 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     """
     model = copy.deepcopy(model).eval()
     kwargs = dict(kwargs or {})
+    shapes = _dynamic_batch(model, args, kwargs)
     try:
         with torch.no_grad():
-            exported = torch.export.export(
-                model, tuple(args), kwargs, dynamic_shapes=_dynamic_batch(model, args, kwargs)
-            )
+            exported = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise CaptureError(_what_failed(model, error)) from error
     graph = exported.module(check_guards=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx._pytree import tree_flatten_spec
 
 
 class _Observer(fx.Interpreter):
@@ -40,4 +41,6 @@ def observe(
 def flat_inputs(graph: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Return the inputs in the order of the graph's placeholders."""
     codegen = graph.graph._codegen
-    return list(codegen.process_inputs(*args, **kwargs))
+    if not isinstance(codegen, fx.graph._PyTreeCodeGen):
+        return [*args, *kwargs.values()]
+    return tree_flatten_spec((args, kwargs), codegen.pytree_info.in_spec)

@@ -15,10 +15,14 @@ from torch.utils import _pytree as pytree
 from qatflow.errors import DataError
 from qatflow.gate import Measurement
 from qatflow.tasks.data import Batch
-from qatflow.tasks.metrics import Metric
+from qatflow.tasks.metrics import Metric, logits
 
 REMEMBER = 256 * 2**20
 """Most bytes of FP32 outputs that are kept; beyond that FP32 runs again beside every candidate."""
+
+
+MOST_DB = 300.0
+"""What an SQNR is held within, so that an exact match is a number and ranks first."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Evaluation:
 
     Attributes:
         measurement: the metric.
-        sqnr_db: signal to quantization-noise ratio of all float outputs against FP32's; infinite where equal.
+        sqnr_db: signal to quantization-noise ratio of all float outputs against FP32's, within `MOST_DB`; NaN where an
+            output is not finite.
         samples: how many there were.
     """
 
@@ -75,7 +80,7 @@ class Evaluator:
             power, difference = _powers(reference, outputs)
             signal, noise, samples = signal + power, noise + difference, samples + batch.size
             if whole is not None:
-                whole.update(outputs, batch.target)
+                _update(whole, self.metric, outputs, batch)
             elif self.metric.per_sample is not None:
                 scores.append(_checked(self.metric, self.metric.per_sample(outputs, batch.target, reference), batch))
         self._complete = self._remembered is not None
@@ -116,6 +121,21 @@ class Evaluator:
         return outputs
 
 
+def _update(whole: Any, metric: Metric, outputs: Any, batch: Batch) -> None:
+    """Give a metric over all samples one more batch: the scores where a model returns them by name, else everything.
+
+    Raises:
+        DataError: the metric cannot take them.
+    """
+    named = isinstance(outputs, dict) and bool({"logits", "out"} & outputs.keys())
+    try:
+        whole.update(logits(outputs) if named else outputs, batch.target)
+    except Exception as error:  # a metric raises whatever it likes
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = f"the metric {metric.name} cannot take the model's outputs and the data's targets: {said}"
+        raise DataError(message) from error
+
+
 def _checked(metric: Metric, scores: Any, batch: Batch) -> Tensor:
     """Return the scores of a batch, one a sample, on the CPU.
 
@@ -142,4 +162,6 @@ def _powers(reference: Any, outputs: Any) -> tuple[float, float]:
 def _decibel(signal: float, noise: float) -> float:
     if not math.isfinite(noise):
         return math.nan
-    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else math.inf if noise == 0 else -math.inf
+    if noise == 0:
+        return MOST_DB
+    return max(-MOST_DB, min(MOST_DB, 10 * math.log10(signal / noise))) if signal > 0 else -MOST_DB

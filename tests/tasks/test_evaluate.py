@@ -66,7 +66,7 @@ def test_fp32_itself_runs_once_a_batch_and_has_no_noise() -> None:
     fp32 = Counting()
     got = evaluator(fp32).evaluate(fp32)
     assert fp32.calls == 3
-    assert got.sqnr_db == math.inf
+    assert got.sqnr_db == 300
 
 
 def test_outputs_of_fp32_are_kept_for_the_next_models() -> None:
@@ -169,4 +169,23 @@ def test_no_samples_and_no_signal() -> None:
     got = evaluator(fp32, batches=[]).evaluate(fp32)
     assert math.isnan(got.measurement.value)
     assert got.samples == 0
-    assert evaluator(lambda x: x * 0, METRICS["agreement"]).evaluate(lambda x: x).sqnr_db == -math.inf
+    assert evaluator(lambda x: x * 0, METRICS["agreement"]).evaluate(lambda x: x).sqnr_db == -300
+
+
+class Named(nn.Module):
+    """Returns its scores by name, as transformers' models do."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"hidden": x, "logits": x[:, :4]}
+
+
+def test_a_metric_over_all_samples_gets_the_scores_of_a_dict() -> None:
+    made = lambda: torchmetrics.classification.MulticlassAccuracy(4, average="micro")  # noqa: E731
+    got = evaluator(Named(), Metric("accuracy", True, make_whole=made)).evaluate(Named())
+    assert got.measurement.value == pytest.approx(evaluator(Named()).evaluate(Named()).measurement.value)
+
+
+def test_a_metric_that_cannot_take_the_outputs_is_told_of() -> None:
+    made = lambda: torchmetrics.classification.MulticlassAccuracy(3)  # noqa: E731
+    with pytest.raises(DataError, match="the metric three cannot take the model's outputs and the data's targets"):
+        evaluator(Counting(), Metric("three", True, make_whole=made)).evaluate(Counting())
