@@ -293,6 +293,11 @@ def test_cfg_job_shows_the_complete_recipe(capsys: pytest.CaptureFixture[str]) -
     assert shown.endswith("steps:\n  fold_batch_norms: {}\n")
 
 
+def test_arguments_of_a_factory_may_be_given_as_one_mapping(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--cfg", "job", "recipe=tiny", "model.kwargs={width: 3, deep: true}"]) == 0
+    assert "  kwargs:\n    width: 3\n    deep: true\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flag", [["--info", "defaults"], ["--hydra-help"]])
 def test_hydras_own_flags_work(flag: list[str], tmp_path: Path) -> None:
     shown = process("-m", "qatflow", *flag, "recipe=tiny", cwd=tmp_path)
