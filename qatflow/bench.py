@@ -79,11 +79,7 @@ class Bench:
         )
 
     def baseline(self) -> CandidateRecord:
-        """Measure FP32, which every candidate is compared with; returns its record.
-
-        Raises:
-            RunFolderError: never; a metric that is not finite on FP32 is the caller's to refuse.
-        """
+        """Measure FP32, which every candidate is compared with; returns its record, null where it is not finite."""
         start = time.perf_counter()
         evaluation = self.evaluator.evaluate(self.base.graph)
         self.fp32, self.samples = evaluation.measurement, evaluation.samples
