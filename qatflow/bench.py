@@ -21,6 +21,7 @@ from qatflow.gate import Decision, Measurement, allowed_drop, best_of, decide
 from qatflow.progress import Progress
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
+from qatflow.quant.placement import Placement, place
 from qatflow.quant.saved import finite, load, save
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
@@ -125,6 +126,15 @@ class Bench:
             seed=self.recipe.seed,
             progress=self.progress,
         )
+
+    def placement(self, network: Network) -> Placement:
+        """Return which tensors of a network are quantized.
+
+        Raises:
+            PlacementError: the target quantizes no weighted layer.
+            RecipeError: a pattern of the recipe's overrides matches no layer.
+        """
+        return place(network.graph, self.target, self.recipe.precision)
 
     def simulate(self, network: Network, encodings: Mapping[str, Encoding] | None = None) -> Simulation:
         """Return a network's simulation, with these encodings or else calibrated."""

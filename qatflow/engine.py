@@ -20,6 +20,8 @@ from qatflow.ladder import climb, shippable
 from qatflow.progress import Progress, Silent
 from qatflow.qat.search import search
 from qatflow.quant.network import Network
+from qatflow.quant.prepare import prepare
+from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.result import RunResult
 from qatflow.store import write_json, write_text
@@ -48,8 +50,9 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         if recipe.qat.when != "never":
             task.require_training_parts()
         journal.stage("capture: export the model as one graph")
-        base = Network(capture(task.model, *task.example()))
+        base = Network(prepare(capture(task.model, *task.example()), TARGETS[recipe.target]))
         bench = Bench(recipe, task, base, folder, journal)
+        bench.placement(base)
         journal.stage("fp32: measure the model as it is")
         fp32 = bench.baseline()
         if fp32.value is None:

@@ -21,8 +21,8 @@ from hydra.errors import HydraException
 from qatflow.config import GROUP, shipped
 from qatflow.errors import Mistake
 
-OPEN_SECTIONS = ("model.kwargs.", "data.kwargs.", "gate.metric_kwargs.")
-"""Arguments of users' own functions: any key may be new there."""
+OPEN_SECTIONS = ("model.kwargs.", "data.kwargs.", "gate.metric_kwargs.", "precision.overrides.")
+"""Arguments of users' own functions, and names of layers: any key may be new there."""
 
 
 @dataclass

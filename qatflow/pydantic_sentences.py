@@ -79,12 +79,26 @@ def _as_written(raw: Any, loc: tuple[int | str, ...]) -> tuple[tuple[int | str, 
 
 
 def _model_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = root
+    annotation: Any = root
     for part in loc:
-        field = model.model_fields.get(str(part)) if model else None
-        annotation = field.annotation if field else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    return model
+        model = _model_in(annotation)
+        if model is not None:
+            field = model.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            return None
+    return _model_in(annotation)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that an annotation is, or holds beside `None` or in `Annotated`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in {Union, types.UnionType, Annotated}:
+        return next(filter(None, map(_model_in, get_args(annotation))), None)
+    return None
 
 
 def _field_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> FieldInfo | None:

@@ -9,7 +9,7 @@ from qatflow.bench import Bench, Candidate
 from qatflow.graph.layers import tensor
 from qatflow.graph.observe import observe
 from qatflow.quant.grid import Encoding
-from qatflow.quant.placement import Placement, Point, place
+from qatflow.quant.placement import Point
 from qatflow.quant.saved import finite
 from qatflow.result import FloatTensor, TensorRecord
 
@@ -22,7 +22,7 @@ def tensors(bench: Bench, candidate: Candidate) -> tuple[TensorRecord, ...]:
 
     `sqnr_db` is that of the tensor itself, float against rounded: the quantizer's own error, without what came before.
     """
-    placement = _placement(bench, candidate)
+    placement = bench.placement(candidate.network)
     points = {point.tensor: point for point in placement.points}
     powers = _activation_powers(bench, candidate, points)
     records = []
@@ -38,12 +38,8 @@ def float_tensors(bench: Bench, candidate: Candidate) -> tuple[FloatTensor, ...]
     """Return one record per tensor that stays in float, with the reason."""
     return tuple(
         FloatTensor(layer=left.layer, tensor=left.tensor, op=left.op, reason=left.reason)
-        for left in _placement(bench, candidate).floats
+        for left in bench.placement(candidate.network).floats
     )
-
-
-def _placement(bench: Bench, candidate: Candidate) -> Placement:
-    return place(candidate.network.graph, bench.target, bench.recipe.precision)
 
 
 def _activation_powers(bench: Bench, candidate: Candidate, points: dict[str, Point]) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"device": "gpu"}, "device: 'gpu' is not an option; did you mean 'cpu'? allowed: auto, cpu, cuda"),
     (
         {"target": "onnxruntim"},
-        "target: 'onnxruntim' is not an option; did you mean 'onnxruntime'? allowed: onnxruntime",
+        "target: 'onnxruntim' is not an option; did you mean 'onnxruntime'? "
+        "allowed: onnxruntime, tensorrt, qnn, xnnpack, openvino",
     ),
     ({"model": {"final_lr": 0}}, "model.final_lr: 0 is too small; allowed: more than 0"),
     ({"model": {"name": "digits"}}, f"model.name: unknown name 'digits'; allowed: {MODELS}"),

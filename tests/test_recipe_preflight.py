@@ -51,13 +51,15 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("precision=w8a8,w4a8", "precision: w8a8,w4a8 is several values; "
          "add -m to run one after the other, or write [w8a8,w4a8] for a list"),
         ("precision.weigths=4", "precision.weigths: unknown key; did you mean 'weights'? "
-         "allowed: weights, activations, per_channel"),
-        ("+precision.bits=4", "precision.bits: unknown key; allowed: weights, activations, per_channel"),
+         "allowed: weights, activations, per_channel, "
+         "weights_symmetric, activations_symmetric, first_layer, last_layer, overrides"),
+        ("+precision.bits=4", "precision.bits: unknown key; allowed: weights, activations, per_channel, "
+         "weights_symmetric, activations_symmetric, first_layer, last_layer, overrides"),
         ("model=digits_mobilnet", "model: 'digits_mobilnet' is not an option; did you mean 'digits_mobilenet'? "
          "allowed: digits_mobilenet, digits_mobilenet_skewed"),
         ("data=digit", "data: 'digit' is not an option; did you mean 'digits'? allowed: digits"),
         ("target=onnx_runtime", "target: 'onnx_runtime' is not an option; did you mean 'onnxruntime'? "
-         "allowed: onnxruntime"),
+         "allowed: onnxruntime, openvino, qnn, tensorrt, xnnpack"),
         ("calibration=min_max", "calibration: 'min_max' is not an option; did you mean 'minmax'? "
          "allowed: minmax, percentile, sqnr"),
         ("gate=acuracy", "gate: 'acuracy' is not an option; did you mean 'accuracy'? "

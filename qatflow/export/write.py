@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from qatflow.bench import Bench, Candidate
 from qatflow.export.encodings import aimet_encodings
 from qatflow.export.weights import float_weights
-from qatflow.quant.placement import place
 from qatflow.result import Note
 from qatflow.store import write_atomically, write_json
 
@@ -23,7 +22,7 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> tuple[dict[str, str
         folder: the run folder.
     """
     out = folder / "export"
-    placement = place(winner.network.graph, bench.target, bench.recipe.precision)
+    placement = bench.placement(winner.network)
     content = aimet_encodings(placement, winner.encodings, bench.recipe.precision, bench.recipe.calibration)
     write_json(out / "model.encodings", content)
     weights = float_weights(bench.task.model, bench.base.graph, winner.network.graph, bench.task.example())

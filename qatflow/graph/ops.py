@@ -15,6 +15,7 @@ from torch import fx
 aten = torch.ops.aten
 
 KINDS: dict[Any, str] = {
+    # weighted layers and products
     aten.conv1d.default: "conv",
     aten.conv1d.padding: "conv",
     aten.conv2d.default: "conv",
@@ -27,30 +28,66 @@ KINDS: dict[Any, str] = {
     aten.linear.default: "linear",
     aten.matmul.default: "matmul",
     aten.bmm.default: "matmul",
+    aten.scaled_dot_product_attention.default: "attention",
+    aten.embedding.default: "embedding",
+    aten.lstm.input: "lstm",
+    aten.gru.input: "gru",
+    # normalisation
     aten.batch_norm.default: "batch_norm",
     aten._native_batch_norm_legit_no_training.default: "batch_norm",
     aten.layer_norm.default: "layer_norm",
     aten.group_norm.default: "group_norm",
+    aten.instance_norm.default: "instance_norm",
+    aten.rms_norm.default: "rms_norm",
+    # activations
     aten.relu.default: "relu",
     aten.relu6.default: "clip",
     aten.hardtanh.default: "clip",
     aten.clamp.default: "clip",
+    aten.clamp_min.default: "clip",
+    aten.clamp_max.default: "clip",
     aten.minimum.default: "minimum",
+    aten.maximum.default: "maximum",
     aten.leaky_relu.default: "leaky_relu",
     aten.prelu.default: "prelu",
     aten.hardswish.default: "hardswish",
     aten.hardsigmoid.default: "hardsigmoid",
     aten.silu.default: "silu",
     aten.gelu.default: "gelu",
+    aten.elu.default: "elu",
+    aten.mish.default: "mish",
+    aten.softplus.default: "softplus",
     aten.sigmoid.default: "sigmoid",
     aten.tanh.default: "tanh",
+    aten.sin.default: "sin",
+    aten.cos.default: "cos",
     aten.softmax.int: "softmax",
+    aten._softmax.default: "softmax",
+    aten.log_softmax.int: "log_softmax",
+    # arithmetic; a number instead of a second tensor makes it `scale` or `shift`
     aten.add.Tensor: "add",
+    aten.sub.Tensor: "sub",
+    aten.rsub.Scalar: "sub",
     aten.mul.Tensor: "mul",
+    aten.div.Tensor: "div",
+    aten.neg.default: "scale",
+    aten.pow.Tensor_Scalar: "pow",
+    aten.pow.Scalar: "pow",
+    aten.sqrt.default: "sqrt",
+    aten.rsqrt.default: "rsqrt",
+    aten.exp.default: "exp",
+    aten.erf.default: "erf",
+    aten.where.self: "where",
+    aten.masked_fill.Scalar: "where",
+    aten.masked_fill.Tensor: "where",
     aten.cat.default: "concat",
+    aten.stack.default: "concat",
+    # pooling, reductions and resampling
     aten.max_pool1d.default: "max_pool",
     aten.max_pool2d.default: "max_pool",
     aten.max_pool3d.default: "max_pool",
+    aten.adaptive_max_pool1d.default: "max_pool",
+    aten.adaptive_max_pool2d.default: "max_pool",
     aten.avg_pool1d.default: "avg_pool",
     aten.avg_pool2d.default: "avg_pool",
     aten.avg_pool3d.default: "avg_pool",
@@ -58,9 +95,22 @@ KINDS: dict[Any, str] = {
     aten.adaptive_avg_pool2d.default: "avg_pool",
     aten.adaptive_avg_pool3d.default: "avg_pool",
     aten.mean.dim: "mean",
+    aten.mean.default: "mean",
+    aten.sum.dim_IntList: "sum",
+    aten.amax.default: "reduce_max",
+    aten.max.dim: "reduce_max",
+    aten.linalg_vector_norm.default: "vector_norm",
+    aten.upsample_nearest2d.vec: "resize",
+    aten.upsample_nearest2d.default: "resize",
+    aten.upsample_bilinear2d.vec: "resize",
+    aten.upsample_bilinear2d.default: "resize",
+    aten.upsample_bicubic2d.vec: "resize",
+    # ops that only move values
     aten.flatten.using_ints: "reshape",
     aten.view.default: "reshape",
     aten.reshape.default: "reshape",
+    aten.reshape_as.default: "reshape",
+    aten.view_as.default: "reshape",
     aten._unsafe_view.default: "reshape",
     aten.unflatten.int: "reshape",
     aten.squeeze.default: "reshape",
@@ -69,26 +119,91 @@ KINDS: dict[Any, str] = {
     aten.unsqueeze.default: "reshape",
     aten.permute.default: "transpose",
     aten.transpose.int: "transpose",
+    aten.swapaxes.default: "transpose",
+    aten.movedim.int: "transpose",
     aten.numpy_T.default: "transpose",
+    aten.t.default: "transpose",
     aten.slice.Tensor: "slice",
     aten.select.int: "slice",
+    aten.narrow.default: "slice",
     aten.split.Tensor: "split",
     aten.split_with_sizes.default: "split",
     aten.chunk.default: "split",
+    aten.unbind.int: "split",
     operator.getitem: "getitem",
+    aten.expand.default: "expand",
+    aten.expand_as.default: "expand",
+    aten.broadcast_to.default: "expand",
+    aten.repeat.default: "tile",
+    aten.index.Tensor: "gather",
+    aten.index_select.default: "gather",
+    aten.gather.default: "gather",
+    aten.pad.default: "pad",
+    aten.constant_pad_nd.default: "pad",
+    aten.roll.default: "roll",
+    aten.flip.default: "flip",
+    aten.pixel_shuffle.default: "depth_to_space",
+    aten.pixel_unshuffle.default: "space_to_depth",
+    aten.channel_shuffle.default: "channel_shuffle",
     aten.contiguous.default: "identity",
     aten.clone.default: "identity",
     aten.alias.default: "identity",
+    aten.detach.default: "identity",
+    aten.to.dtype: "cast",
+    aten.to.device: "cast",
+    aten.to.dtype_layout: "cast",
+    aten._to_copy.default: "cast",
 }
 
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+"""Kinds of layers with a weight to round."""
+
+WITH_A_NUMBER = {"mul": "scale", "div": "scale", "add": "shift", "sub": "shift"}
+"""What an op becomes whose other operand is a number."""
+
+MOVING = frozenset(
+    {"reshape", "transpose", "slice", "split", "getitem", "expand", "tile", "gather", "roll", "flip", "identity"}
+)
+"""Kinds whose results are values of their input, moved."""
+
+ALL_KINDS = frozenset({*KINDS.values(), "scale", "shift", "attention_bias"})
 
 
 def kind(node: fx.Node) -> str:
-    """Return the kind of a node: one of `KINDS`' values, `input`, `parameter`, `output`, or `other`."""
-    if node.op == "call_function":
-        return KINDS.get(node.target, "other")
-    return {"placeholder": "input", "get_attr": "parameter", "output": "output"}.get(node.op, "other")
+    """Return the kind of a node: one of `ALL_KINDS`, `input`, `parameter`, `output`, or `other`.
+
+    What is added to attention scores before their softmax (a mask, a position bias) is an `attention_bias`: it may be
+    as good as minus infinity, which no grid holds beside the scores.
+    """
+    if node.op != "call_function":
+        return {"placeholder": "input", "get_attr": "parameter", "output": "output"}.get(node.op, "other")
+    known = KINDS.get(node.target, "other")
+    if known in WITH_A_NUMBER and _other_is_a_number(node):
+        return WITH_A_NUMBER[known]
+    if known in ("add", "where") and _goes_to_softmax(node):
+        return "attention_bias"
+    return known
+
+
+def _other_is_a_number(node: fx.Node) -> bool:
+    """Tell whether an op combines a tensor with a number: one written in the code, or a constant without dimensions."""
+    operands = (*node.args[:2], *(node.kwargs[name] for name in ("other",) if name in node.kwargs))
+    return any(not isinstance(one, fx.Node) or _is_number(one) for one in operands)
+
+
+def _is_number(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or (node.op == "get_attr" and value.dim() == 0)
+
+
+def _goes_to_softmax(node: fx.Node) -> bool:
+    """Tell whether all that reads a tensor are softmaxes, at most moved and shifted on the way."""
+
+    def leads(reader: fx.Node) -> bool:
+        known = KINDS.get(reader.target, "other") if reader.op == "call_function" else "other"
+        return known == "softmax" or (known in ("reshape", "add", "where", "identity") and _goes_to_softmax(reader))
+
+    return bool(node.users) and all(leads(reader) for reader in node.users)
 
 
 def is_float_tensor(node: fx.Node) -> bool:
@@ -111,6 +226,10 @@ def clip_bounds(node: fx.Node) -> tuple[float, float]:
     """
     if node.target is aten.relu6.default:
         return 0.0, 6.0
+    if node.target in (aten.clamp_min.default, aten.clamp_max.default):
+        name = "min" if node.target is aten.clamp_min.default else "max"
+        bound = float(argument(node, 1, name))
+        return (bound, float("inf")) if name == "min" else (float("-inf"), bound)
     low_name, high_name = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
     default_low, default_high = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
     low = argument(node, 1, low_name, default_low)

@@ -32,6 +32,19 @@ def give_bias(graph: fx.GraphModule, layer: Layer, bias: Tensor) -> None:
         layer.node.update_kwarg("bias", node)
 
 
+def call(graph: fx.GraphModule, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+    """Add a call where the graph's insertion point is.
+
+    It belongs to the module that `like` was called in, and what export would have recorded of its value is computed
+    from what it recorded of the arguments.
+    """
+    node = graph.graph.call_function(target, args)
+    node.meta = {key: value for key, value in like.meta.items() if key != "val"}
+    values = fx.map_arg(args, lambda source: source.meta.get("val"))
+    node.meta["val"] = target(*values)
+    return node
+
+
 def bypass(graph: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
     """Let the readers of `node` read `source`, and remove `node`."""
     node.replace_all_uses_with(source)

@@ -6,7 +6,7 @@ A real number `x` is stored as `q = clamp(round(x / scale) + zero_point, qmin, q
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Grid:
     symmetric: bool
     narrow: bool = False
     """Leave out the most negative integer of a signed grid, so that both sides are equal."""
+    smallest_scale: float = field(default=TINY_SCALE, compare=False)
+    """No encoding on this grid gets a finer one."""
 
     def __post_init__(self) -> None:
         if (self.symmetric or self.narrow) and not self.signed:
@@ -99,9 +101,9 @@ def encoding_of_range(grid: Grid, low: Tensor, high: Tensor, axis: int | None = 
     """
     low, high = low.clamp(max=0), high.clamp(min=0)
     if grid.symmetric:
-        scale = torch.maximum(high / grid.qmax, low / grid.qmin).clamp(min=TINY_SCALE)
+        scale = torch.maximum(high / grid.qmax, low / grid.qmin).clamp(min=grid.smallest_scale)
         return Encoding(grid, scale, torch.zeros_like(scale), axis)
-    scale = ((high - low) / (grid.qmax - grid.qmin)).clamp(min=TINY_SCALE)
+    scale = ((high - low) / (grid.qmax - grid.qmin)).clamp(min=grid.smallest_scale)
     zero_point = (grid.qmin - (low / scale).round()).clamp(grid.qmin, grid.qmax)
     return Encoding(grid, scale, zero_point, axis)
 

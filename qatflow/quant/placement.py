@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from qatflow.errors import PlacementError
-from qatflow.graph.layers import Layer, weighted_layers
-from qatflow.graph.ops import argument, clip_bounds, is_float_tensor, kind, module_path
-from qatflow.graph.surgery import sole_user
+from qatflow.graph.constants import constant_nodes
+from qatflow.graph.layers import weighted_layers
+from qatflow.graph.ops import KINDS, WEIGHTED, argument, is_float_tensor, kind, module_path
+from qatflow.quant.fusion import find_chains
 from qatflow.quant.grid import Grid
-from qatflow.quant.target import Target
+from qatflow.quant.layer_precision import LayerPrecisions
+from qatflow.quant.target import Parameter, Target
+from qatflow.quant.wanted import wanted_tensors
 from qatflow.recipe import Precision
 
 
@@ -34,6 +37,12 @@ class Point:
     """Channel axis; None is one scale for the tensor."""
     fixed_range: tuple[float, float] | None = None
     """A range that need not be calibrated."""
+    shares: str | None = None
+    """The tensor whose encoding this one has; None is its own."""
+    readers: tuple[str, ...] | None = None
+    """Names of the nodes that read it quantized; None is all of them."""
+    softmax: bool = False
+    """Whether only softmaxes read it: what lies far below a row's largest value then does not matter."""
 
 
 @dataclass(frozen=True)
@@ -52,127 +61,174 @@ class Placement:
 
     points: list[Point] = field(default_factory=list)
     tied: dict[str, str] = field(default_factory=dict)
-    """Tensors that share the encoding of another: `{tensor: tensor with the quantizer}`."""
+    """Tensors that only move the values of another: `{tensor: tensor with the quantizer}`."""
+    inside: dict[str, str] = field(default_factory=dict)
+    """Tensors inside a chain that runs as one op: `{tensor: last tensor of the chain}`."""
     floats: list[LeftInFloat] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    """Names of the weighted layers found."""
+    float_layers: list[LeftInFloat] = field(default_factory=list)
+    """Those of them that stay in float."""
 
 
 def place(graph: fx.GraphModule, target: Target, precision: Precision) -> Placement:
     """Return the placement that a target's table yields for a graph.
 
     Raises:
-        PlacementError: the table matches no weighted layer.
+        PlacementError: the table matches no weighted layer, or has no grid that `precision` asks for.
+        RecipeError: a pattern of `precision.overrides` matches no layer.
     """
+    if target.activations_symmetric and precision.activations_symmetric is False:
+        message = f"target {target.name} has symmetric activations only: leave precision.activations_symmetric out"
+        raise PlacementError(message)
     return _Placer(graph, target, precision).run()
 
 
 class _Placer:
-    """One walk over a graph; collects the tensors that need a quantizer."""
+    """Turns what a target wants of a graph into quantizers, and accounts for every other tensor."""
 
     def __init__(self, graph: fx.GraphModule, target: Target, precision: Precision) -> None:
         self.graph = graph
         self.target = target
         self.precision = precision
+        self.constant = constant_nodes(graph)
         self.layers = {layer.node: layer for layer in weighted_layers(graph)}
-        self.needed: set[fx.Node] = set()
-        self.inside: set[fx.Node] = set()
-        self.placement = Placement()
+        self.special = LayerPrecisions(graph, precision, self.layers)
+        self.active = {node for node in graph.graph.nodes if self._is_active(node)}
+        self.fusion = find_chains(graph, target, self.active)
+        self.wanted = wanted_tensors(graph, target, self.active, self.constant, self.fusion)
+        self.placement = Placement(inside=self._chain_ends())
+
+    def _is_active(self, node: fx.Node) -> bool:
+        """Tell whether an op may run on integers."""
+        if node in self.constant or (node.op != "call_function" and not is_float_tensor(node)):
+            return False
+        if kind(node) in WEIGHTED and node not in self.layers:
+            return False
+        return not self.special.float_because_of(node)
+
+    def _chain_ends(self) -> dict[str, str]:
+        inside = {}
+        for root, end in self.fusion.ends.items():
+            node = root
+            while node is not end:
+                inside[node.name] = end.name
+                (node,) = node.users
+        return inside
 
     def run(self) -> Placement:
-        weights: dict[str, Point] = {}
+        parameters = self._parameter_points()
+        self._account_for_layers(parameters)
         for node in self.graph.graph.nodes:
-            if kind(node) not in self.target.quantized or not is_float_tensor(node):
-                continue
-            layer = self.layers.get(node)
-            if layer is not None:
-                weights.setdefault(layer.weight, self._weight_point(layer))
-            for source in self._inputs(node, layer):
-                self._need(source)
-            self._need(self._end_of_chain(node))
-        if not weights:
-            found = sorted({layer.kind for layer in self.layers.values()}) or ["none"]
-            message = (
-                f"target {self.target.name} quantizes no weighted layer of this model (weighted layers found: "
-                f"{', '.join(found)}): there is nothing to simulate"
-            )
-            raise PlacementError(message)
-        for node in self.graph.graph.nodes:
-            if node in self.needed:
-                self.placement.points.append(self._activation_point(node))
-            elif node.op == "get_attr" and str(node.target) in weights:
-                self.placement.points.append(weights[str(node.target)])
-            elif is_float_tensor(node) and self._origin(node) in self.needed:
-                self.placement.tied[node.name] = self._origin(node).name
-            else:
+            if node.op == "get_attr" and node in parameters:
+                self.placement.points.append(parameters[node])
+            elif node in self.wanted.readers:
+                self.placement.points.append(self._activation_point(node, parameters))
+            elif node in self.wanted.moved:
+                self.placement.tied[node.name] = self.wanted.origin(node).name
+            elif node.name not in self.placement.inside:
                 self._list_float(node)
         return self.placement
 
-    def _inputs(self, node: fx.Node, layer: Layer | None) -> list[fx.Node]:
-        """The float tensors that an op reads, but for a layer's own weight and for biases."""
-        if layer is not None:
-            return [layer.input]
-        sources = list(node.all_input_nodes)
-        if kind(node) in self.target.weight_axis:
-            bias = argument(node, 2, "bias")
-            sources = [source for source in sources if source is not bias]
-        return [source for source in sources if is_float_tensor(source)]
+    def _parameter_points(self) -> dict[fx.Node, Point]:
+        """Return the quantizers of parameters, by the node that reads each."""
+        found: dict[fx.Node, Point] = {}
+        for node in self.graph.graph.nodes:
+            if node not in self.active:
+                continue
+            for rule in self.target.parameters_of(kind(node)):
+                operand = node.args[rule.operand] if len(node.args) > rule.operand else None
+                if isinstance(operand, fx.Node) and operand.op == "get_attr" and is_float_tensor(operand):
+                    found.setdefault(operand, self._parameter_point(node, operand, rule))
+        return found
 
-    def _need(self, node: fx.Node) -> None:
-        """Note that a tensor must be quantized: itself, or the one whose encoding it shares."""
-        self.needed.add(self._origin(node))
+    def _parameter_point(self, node: fx.Node, operand: fx.Node, rule: Parameter) -> Point:
+        own = self.special.of(node)
+        bits = own.weights if own is not None and own.weights is not None else self.precision.weights
+        stated = own.per_channel if own is not None else None
+        per_channel = self.precision.per_channel if stated is None else stated
+        axis = rule.axis
+        if axis is not None and axis < 0:
+            axis += operand.meta["val"].dim()
+        grid = self.target.weight_grid(bits, rule.symmetric and self.precision.weights_symmetric)
+        name = self.layers[node].name if node in self.layers else module_path(node) or operand.name
+        return Point(operand.name, name, grid, parameter=str(operand.target), axis=axis if per_channel else None)
 
-    def _origin(self, node: fx.Node) -> fx.Node:
-        """Return the tensor whose values `node` only moves; itself where it computes them."""
-        while kind(node) in self.target.preserving:
-            source = node.args[0]
-            if not isinstance(source, fx.Node):
-                break
-            if not is_float_tensor(source) and kind(source) not in self.target.preserving:
-                break
-            node = source
-        return node
+    def _account_for_layers(self, parameters: dict[fx.Node, Point]) -> None:
+        """List the weighted layers and which of them stay in float.
 
-    def _end_of_chain(self, node: fx.Node) -> fx.Node:
-        """Follow the ops that run as one with `node`; returns the last one."""
-        user = sole_user(node)
-        while user is not None and (kind(node), kind(user)) in self.target.fused and _is_plain(user):
-            self.inside.add(node)
-            node, user = user, sole_user(user)
-        return node
+        Raises:
+            PlacementError: all do.
+        """
+        quantized = 0
+        kinds = set()
+        for node in self.graph.graph.nodes:
+            if kind(node) not in WEIGHTED or node in self.constant:
+                continue
+            kinds.add(kind(node))
+            name = self._name(node)
+            self.placement.layers.append(name)
+            if node in self.active and argument(node, 1, "weight") in parameters:
+                quantized += 1
+            else:
+                self.placement.float_layers.append(LeftInFloat(node.name, name, str(node.target), self._reason(node)))
+        if not quantized:
+            reasons = sorted({left.reason for left in self.placement.float_layers})
+            found = f"{', '.join(sorted(kinds)) or 'none'}{'; ' if reasons else ''}{'; '.join(reasons)}"
+            message = (
+                f"target {self.target.name} quantizes no weighted layer of this model (weighted layers found: "
+                f"{found}): there is nothing to simulate"
+            )
+            raise PlacementError(message)
 
-    def _weight_point(self, layer: Layer) -> Point:
-        axis = self.target.weight_axis[layer.kind] if self.precision.per_channel else None
-        node = argument(layer.node, 1, "weight")
-        grid = self.target.weight_grid(self.precision.weights)
-        return Point(node.name, layer.name, grid, parameter=layer.weight, axis=axis)
-
-    def _activation_point(self, node: fx.Node) -> Point:
-        grid = self.target.activation_grid(self.precision.activations)
+    def _activation_point(self, node: fx.Node, parameters: dict[fx.Node, Point]) -> Point:
+        leader = self.wanted.leader(node)
+        members = [one for one in self.wanted.readers if self.wanted.leader(one) is leader]
+        givers = {op for member in members for op in self._chain_of(member)}
+        takers = {op for member in members for op in self.wanted.by[member]} - givers
+        bits = self.special.activation_bits(givers | takers, self.precision.activations)
+        asked = any(kind(op) in self.target.symmetric_inputs for op in takers)
+        symmetric = True if asked else self.precision.activations_symmetric
+        readers = self.wanted.readers[node]
+        fixed = self.target.fixed_range(kind(node), bits) if len(members) == 1 else None
         return Point(
-            node.name, module_path(node) or node.name, grid, fixed_range=self.target.fixed_ranges.get(kind(node))
+            node.name,
+            self._name(node),
+            self.target.activation_grid(bits, symmetric),
+            fixed_range=fixed,
+            shares=None if leader is node else leader.name,
+            readers=None if readers is None else tuple(sorted(reader.name for reader in readers)),
+            softmax=bool(node.users) and all(kind(reader) == "softmax" for reader in node.users),
         )
+
+    def _chain_of(self, end: fx.Node) -> list[fx.Node]:
+        """Return the ops of the chain that ends with `end`, itself included."""
+        return [end, *(root for root, last in self.fusion.ends.items() if last is end)]
 
     def _list_float(self, node: fx.Node) -> None:
         """List a float result that nothing covers."""
-        if node.op != "call_function" or not is_float_tensor(node):
+        if node.op != "call_function" or node in self.constant or not is_float_tensor(node):
             return
-        if node in self.inside:
-            return
-        op = str(node.target)
+        self.placement.floats.append(LeftInFloat(node.name, self._name(node), _op(node), self._reason(node)))
+
+    def _name(self, node: fx.Node) -> str:
+        return self.layers[node].name if node in self.layers else module_path(node) or node.name
+
+    def _reason(self, node: fx.Node) -> str:
+        """Say why an op's result stays in float."""
+        said = self.special.float_because_of(node)
         known = kind(node)
-        reason = (
-            f"{self.target.name} runs {op} in float"
-            if known == "other" or known not in self.target.quantized
-            else f"the weight of {op} is computed, not a parameter"
-        )
-        self.placement.floats.append(LeftInFloat(node.name, module_path(node) or node.name, op, reason))
+        if said:
+            return f"{said} leaves it in float"
+        if known in WEIGHTED and node not in self.layers:
+            return f"the weight of {_op(node)} is computed from the model's inputs, not a parameter"
+        if node in self.fusion.ends.values() or known in self.target.integer_kinds:
+            return "nothing that runs on integers reads it"
+        return f"{self.target.name} runs {_op(node)} in float"
 
 
-def _is_plain(node: fx.Node) -> bool:
-    """Tell whether a clip has number bounds, which a grid can reproduce; every other kind is plain."""
-    if kind(node) != "clip":
-        return True
-    try:
-        low, _ = clip_bounds(node)
-    except TypeError:
-        return False
-    return low <= 0
+def _op(node: fx.Node) -> str:
+    """Name an op for people: `aten.gelu`; of a part of several results, the op that gives them."""
+    while kind(node) == "getitem" and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return str(node.target).rpartition(".")[0] if node.target in KINDS or "." in str(node.target) else str(node.target)

@@ -15,6 +15,9 @@ from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encodi
 from qatflow.quant.histogram import Histogram
 from qatflow.recipe import Calibration
 
+SOFTMAX_REACH = 20.0
+"""How far below a row's largest score another one still counts: `exp(-20)` is 2e-9."""
+
 
 class ActivationQuantizer(nn.Module):
     """Simulates the encoding of an activation, one scale for the whole tensor.
@@ -25,9 +28,10 @@ class ActivationQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, grid: Grid, fixed_range: tuple[float, float] | None = None) -> None:
+    def __init__(self, grid: Grid, fixed_range: tuple[float, float] | None = None, *, softmax: bool = False) -> None:
         super().__init__()
         self.grid = grid
+        self.softmax = softmax
         self.fixed_range = fixed_range
         self.observing: Histogram | None = None
         self.register_buffer("scale", torch.tensor(1.0))
@@ -38,7 +42,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid; the shape of `x`."""
         if self.observing is not None:
-            self.observing.update(x)
+            self.observing.update(_that_matters_to_softmax(x) if self.softmax else x)
             return x
         return fake_quantize(x, self.scale * self.log_ratio.exp(), self._zero_point(), self.grid)
 
@@ -83,6 +87,11 @@ class ActivationQuantizer(nn.Module):
 
 def _of_numbers(grid: Grid, low: float, high: float) -> Encoding:
     return encoding_of_range(grid, torch.tensor(low), torch.tensor(high))
+
+
+def _that_matters_to_softmax(scores: Tensor) -> Tensor:
+    """Raise what lies further below its row's largest value than a softmax can tell from minus infinity: masks."""
+    return torch.maximum(scores, scores.amax(-1, keepdim=True) - SOFTMAX_REACH)
 
 
 class WeightQuantizer(nn.Module):

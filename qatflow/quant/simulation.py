@@ -49,11 +49,12 @@ class Simulation:
         self.model.add_module(QUANTIZERS, holder)
         nodes = {node.name: node for node in self.model.graph.nodes}
         for point in self.placement.points:
-            holder.add_module(point.tensor, self._make(point))
+            if point.shares is None:
+                holder.add_module(point.tensor, self._make(point))
             node = nodes[point.tensor]
-            readers = list(node.users)
+            readers = [reader for reader in node.users if point.readers is None or reader.name in point.readers]
             with self.model.graph.inserting_after(_last_of_its_kind(node)):
-                quantizer = self.model.graph.call_module(f"{QUANTIZERS}.{point.tensor}", (node,))
+                quantizer = self.model.graph.call_module(f"{QUANTIZERS}.{point.shares or point.tensor}", (node,))
             quantizer.meta["val"] = node.meta.get("val")
             for reader in readers:
                 reader.replace_input_with(node, quantizer)
@@ -63,14 +64,15 @@ class Simulation:
     def _make(self, point: Point) -> ActivationQuantizer | WeightQuantizer:
         if point.parameter is None:
             device = next(iter(self.model.parameters())).device
-            return ActivationQuantizer(point.grid, point.fixed_range).to(device)
+            return ActivationQuantizer(point.grid, point.fixed_range, softmax=point.softmax).to(device)
         weight = tensor(self.model, point.parameter)
         channels = 1 if point.axis is None else weight.shape[point.axis]
         return WeightQuantizer(point.grid, point.axis, channels).to(weight.device)
 
     def quantizer(self, tensor_name: str) -> ActivationQuantizer | WeightQuantizer:
-        """Return the quantizer of a tensor of the placement."""
-        module = self.model.get_submodule(f"{QUANTIZERS}.{tensor_name}")
+        """Return the quantizer of a tensor of the placement; tensors that share an encoding have the same one."""
+        shared = next((point.shares for point in self.placement.points if point.tensor == tensor_name), None)
+        module = self.model.get_submodule(f"{QUANTIZERS}.{shared or tensor_name}")
         assert isinstance(module, (ActivationQuantizer, WeightQuantizer))
         return module
 
@@ -88,6 +90,8 @@ class Simulation:
         """
         activations = []
         for point in self.placement.points:
+            if point.shares is not None:
+                continue
             quantizer = self.quantizer(point.tensor)
             if isinstance(quantizer, ActivationQuantizer):
                 quantizer.observing = Histogram()

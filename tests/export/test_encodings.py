@@ -21,7 +21,7 @@ MINMAX = Calibration(activations="minmax", weights="minmax")
 def exported(precision: Precision | None = None) -> tuple[dict, Simulation]:
     precision = precision or Precision()
     x = torch.randn(4, 3, 4, 4)
-    simulation = Simulation(Network(capture(GoldenModel().eval(), (x[:2],))), TARGETS["onnxruntime"], precision)
+    simulation = Simulation(Network(capture(GoldenModel().eval(), (x[:2],))), TARGETS["qnn"], precision)
     simulation.calibrate([((x,), {})], MINMAX)
     return aimet_encodings(simulation.placement, simulation.encodings(), precision, MINMAX), simulation
 

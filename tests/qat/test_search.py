@@ -25,7 +25,7 @@ def recipe(data: str = "data", qat: dict[str, object] | None = None, **search: o
     return Recipe(
         model={"factory": f"{HERE}:model", "final_lr": 1e-3},
         data={"factory": f"{HERE}:{data}", "batch_size": 32},
-        precision={"weights": 3, "activations": 4},
+        precision={"weights": 2, "activations": 3},
         calibration={"samples": 64},
         qat=qat or {},
         search={**space, **search},

@@ -100,7 +100,7 @@ def test_two_layers_by_hand(two_layers: nn.Module) -> None:
     ranges = [range_of(values) for values in (numbers(x), hidden(numbers(x)), last(hidden(numbers(x))))]
     at_input = qdq(numbers(x), *ranges[0], 0, 255)
     at_hidden = qdq(hidden(at_input), *ranges[1], 0, 255)
-    wanted = qdq(last(at_hidden), *ranges[2], 0, 255)
+    wanted = last(at_hidden)  # a linear layer may give floats
     got = simulation.model(x).detach().double().numpy()
     off_by = np.abs(got - wanted) / ranges[2][0]
     assert off_by.max() < 1.01
@@ -294,11 +294,11 @@ def test_ranges_get_gradients_when_they_are_learned(folded: Network) -> None:
 
 
 def test_a_fixed_range_is_not_calibrated() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 4))
     x = torch.randn(16, 4)
     simulation = simulate(Network(capture(model, (x[:2],))), x)
     encoding = simulation.encodings()["softmax"]
-    assert float(encoding.scale) == pytest.approx(1 / 255)
+    assert float(encoding.scale) == pytest.approx(1 / 256)
     assert float(encoding.zero_point) == 0
 
 

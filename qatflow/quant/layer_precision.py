@@ -1,0 +1,97 @@
+"""Which layers have another precision than the rest, by the recipe's patterns and for the first and last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+
+from torch import fx
+
+from qatflow.errors import Mistake, RecipeError, near_match
+from qatflow.graph.layers import Layer
+from qatflow.graph.ops import module_path
+from qatflow.recipe import LayerPrecision, Precision
+
+
+class LayerPrecisions:
+    """The precision of every op of a graph where it differs from the recipe's.
+
+    Args:
+        graph: the float graph.
+        precision: of the recipe.
+        layers: the graph's weighted layers, by their ops.
+
+    Raises:
+        RecipeError: a pattern matches no layer.
+    """
+
+    def __init__(self, graph: fx.GraphModule, precision: Precision, layers: dict[fx.Node, Layer]) -> None:
+        self._by_op: dict[fx.Node, tuple[str, LayerPrecision]] = {}
+        if precision.first_layer is not None:
+            self._set(_ends(layers, forward=False), "precision.first_layer", precision.first_layer)
+        if precision.last_layer is not None:
+            self._set(_ends(layers, forward=True), "precision.last_layer", precision.last_layer)
+        ops = [node for node in graph.graph.nodes if node.op == "call_function"]
+        paths = {node: _paths(node, layers) for node in ops}
+        mistakes = []
+        for pattern, wanted in precision.overrides.items():
+            matched = [node for node in ops if _matches(pattern, paths[node])]
+            self._set(matched, f"precision.overrides[{pattern!r}]", wanted)
+            if not matched:
+                mistakes.append(_no_match(pattern, {path for one in paths.values() for path in one}))
+        if mistakes:
+            raise RecipeError(mistakes)
+
+    def _set(self, nodes: Iterable[fx.Node], source: str, wanted: LayerPrecision) -> None:
+        self._by_op.update(dict.fromkeys(nodes, (source, wanted)))
+
+    def of(self, node: fx.Node) -> LayerPrecision | None:
+        """Return what the recipe says of an op; None where it says nothing."""
+        return self._by_op[node][1] if node in self._by_op else None
+
+    def float_because_of(self, node: fx.Node) -> str:
+        """Return the recipe's key that leaves an op in float; empty where none does."""
+        source, wanted = self._by_op.get(node, ("", None))
+        return source if wanted is not None and not wanted.quantized else ""
+
+    def activation_bits(self, ops: Collection[fx.Node], default: int) -> int:
+        """Return the bits of a tensor that `ops` read and give."""
+        stated = [one.activations for one in map(self.of, ops) if one is not None and one.activations is not None]
+        return max(stated, default=default)
+
+
+def _paths(node: fx.Node, layers: dict[fx.Node, Layer]) -> set[str]:
+    """Return the paths of the modules that an op belongs to, the outermost ones included."""
+    own = {module_path(node)} | ({layers[node].name} if node in layers else set())
+    return {".".join(path.split(".")[:length]) for path in own if path for length in range(1, path.count(".") + 2)}
+
+
+def _matches(pattern: str, paths: set[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for path in paths)
+
+
+def _no_match(pattern: str, paths: set[str]) -> Mistake:
+    names = sorted(paths)
+    hint = near_match(pattern, names) or near_match(pattern.rstrip(".*"), names)
+    top = ", ".join(sorted({name for name in names if "." not in name}))
+    fix = f"{hint} " if hint else ""
+    return Mistake(
+        f"precision.overrides[{pattern!r}]", "matches no layer", f"{fix}the model's parts are {top or '(none)'}"
+    )
+
+
+def _ends(layers: dict[fx.Node, Layer], forward: bool) -> list[fx.Node]:
+    """Return the weighted layers behind which (or before which) no other comes."""
+    found = []
+    for start in layers:
+        pending, seen, meets = [start], {start}, False
+        while pending and not meets:
+            node = pending.pop()
+            for near in node.users if forward else node.all_input_nodes:
+                if near not in seen:
+                    seen.add(near)
+                    pending.append(near)
+                    meets = meets or near in layers
+        if not meets:
+            found.append(start)
+    return found
