@@ -59,13 +59,13 @@ class _Session:
 def main(argv: list[str] | None = None) -> int:
     """Carry out a command line (that of the process unless given) and return its exit code."""
     try:
-        return _guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
+        return guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
     except KeyboardInterrupt:
         say(Console(stderr=True), "interrupted")
         return INTERRUPTED
 
 
-def _guarded(work: Callable[[], int]) -> int:
+def guarded(work: Callable[[], int]) -> int:
     """Return `work`'s exit code; a mistake of the user's is told in sentences, a defect of ours with its traceback."""
     try:
         return work()
@@ -84,8 +84,8 @@ def _command(argv: list[str]) -> int:
     if "--version" in argv:
         say(console, f"qatflow {__version__}")
         return MET
-    args, unknown = _parsed(argv)
-    folder = _config_dir(args, unknown)
+    args, unknown = parsed(argv)
+    folder = config_dir(args, unknown)
     if args.help:
         listing.show_help(console, folder)
         return MET
@@ -103,7 +103,7 @@ def _command(argv: list[str]) -> int:
     return _launch(args, _Session(checked, trust, multirun))
 
 
-def _parsed(argv: list[str]) -> tuple[Namespace, list[str]]:
+def parsed(argv: list[str]) -> tuple[Namespace, list[str]]:
     """Read flags as Hydra does, but let overrides stand on both sides of them.
 
     Raises:
@@ -115,7 +115,7 @@ def _parsed(argv: list[str]) -> tuple[Namespace, list[str]]:
         raise RecipeError([Mistake("command line", "cannot be read", "see --help")]) from error
 
 
-def _config_dir(args: Namespace, unknown: list[str]) -> Path | None:
+def config_dir(args: Namespace, unknown: list[str]) -> Path | None:
     """Return the folder given as `--config-dir`.
 
     Raises:
@@ -177,7 +177,7 @@ def _launch(args: Namespace, session: _Session) -> int:
         hint = f"; the same command with {again[-1]} goes on from there" if again else ""
         say(Console(stderr=True), f"interrupted{hint}")
     if session.multirun and session.folders:
-        summary = _guarded(lambda: _summary(sweep, session.folders))
+        summary = guarded(lambda: _summary(sweep, session.folders))
         session.codes.append(summary)
     return code or session.code
 
@@ -198,7 +198,7 @@ def _job(cfg: DictConfig, session: _Session) -> None:
     if session.multirun:
         say(Console(), f"\njob {index}: {' '.join(hydra_config.overrides.task)}")
     folder = Path(hydra_config.runtime.output_dir) if session.multirun else None
-    code = _guarded(lambda: _run(config.recipe_of(cfg, session.trust, dropped), folder, session))
+    code = guarded(lambda: _run(config.recipe_of(cfg, session.trust, dropped), folder, session))
     session.codes.append(code)
     if code == ERROR and session.folders and (session.folders[-1] / "report.html").exists():
         say(Console(stderr=True), f"what was finished is in {session.folders[-1]}")

@@ -19,6 +19,7 @@ Run one:
   python -m qatflow -m recipe=NAME precision=w8a8,w4a8,w4a4            a sweep, with one summary
   python -m qatflow recipe=NAME run.dir=FOLDER                         a folder of your choice; an old one is resumed
   python -m qatflow recipe=NAME --cfg job                              show the complete recipe
+  python -m qatflow.inspect recipe=NAME                                show what would be quantized, and how
   python -m qatflow --config-dir my_project recipe=mine trust=[my_package]
                               your own my_project/recipes/mine.yaml, my_project/model/*.yaml, ...
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from qatflow.errors import CaptureError
+from qatflow.errors import CaptureError, DataError
+from qatflow.graph.capture_errors import explain, first_sentence, quiet, users_line, why_different
 
 aten = torch.ops.aten
 
@@ -36,16 +35,18 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     tensor is dynamic.
 
     Raises:
+        DataError: the model itself fails on the example.
         CaptureError: the model cannot be exported, or the graph does not compute what the model does.
     """
     model = copy.deepcopy(model).eval()
     kwargs = dict(kwargs or {})
     shapes = _dynamic_batch(model, args, kwargs)
+    _check_runs(model, args, kwargs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             exported = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=shapes)
     except Exception as error:
-        raise CaptureError(_what_failed(model, error)) from error
+        raise CaptureError(explain(model, error, args, kwargs, shapes)) from error
     graph = exported.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     if not _make_functional(graph):
@@ -66,6 +67,8 @@ def _dynamic_batch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     except TypeError as error:
         message = f"{type(model).__name__}.forward cannot take the data's inputs: {error}"
         raise CaptureError(message) from error
+    except ValueError as error:
+        raise CaptureError(explain(model, error, args, kwargs, None)) from error
 
     def spec(leaf: Any) -> Any:
         return {0: torch.export.Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
@@ -73,20 +76,31 @@ def _dynamic_batch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     return {name: pytree.tree_map(spec, value) for name, value in bound.arguments.items()}
 
 
-def _what_failed(model: nn.Module, error: Exception) -> str:
-    """Name the line of the user's code that export stumbled over, and what it said."""
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not {"torch", "qatflow"} & set(Path(frame.filename).parts)
-    ]
-    where = f" at {own[-1].filename}:{own[-1].lineno} (`{own[-1].line}`)" if own else ""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"{type(model).__name__} cannot be captured{where}: {said}. Control flow that depends on a tensor's values "
-        "and shapes that depend on the batch size cannot be captured; move them out of forward, or give the part "
-        "that is to be quantized as the model"
-    )
+def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Run a copy of the model on the example.
+
+    Raises:
+        DataError: it fails; the error names the inputs and the line.
+    """
+    copied, copied_kwargs = pytree.tree_map_only(Tensor, torch.clone, (tuple(args), dict(kwargs)))
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model)(*copied, **copied_kwargs)
+    except Exception as error:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        inputs = ", ".join(f"{name}: {_form(value)}" for name, value in bound.arguments.items())
+        message = (
+            f"{type(model).__name__} fails on the data's inputs ({inputs}){users_line(error)}: "
+            f"{first_sentence(error)}; check their shape and type against what the model was trained with"
+        )
+        raise DataError(message) from error
+
+
+def _form(value: Any) -> str:
+    """Describe an input: `float32 [2, 3, 8, 8]`."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
 
 
 def _make_functional(graph: fx.GraphModule) -> bool:
@@ -148,14 +162,13 @@ def _check_same_function(
 
     with torch.no_grad():
         for few_args, few_kwargs in ((args, kwargs), pytree.tree_map(first, (tuple(args), dict(kwargs)))):
-            expected, actual = model(*few_args, **few_kwargs), graph(*few_args, **few_kwargs)
+            twice = [pytree.tree_map_only(Tensor, torch.clone, (tuple(few_args), dict(few_kwargs))) for _ in range(2)]
+            expected, actual = (run(*a, **k) for run, (a, k) in zip((model, graph), twice, strict=True))
             pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(actual), strict=True)
             for wanted, got in pairs:
                 if isinstance(wanted, Tensor) and not _close(wanted, got):
-                    message = (
-                        f"the captured graph of {type(model).__name__} does not compute what the model does; "
-                        "a model with random or stateful parts in evaluation mode cannot be captured"
-                    )
+                    why = why_different(model, few_args, few_kwargs)
+                    message = f"the captured graph of {type(model).__name__} does not compute what it does: {why}"
                     raise CaptureError(message)
 
 

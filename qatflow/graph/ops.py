@@ -182,7 +182,16 @@ def kind(node: fx.Node) -> str:
         return WITH_A_NUMBER[known]
     if known in ("add", "where") and _goes_to_softmax(node):
         return "attention_bias"
+    if known == "pad" and not _pads_with_own_values(node):
+        return "other"
     return known
+
+
+def _pads_with_own_values(node: fx.Node) -> bool:
+    """Tell whether what a pad adds is on every grid that its input is on: zeros, or values of the input."""
+    if node.target is aten.constant_pad_nd.default:
+        return bool(argument(node, 2, "value", 0) == 0)
+    return argument(node, 2, "mode", "constant") != "constant" or not argument(node, 3, "value")
 
 
 def _other_is_a_number(node: fx.Node) -> bool:

@@ -25,7 +25,7 @@ def give_bias(graph: fx.GraphModule, layer: Layer, bias: Tensor) -> None:
     weight = argument(layer.node, 1, "weight")
     with graph.graph.inserting_before(layer.node):
         node = graph.graph.get_attr(name)
-    node.meta["val"] = weight.meta.get("val")
+    node.meta["val"] = weight.meta["val"].new_empty(tuple(bias.shape))
     if len(layer.node.args) > 2:
         layer.node.update_arg(2, node)
     else:

@@ -31,7 +31,7 @@ class Fusion:
 
 
 def find_chains(graph: fx.GraphModule, target: Target, roots: Collection[fx.Node]) -> Fusion:
-    """Return the longest chain of `target` from each of `roots`, ops that run on integers."""
+    """Return the longest chain of `target` from each of `roots`; an op that the recipe leaves in float has one too."""
     fusion = Fusion()
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     beginnings = {sequence[:length] for sequence in target.expanded_chains for length in range(1, len(sequence) + 1)}

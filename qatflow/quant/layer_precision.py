@@ -72,7 +72,7 @@ def _matches(pattern: str, paths: set[str]) -> bool:
 
 def _no_match(pattern: str, paths: set[str]) -> Mistake:
     names = sorted(paths)
-    hint = near_match(pattern, names) or near_match(pattern.rstrip(".*"), names)
+    hint = near_match(pattern.rstrip(".*"), names) or near_match(pattern, names)
     top = ", ".join(sorted({name for name in names if "." not in name}))
     fix = f"{hint} " if hint else ""
     return Mistake(

@@ -43,6 +43,8 @@ class Point:
     """Names of the nodes that read it quantized; None is all of them."""
     softmax: bool = False
     """Whether only softmaxes read it: what lies far below a row's largest value then does not matter."""
+    from_float: bool = False
+    """Whether the op that gives it runs in float, so that only its result is on a grid."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class _Placer:
         self.layers = {layer.node: layer for layer in weighted_layers(graph)}
         self.special = LayerPrecisions(graph, precision, self.layers)
         self.active = {node for node in graph.graph.nodes if self._is_active(node)}
-        self.fusion = find_chains(graph, target, self.active)
+        computing = [node for node in graph.graph.nodes if node.op == "call_function" and node not in self.constant]
+        self.fusion = find_chains(graph, target, computing)
         self.wanted = wanted_tensors(graph, target, self.active, self.constant, self.fusion)
         self.placement = Placement(inside=self._chain_ends())
 
@@ -198,6 +201,9 @@ class _Placer:
             fixed_range=fixed,
             shares=None if leader is node else leader.name,
             readers=None if readers is None else tuple(sorted(reader.name for reader in readers)),
+            from_float=node.op == "call_function"
+            and node not in self.fusion.ends.values()
+            and (node not in self.active or kind(node) not in self.target.integer_kinds),
             softmax=bool(node.users) and all(kind(reader) == "softmax" for reader in node.users),
         )
 
@@ -206,8 +212,16 @@ class _Placer:
         return [end, *(root for root, last in self.fusion.ends.items() if last is end)]
 
     def _list_float(self, node: fx.Node) -> None:
-        """List a float result that nothing covers."""
-        if node.op != "call_function" or node in self.constant or not is_float_tensor(node):
+        """List a float result that nothing covers, and a float weight with the op that reads it."""
+        if not is_float_tensor(node):
+            return
+        if node.op == "get_attr":
+            readers = [reader for reader in node.users if reader not in self.constant]
+            if node.meta["val"].dim() > 1 and readers:
+                name, reader = str(node.target), readers[0]
+                self.placement.floats.append(LeftInFloat(node.name, name, _op(reader), self._reason(reader)))
+            return
+        if node.op != "call_function" or node in self.constant:
             return
         self.placement.floats.append(LeftInFloat(node.name, self._name(node), _op(node), self._reason(node)))
 

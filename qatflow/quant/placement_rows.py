@@ -30,7 +30,8 @@ def placement_rows(graph: fx.GraphModule, placement: Placement) -> list[Row]:
     rows |= {name: Row(name, kinds[name], "", f"moves values of {source}") for name, source in placement.tied.items()}
     rows |= {name: Row(name, kinds[name], "", f"fused, up to {end}") for name, end in placement.inside.items()}
     for left in placement.floats:
-        rows[left.tensor] = Row(left.tensor, kinds[left.tensor], left.layer, f"float: {left.reason}")
+        name = left.layer if kinds[left.tensor] == "parameter" else left.tensor
+        rows[left.tensor] = Row(name, kinds[left.tensor], left.layer, f"float: {left.reason}")
     return [rows[node.name] for node in graph.graph.nodes if node.name in rows]
 
 
@@ -56,4 +57,6 @@ def _how(point: Point) -> str:
         parts.append(f"one grid with {point.shares}")
     if point.readers is not None:
         parts.append(f"only for {', '.join(point.readers)}")
+    if point.from_float:
+        parts.append("computed in float")
     return ", ".join(parts)

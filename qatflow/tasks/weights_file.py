@@ -92,7 +92,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
 
 
 def check_values(model: nn.Module) -> None:
-    """Check that every parameter, and every statistic of a batch norm, is there and is a number.
+    """Check that every parameter, and every statistic of a batch norm, is there, in FP32, and a number.
 
     Raises:
         RecipeError: one is not; it is named.
@@ -104,6 +104,9 @@ def check_values(model: nn.Module) -> None:
             raise RecipeError(
                 [Mistake("model", problem, "run a lazy layer once in the factory, or load weights there")]
             )
+        if value.dtype in (torch.float16, torch.bfloat16):
+            problem = f"the model's tensor {name!r} is {str(value.dtype).removeprefix('torch.')}"
+            raise RecipeError([Mistake("model", problem, "give the FP32 model: call model.float() in the factory")])
         bad = int((~torch.isfinite(value)).sum())
         if bad:
             problem = f"the model's tensor {name!r} has {bad} of {value.numel()} values that are not finite"

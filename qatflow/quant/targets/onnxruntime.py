@@ -11,6 +11,7 @@ guide to quantization in ONNX Runtime's documentation.
 - The scales of the inputs of Add, Mul and Concat may differ.
 - Attention runs opened up: integer products, with scores, mask and softmax in float between them. A softmax has the
   range that its integer kernel assumes, 256 steps from 0.
+- A pad with zeros goes into the convolution behind it when the file is written.
 - Norms, GELU, SiLU, hard swish and what else is not listed run in float between dequantize and quantize.
 """
 
@@ -47,6 +48,7 @@ ONNXRUNTIME = Target(
             "expand",
             "tile",
             "gather",
+            "pad",
             "identity",
         }
     ),

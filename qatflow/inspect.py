@@ -1,0 +1,76 @@
+"""`python -m qatflow.inspect recipe=NAME ...`: what would be quantized and how, without running the recipe.
+
+Takes the overrides, `--config-dir` and `trust=[...]` of a run. Exit codes: 0, or 1 for an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hydra import compose
+from rich.console import Console
+
+from qatflow import config, listing
+from qatflow.cli import MET, config_dir, guarded, parsed
+from qatflow.console import say
+from qatflow.errors import Mistake, RecipeError
+from qatflow.overrides import take_trust
+from qatflow.preflight import plan
+from qatflow.recipe import Recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Inspect the recipe of a command line (that of the process unless given) and return the exit code."""
+    return guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _command(argv: list[str]) -> int:
+    args, unknown = parsed(argv)
+    folder = config_dir(args, unknown)
+    if args.multirun or args.cfg or args.info or args.run:
+        raise RecipeError([Mistake("flags", "inspect takes --config-dir only", "give one recipe and its overrides")])
+    if args.help or not args.overrides:
+        say(Console(), f"{(__doc__ or '').strip()}\n")
+        listing.show_recipes(Console(), folder)
+        return MET
+    trust, overrides = take_trust(args.overrides)
+    checked = plan(overrides, False, folder, trust)
+    with config.hydra_at(folder):
+        recipe = config.recipe_of(compose(config.PRIMARY, ["name=inspect", *checked.lines]), trust, checked.dropped[0])
+    _show(Console(), recipe, trust)
+    return MET
+
+
+def _show(console: Console, recipe: Recipe, trust: tuple[str, ...]) -> None:
+    from qatflow.inspection import inspect_recipe  # imports torch
+
+    found = inspect_recipe(recipe, trust)
+    target = found.target
+    quantized = sum(row.how == "quantized" for row in found.layers)
+    say(
+        console,
+        f"{found.model}: {found.parameters:,} parameters, {len(found.layers)} weighted layers, {quantized} quantized",
+    )
+    bias = target.bias.replace("_", " ")
+    say(console, f"target {target.name}: quantizers stand at each tensor's {target.at}, biases are {bias}")
+    say(console, "batch norms are folded, as the recipe's steps do" if found.folded else "batch norms are not folded")
+    _table(console, "Layers", [(row.name, row.kind, "x".join(map(str, row.shape)), row.how) for row in found.layers])
+    chains = [(" -> ".join(chain),) for chain in found.chains]
+    _table(console, "Chains that equalize would take", chains)
+    on_grids = [row for row in found.tensors if not row.how.startswith("float: ")]
+    _table(console, "Tensors, in the order of the graph", [(row.tensor, row.op, row.how) for row in on_grids])
+    floats = [row for row in found.tensors if row.how.startswith("float: ")]
+    _table(console, "Left in float", [(row.tensor, row.op, row.how.removeprefix("float: ")) for row in floats])
+
+
+def _table(console: Console, title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Show aligned columns under a title with the number of rows."""
+    say(console, f"\n{title} ({len(rows)})")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say(console, "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What a recipe would quantize, found without calibrating or measuring anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qatflow.graph.capture import capture
+from qatflow.graph.chains import pairs
+from qatflow.graph.layers import tensor, weighted_layers
+from qatflow.quant.network import Network
+from qatflow.quant.placement import place
+from qatflow.quant.placement_rows import Row, placement_rows
+from qatflow.quant.prepare import prepare
+from qatflow.quant.target import Target
+from qatflow.quant.targets import TARGETS
+from qatflow.recipe import Recipe
+from qatflow.steps import STEPS
+from qatflow.steps.context import StepContext
+from qatflow.tasks.task import load_task
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One weighted layer."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    """Of its weight."""
+    how: str
+    """`quantized`, or why not."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        model: name of its class.
+        parameters: how many numbers it has.
+        target: the table that was applied.
+        folded: whether batch norms were folded first, because the recipe's steps do.
+        layers: the weighted layers, in the order they run.
+        chains: pairs of layers that `equalize` would take, with the ops between them.
+        tensors: every tensor that is quantized, moved, fused or left in float, in the order of the graph.
+    """
+
+    model: str
+    parameters: int
+    target: Target
+    folded: bool
+    layers: tuple[LayerRow, ...]
+    chains: tuple[tuple[str, ...], ...]
+    tensors: tuple[Row, ...]
+
+
+def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
+    """Load the model, capture it and place quantizers; nothing runs but the two samples of the capture.
+
+    Raises:
+        QatflowError: the recipe, model or data cannot be used.
+    """
+    task = load_task(recipe, trust)
+    target = TARGETS[recipe.target]
+    network = Network(prepare(capture(task.model, *task.example()), target))
+    folding = recipe.steps.get("fold_batch_norms")
+    if folding is not None:
+        context = StepContext(task.calibration_inputs, target, recipe.precision, recipe.calibration)
+        network, _ = STEPS["fold_batch_norms"](network, folding, context)
+    placement = place(network.graph, target, recipe.precision)
+    left = {one.layer: one.reason for one in placement.float_layers}
+    layers = tuple(
+        LayerRow(
+            layer.name,
+            layer.kind if layer.groups == 1 else f"{layer.kind} in {layer.groups} groups",
+            tuple(tensor(network.graph, layer.weight).shape),
+            left.get(layer.name, "quantized"),
+        )
+        for layer in weighted_layers(network.graph)
+    )
+    chains = tuple(
+        (pair.first.name, *(node.name for node in pair.between), pair.second.name) for pair in pairs(network.graph)
+    )
+    return Inspection(
+        model=type(task.model).__name__,
+        parameters=sum(parameter.numel() for parameter in task.model.parameters()),
+        target=target,
+        folded=folding is not None,
+        layers=layers,
+        chains=chains,
+        tensors=tuple(placement_rows(network.graph, placement)),
+    )

@@ -1,0 +1,54 @@
+"""`python -m qatflow.inspect`: what it shows, and its exit codes."""
+
+from pathlib import Path
+
+import pytest
+
+from qatflow.inspect import main
+
+
+def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
+    assert main(list(argv)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_it_shows_layers_chains_tensors_and_what_stays_in_float(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = shown(capsys, "recipe=quickstart", "precision.overrides={stem: float, head.*: w4}")
+    assert lines[0] == "DigitsMobileNet: 42,298 parameters, 20 weighted layers, 19 quantized"
+    assert "Layers (20)" in lines
+    assert (
+        "  stem.conv                conv                24x1x3x3    precision.overrides['stem'] leaves it in float"
+        in lines
+    )
+    (chains,) = [line for line in lines if line.startswith("Chains")]
+    assert chains == "Chains that equalize would take (13)"
+    assert "  blocks.1.expand.conv -> relu_2 -> blocks.1.depthwise.conv" in lines
+    (head,) = [line.split() for line in lines if line.startswith("  head.conv.weight")]
+    assert head == ["head.conv.weight", "weight", "int4", "symmetric,", "per", "tensor"]
+    assert lines[-1].split()[:2] == ["linear", "linear"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_shows_the_graph_as_captured_without_folding(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, "recipe=tiny", "steps=[]", "target=qnn")
+    assert "batch norms are not folded" in lines
+    assert "target qnn: quantizers stand at each tensor's producer, biases are int32 at export" in lines
+
+
+def test_mistakes_are_told_as_a_run_tells_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe=tiny", "precision.overrides={steem: float}"]) == 1
+    assert "precision.overrides['steem']: matches no layer; did you mean 'stem'?" in capsys.readouterr().err
+    assert main(["recipe=tiny", "target=qn", "precision.bits=4"]) == 1
+    told = capsys.readouterr().err
+    assert "target: 'qn' is not an option; did you mean 'qnn'?" in told
+    assert "precision.bits: unknown key" in told
+    assert main(["-m", "recipe=tiny"]) == 1
+
+
+def test_without_a_recipe_it_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys)
+    assert lines[0].startswith("`python -m qatflow.inspect recipe=NAME ...`")
+    assert any(line.split()[:1] == ["quickstart"] for line in lines)
