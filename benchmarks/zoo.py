@@ -164,7 +164,13 @@ def _efficientnet_lite0() -> nn.Module:
     return model.eval()  # type: ignore[no-any-return]
 
 
-SMALL_BERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+SMALL_BERT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "initializer_range": 0.1,
+}
 SMALL_WAV2VEC2 = {
     **SMALL_BERT,
     "conv_dim": (32, 32, 32),

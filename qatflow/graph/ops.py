@@ -100,8 +100,10 @@ KINDS: dict[Any, str] = {
     aten.amax.default: "reduce_max",
     aten.max.dim: "reduce_max",
     aten.linalg_vector_norm.default: "vector_norm",
-    aten.upsample_nearest2d.vec: "resize",
-    aten.upsample_nearest2d.default: "resize",
+    aten.upsample_nearest1d.vec: "resize_nearest",
+    aten.upsample_nearest2d.vec: "resize_nearest",
+    aten.upsample_nearest2d.default: "resize_nearest",
+    aten.upsample_nearest3d.vec: "resize_nearest",
     aten.upsample_bilinear2d.vec: "resize",
     aten.upsample_bilinear2d.default: "resize",
     aten.upsample_bicubic2d.vec: "resize",
@@ -184,7 +186,14 @@ def kind(node: fx.Node) -> str:
         return "attention_bias"
     if known == "pad" and not _pads_with_own_values(node):
         return "other"
+    if known == "cast" and _dtype(node) is not None and _dtype(node) == _dtype(node.args[0]):
+        return "identity"
     return known
+
+
+def _dtype(value: Any) -> torch.dtype | None:
+    recorded = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return recorded.dtype if isinstance(recorded, torch.Tensor) else None
 
 
 def _pads_with_own_values(node: fx.Node) -> bool:

@@ -50,11 +50,11 @@ class Simulation:
         nodes = {node.name: node for node in self.model.graph.nodes}
         for point in self.placement.points:
             if point.shares is None:
-                holder.add_module(point.tensor, self._make(point))
+                holder.add_module(_leaf(point.tensor), self._make(point))
             node = nodes[point.tensor]
             readers = [reader for reader in node.users if point.readers is None or reader.name in point.readers]
             with self.model.graph.inserting_after(_last_of_its_kind(node)):
-                quantizer = self.model.graph.call_module(f"{QUANTIZERS}.{point.shares or point.tensor}", (node,))
+                quantizer = self.model.graph.call_module(f"{QUANTIZERS}.{_leaf(point.shares or point.tensor)}", (node,))
             quantizer.meta["val"] = node.meta.get("val")
             for reader in readers:
                 reader.replace_input_with(node, quantizer)
@@ -72,7 +72,7 @@ class Simulation:
     def quantizer(self, tensor_name: str) -> ActivationQuantizer | WeightQuantizer:
         """Return the quantizer of a tensor of the placement; tensors that share an encoding have the same one."""
         shared = next((point.shares for point in self.placement.points if point.tensor == tensor_name), None)
-        module = self.model.get_submodule(f"{QUANTIZERS}.{shared or tensor_name}")
+        module = self.model.get_submodule(f"{QUANTIZERS}.{_leaf(shared or tensor_name)}")
         assert isinstance(module, (ActivationQuantizer, WeightQuantizer))
         return module
 
@@ -164,6 +164,11 @@ class Simulation:
         encodings = self.encodings()
         fixed = {point.parameter: encodings[point.tensor] for point in self.placement.points if point.parameter}
         return Network(graph, fixed)
+
+
+def _leaf(tensor_name: str) -> str:
+    """Return the name of a tensor's quantizer within its holder; a node may be called `to` or `half`."""
+    return f"{tensor_name}_" if hasattr(nn.Module, tensor_name) else tensor_name
 
 
 def _last_of_its_kind(node: fx.Node) -> fx.Node:

@@ -7,6 +7,8 @@ guide to quantization in ONNX Runtime's documentation.
 - Activations are uint8, asymmetric, one scale per tensor; weights int8, symmetric, the full grid; biases int32.
 - An op becomes an integer kernel when every float input is dequantized and its output is quantized by one Q. Linear
   and matmul may give floats: their result has a quantizer only where another integer kernel reads it.
+- A transposed convolution has no integer kernel in the CPU provider: it runs in float between dequantize and
+  quantize, with its weight stored in 8 bits, as the runtime's own `quantize_static` has it.
 - A Relu or Clip behind an integer kernel is dropped, because the output's grid clips in the same way.
 - The scales of the inputs of Add, Mul and Concat may differ.
 - Attention runs opened up: integer products, with scores, mask and softmax in float between them. A softmax has the
@@ -49,10 +51,10 @@ ONNXRUNTIME = Target(
             "tile",
             "gather",
             "pad",
+            "resize_nearest",
             "identity",
         }
     ),
-    sharing=frozenset({"resize"}),
     fixed_ranges={"softmax": (0.0, 1.0)},
     fixed_steps="2^bits",
     attention="opened",

@@ -53,6 +53,7 @@ OPENVINO = Target(
             "group_norm",
             "instance_norm",
             "resize",
+            "resize_nearest",
         }
     ),
     chains=(

@@ -32,6 +32,7 @@ MOVING = frozenset(
         "max_pool",
         "reduce_max",
         "reshape",
+        "resize_nearest",
         "roll",
         "slice",
         "split",

@@ -33,7 +33,7 @@ TENSORRT = Target(
     },
     bias="float",
     at="reader",
-    inputs=frozenset({"conv", "conv_transpose", "linear", "matmul", "add", "resize"}),
+    inputs=frozenset({"conv", "conv_transpose", "linear", "matmul", "add", "resize", "resize_nearest"}),
     chains=(
         "conv|conv_transpose|linear|matmul batch_norm? relu|clip|leaky_relu|sigmoid|hardswish|silu|gelu? max_pool?",
         "conv|conv_transpose|linear|matmul batch_norm? add relu|clip?",
