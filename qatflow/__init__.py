@@ -14,19 +14,32 @@ if TYPE_CHECKING:
     from qatflow.api import run
     from qatflow.graph.capture import capture
     from qatflow.quant.network import Network
+    from qatflow.quant.prepare import prepare
     from qatflow.quant.simulation import Simulation
     from qatflow.quant.targets import TARGETS
     from qatflow.recipe import Recipe
     from qatflow.result import RunResult
     from qatflow.steps import STEPS
 
-__all__ = ["STEPS", "TARGETS", "Network", "Recipe", "RunResult", "Simulation", "__version__", "capture", "run"]
+__all__ = [
+    "STEPS",
+    "TARGETS",
+    "Network",
+    "Recipe",
+    "RunResult",
+    "Simulation",
+    "__version__",
+    "capture",
+    "prepare",
+    "run",
+]
 
 HOMES = {
     "run": "qatflow.api",
     "capture": "qatflow.graph.capture",
     "Network": "qatflow.quant.network",
     "Simulation": "qatflow.quant.simulation",
+    "prepare": "qatflow.quant.prepare",
     "TARGETS": "qatflow.quant.targets",
     "Recipe": "qatflow.recipe",
     "RunResult": "qatflow.result",

@@ -33,3 +33,6 @@ TARGETS: dict[str, str] = {
     "xnnpack": "XNNPACK through ExecuTorch: int8 with zero points",
     "openvino": "OpenVINO on CPU: Q/DQ on the inputs of fused layers, as NNCF puts them",
 }
+
+SYMMETRIC_TARGETS: tuple[str, ...] = ("tensorrt",)
+"""Targets whose activations have no zero point."""

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
-from qatflow.names import DATASETS, FIDELITY_METRICS, METRICS, MODELS
+from qatflow.names import DATASETS, FIDELITY_METRICS, METRICS, MODELS, SYMMETRIC_TARGETS
 from qatflow.pydantic_sentences import mistake_of, shown
 from qatflow.recipe import Recipe
 from qatflow.step_configs import STEP_CONFIGS, StepConfig
@@ -59,6 +59,7 @@ def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe
     for section, names in SOURCES.items():
         mistakes += _source_mistakes(section, cleaned.get(section), names, trust)
     mistakes += _metric_mistakes(_section(cleaned, "gate"), _section(cleaned, "data"), trust)
+    mistakes += _grid_mistakes(cleaned.get("target"), _section(cleaned, "precision"))
     mistakes.sort(key=lambda mistake: _place(mistake.path))
     return (None, mistakes) if mistakes or recipe is None else (recipe, [])
 
@@ -192,6 +193,12 @@ def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Se
     if metric in METRICS and data.get("labels") is False and metric not in FIDELITY_METRICS:
         fix = f"allowed without labels: {', '.join(FIDELITY_METRICS)}"
         yield Mistake("gate.metric", f"{metric!r} needs labels, and data.labels is false", fix)
+
+
+def _grid_mistakes(target: Any, precision: Mapping[str, Any]) -> Iterator[Mistake]:
+    if target in SYMMETRIC_TARGETS and precision.get("activations_symmetric") is False:
+        problem = f"false, but target {target} has symmetric activations only"
+        yield Mistake("precision.activations_symmetric", problem, "remove it")
 
 
 def _factory_mistakes(path: str, factory: str, trust: Sequence[str]) -> Iterator[Mistake]:

@@ -25,7 +25,7 @@ class StepConfig(Config):
 class FoldBatchNorms(StepConfig):
     """Fold batch norms into the convolution or linear layer before them."""
 
-    not_after = ("equalize", "adaround")
+    not_after = ("equalize", "smooth", "adaround")
     always_kept = True
 
 
@@ -43,6 +43,15 @@ class Equalize(StepConfig):
     """`swap_if_idle` swaps a ReLU6 that clips at most this share of its calibration values."""
     absorb_bias: bool = True
     """Move large biases into the next layer where no calibration sample reaches the ReLU's kink."""
+
+
+class Smooth(StepConfig):
+    """Even out the channels between a norm and the linear layers behind it (SmoothQuant, Xiao et al. 2023)."""
+
+    not_after = ("adaround",)
+
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the outliers that moves into the weights: 0 leaves all in the activations, 1 moves all."""
 
 
 class AdaRound(StepConfig):
@@ -65,5 +74,6 @@ class AdaRound(StepConfig):
 STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "fold_batch_norms": FoldBatchNorms,
     "equalize": Equalize,
+    "smooth": Smooth,
     "adaround": AdaRound,
 }

@@ -13,7 +13,7 @@ from qatflow.recipe_check import check, recipe_from
 from qatflow.step_configs import STEP_CONFIGS
 
 GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
-STEPS = "fold_batch_norms, equalize, adaround"
+STEPS = "fold_batch_norms, equalize, smooth, adaround"
 MODELS = "digits_mobilenet, digits_mobilenet_skewed"
 OPEN = "qatflow, torchvision, timm, transformers, torchmetrics"
 CWD = Path.cwd()

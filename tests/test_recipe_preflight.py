@@ -70,12 +70,12 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("export=onnx", "export: 'onnx' is not an option; allowed: encodings_1_0_0"),
         ("report=htm", "report: 'htm' is not an option; did you mean 'html'? allowed: html, tables"),
         ("steps=[fold_batch_norm]", "steps: unknown step 'fold_batch_norm'; did you mean 'fold_batch_norms'? "
-         "allowed: adaround, equalize, fold_batch_norms"),
+         "allowed: adaround, equalize, fold_batch_norms, smooth"),
         ("steps=[equalize,equalize]", "steps: 'equalize' is listed 2 times; a step runs once: list it once"),
         ("steps.adaround.iterations=5", "steps.adaround: the recipe does not select this step; "
          "select it: steps=[fold_batch_norms,adaround]"),
         ("steps.adaroundd.iterations=5", "steps.adaroundd: unknown step; did you mean 'adaround'? "
-         "allowed: fold_batch_norms, equalize, adaround"),
+         "allowed: fold_batch_norms, equalize, smooth, adaround"),
         ("~qat.losss", "qat.losss: cannot be removed, for it is not there"),
         ("gate.metric.x=1", "gate.metric: {'x': 1} is not text"),
         ("recipe=quikstart", "recipe: 'quikstart' is not a recipe; did you mean 'quickstart'? "

@@ -19,12 +19,39 @@ from qatflow.graph.surgery import finish
 OPERANDS = {"weight": 1, "bias": 2}
 """Operands of a weighted layer that may be computed, by name and position."""
 
+aten = torch.ops.aten
+LOOKS_AT_SHAPES = frozenset(
+    {
+        aten.sym_size.int,
+        aten.new_zeros.default,
+        aten.new_ones.default,
+        aten.new_full.default,
+        aten.new_empty.default,
+        aten.zeros_like.default,
+        aten.ones_like.default,
+        aten.full_like.default,
+    }
+)
+"""Ops that take only the shape and type of a tensor."""
+
 
 def constant_nodes(graph: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes that depend on no input of the graph, neither on its values nor on its shape."""
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "get_attr" or (node.op == "call_function" and all(s in found for s in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def shape_only_nodes(graph: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes that depend on no value of an input, though they may depend on its shape: masks, positions."""
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        free = node.op == "call_function" and (
+            node.target in LOOKS_AT_SHAPES or all(source in found for source in node.all_input_nodes)
+        )
+        if node.op == "get_attr" or free:
             found.add(node)
     return found
 

@@ -224,6 +224,17 @@ def _goes_to_softmax(node: fx.Node) -> bool:
     return bool(node.users) and all(leads(reader) for reader in node.users)
 
 
+def is_attention_mask(node: fx.Node) -> bool:
+    """Tell whether all that is done with a tensor is to add it to attention scores."""
+
+    def adds(reader: fx.Node) -> bool:
+        if kind(reader) == "attention_bias":
+            return node is not reader.args[0]
+        return kind(reader) in MOVING and is_attention_mask(reader)
+
+    return bool(node.users) and all(adds(reader) for reader in node.users)
+
+
 def is_float_tensor(node: fx.Node) -> bool:
     """Tell whether a node's value is one floating-point tensor, from what export recorded."""
     value = node.meta.get("val")

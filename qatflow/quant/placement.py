@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from qatflow.errors import PlacementError
-from qatflow.graph.constants import constant_nodes
+from qatflow.graph.constants import constant_nodes, shape_only_nodes
 from qatflow.graph.layers import weighted_layers
 from qatflow.graph.ops import KINDS, WEIGHTED, argument, is_float_tensor, kind, module_path
 from qatflow.quant.fusion import find_chains
@@ -94,6 +94,7 @@ class _Placer:
         self.target = target
         self.precision = precision
         self.constant = constant_nodes(graph)
+        self.shape_only = shape_only_nodes(graph)
         self.layers = {layer.node: layer for layer in weighted_layers(graph)}
         self.special = LayerPrecisions(graph, precision, self.layers)
         self.active = {node for node in graph.graph.nodes if self._is_active(node)}
@@ -218,10 +219,10 @@ class _Placer:
         if node.op == "get_attr":
             readers = [reader for reader in node.users if reader not in self.constant]
             if node.meta["val"].dim() > 1 and readers:
-                name, reader = str(node.target), readers[0]
-                self.placement.floats.append(LeftInFloat(node.name, name, _op(reader), self._reason(reader)))
+                layer, reader = str(node.target).rpartition(".")[0] or str(node.target), readers[0]
+                self.placement.floats.append(LeftInFloat(node.name, layer, _op(reader), self._reason(reader)))
             return
-        if node.op != "call_function" or node in self.constant:
+        if node.op != "call_function" or node in self.shape_only:
             return
         self.placement.floats.append(LeftInFloat(node.name, self._name(node), _op(node), self._reason(node)))
 

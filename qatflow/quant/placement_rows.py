@@ -26,12 +26,12 @@ class Row:
 def placement_rows(graph: fx.GraphModule, placement: Placement) -> list[Row]:
     """Return one row for every tensor that the placement speaks of."""
     kinds = {node.name: kind(node) for node in graph.graph.nodes}
+    names = {node.name: str(node.target) if node.op == "get_attr" else node.name for node in graph.graph.nodes}
     rows = {point.tensor: _of_point(point, kinds) for point in placement.points}
     rows |= {name: Row(name, kinds[name], "", f"moves values of {source}") for name, source in placement.tied.items()}
     rows |= {name: Row(name, kinds[name], "", f"fused, up to {end}") for name, end in placement.inside.items()}
     for left in placement.floats:
-        name = left.layer if kinds[left.tensor] == "parameter" else left.tensor
-        rows[left.tensor] = Row(name, kinds[left.tensor], left.layer, f"float: {left.reason}")
+        rows[left.tensor] = Row(names[left.tensor], kinds[left.tensor], left.layer, f"float: {left.reason}")
     return [rows[node.name] for node in graph.graph.nodes if node.name in rows]
 
 

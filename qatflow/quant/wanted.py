@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from qatflow.graph.ops import is_float_tensor, kind
+from qatflow.graph.ops import is_attention_mask, is_float_tensor, kind
 from qatflow.quant.fusion import Fusion
 from qatflow.quant.target import Target
 
@@ -123,6 +123,8 @@ class _AtProducers:
             for source in data_inputs(node, self.constant):
                 if source not in self.fusion.inside and not _is_own_parameter(node, source, self.target):
                     self._want(source, node)
+        if is_attention_mask(node):
+            return  # it may hold minus infinity, and needs no grid: what lies that low does not count
         if kind(node) in self.target.outputs and node not in self.fusion.inside and is_float_tensor(node):
             self._want(node, node)
         elif kind(node) in self.target.outputs and node in self.fusion.ends:

@@ -15,11 +15,13 @@ from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext
 from qatflow.steps.equalize import equalize
 from qatflow.steps.fold_batch_norms import fold_batch_norms
+from qatflow.steps.smooth import smooth
 
 Step = Callable[[Network, Any, StepContext], tuple[Network, dict[str, Note]]]
 
 STEPS: dict[str, Step] = {
     "fold_batch_norms": fold_batch_norms,
     "equalize": equalize,
+    "smooth": smooth,
     "adaround": adaround,
 }

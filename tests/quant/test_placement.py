@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from qatflow.errors import PlacementError
 from qatflow.graph.capture import capture
-from qatflow.graph.constants import constant_nodes
+from qatflow.graph.constants import shape_only_nodes
 from qatflow.graph.ops import is_float_tensor
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
@@ -192,7 +192,7 @@ def test_every_float_result_is_quantized_moved_fused_or_listed_once(name: str, t
     told = [point.tensor for point in placement.points] + list(placement.tied)
     told += [left.tensor for left in placement.floats]
     assert len(told) == len(set(told))
-    constant = constant_nodes(graph)
+    constant = shape_only_nodes(graph)
     results = {
         n.name for n in graph.graph.nodes if n.op == "call_function" and is_float_tensor(n) and n not in constant
     }

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qatflow.names import SYMMETRIC_TARGETS
 from qatflow.names import TARGETS as NAMED
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.targets import TARGETS
@@ -24,6 +25,7 @@ def target(**rules: object) -> Target:
 def test_names_are_those_of_recipes_with_a_line_about_each() -> None:
     assert list(TARGETS) == list(NAMED)
     assert all(name == one.name for name, one in TARGETS.items())
+    assert {name for name, one in TARGETS.items() if one.activations_symmetric} == set(SYMMETRIC_TARGETS)
     assert all(line and "\n" not in line for line in NAMED.values())
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import qatflow.steps
+from qatflow.graph.capture import capture
 from qatflow.quant.network import Network
 from qatflow.step_configs import STEP_CONFIGS
 from qatflow.steps import STEPS
@@ -27,7 +29,16 @@ def state_of(network: Network) -> str:
     return digest.hexdigest()
 
 
+@cache
+def normed() -> Network:
+    """Return a network with a layer norm, for inputs of the same shape."""
+    model = nn.Sequential(nn.Flatten(2), nn.LayerNorm(64), nn.Linear(64, 8), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5))
+    return Network(capture(model.eval(), (torch.randn(2, *captured.SHAPE),)))
+
+
 def fresh(name: str) -> Network:
+    if name == "smooth":
+        return normed().copy()
     return captured.captured(nn.ReLU) if name == "fold_batch_norms" else captured.folded(nn.ReLU)
 
 
