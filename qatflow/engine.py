@@ -52,7 +52,7 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         journal.stage("capture: export the model as one graph")
         base = Network(prepare(capture(task.model, *task.example()), TARGETS[recipe.target]))
         bench = Bench(recipe, task, base, folder, journal)
-        bench.placement(base)
+        bench.placement(base)  # tells mistakes about layers before anything is measured
         journal.stage("fp32: measure the model as it is")
         fp32 = bench.baseline()
         if fp32.value is None:

@@ -85,6 +85,24 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         f"allowed: {', '.join(METRICS)}, or package.module:function",
     ),
     (
+        {"precision": {"first_layer": "w99"}},
+        "precision.first_layer: 'w99' is too large; allowed: 2 to 16",
+    ),
+    (
+        {"precision": {"overrides": {"stem.*": "floaty"}}},
+        "precision.overrides.stem.*: 'floaty' cannot stand here; "
+        "write float, or bits such as w8a16, w4, a16 or w8a8_per_tensor",
+    ),
+    (
+        {"precision": {"overrides": {"stem": {"weight": 4}}}},
+        "precision.overrides.stem.weight: unknown key; did you mean 'weights'? "
+        "allowed: quantized, weights, activations, per_channel",
+    ),
+    (
+        {"target": "tensorrt", "precision": {"activations_symmetric": False}},
+        "precision.activations_symmetric: false, but target tensorrt has symmetric activations only; remove it",
+    ),
+    (
         {"gate": {"metric_kwargs": {"k": 3}}},
         "gate.metric_kwargs: 'accuracy' is a metric of ours and takes no arguments; remove them, or name a factory as "
         "gate.metric",

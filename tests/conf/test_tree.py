@@ -16,7 +16,7 @@ from qatflow import config
 from qatflow.names import DATASETS, METRICS, MODELS
 from qatflow.overrides import groups
 from qatflow.preflight import plan
-from qatflow.recipe import Recipe
+from qatflow.recipe import LayerPrecision, Recipe
 from qatflow.recipe_check import check, recipe_from
 from qatflow.step_configs import STEP_CONFIGS
 
@@ -162,3 +162,22 @@ def test_base_defaults_pass_the_check_once_there_is_a_model() -> None:
     base = config.base_recipe()
     _, mistakes = check(base)
     assert [mistake.path for mistake in mistakes] == ["model", "data"]
+
+
+def test_overrides_by_layer_from_the_command_line_and_from_a_file(tmp_path: Path) -> None:
+    wanted = {"classifier.*": LayerPrecision(weights=8, activations=16), "features.0": LayerPrecision(quantized=False)}
+    line = "precision.overrides={classifier.*: w8a16, features.0: float}"
+    assert plan(["recipe=tiny", line], multirun=False, config_dir=None)
+    assert recipe("recipe=tiny", "precision.overrides={}").precision.overrides == {}
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: digits_mobilenet\n  - override /data: digits\n"
+        "precision:\n  first_layer: w8a8\n  overrides:\n    classifier.*: w8a16\n    features.0: float\n"
+    )
+    plan(["recipe=mine"], multirun=False, config_dir=tmp_path)
+    found = config.recipe_of(composed("recipe=mine", config_dir=tmp_path)).precision
+    assert found.overrides == wanted
+    assert list(found.overrides) == list(wanted)
+    assert found.first_layer == LayerPrecision(weights=8, activations=8)
+    (checked,) = plan(["recipe=mine", line], multirun=False, config_dir=tmp_path).lines[1:]
+    assert checked.startswith("++precision.overrides=")
