@@ -42,7 +42,7 @@ SAME, SAME_GRADIENT = 1e-4, 1e-3
 """Largest difference, relative to the largest value, that counts as float rounding."""
 LEAST_SQNR = 15.0
 """Outputs that are noisier than that at W8A8, in dB, are looked at again with 16 bits."""
-LEAST_SQNR_16 = 40.0
+LEAST_SQNR_16 = 30.0
 """With 16 bits, and on the inputs of calibration, whose values are all in range, rounding noise is 48 dB lower: with
 less than this, in dB, a quantizer stands where none should."""
 UNSEEN = 99
@@ -114,6 +114,20 @@ def fold(network: Network, target: Target) -> Network:
     return fold_batch_norms(network, FoldBatchNorms(), context)[0]
 
 
+def folded_in_double(entry: Entry) -> float:
+    """Return how much folding changes the outputs in double precision, relative to the largest value."""
+
+    def double(inputs: Any) -> Any:
+        return pytree.tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+
+    torch.manual_seed(0)
+    model = entry.build().double()
+    graph = capture(model, *double(entry.inputs(2, 0)))
+    args, kwargs = double(entry.inputs(3, 3))
+    with torch.no_grad():
+        return relative(graph(*args, **kwargs), fold(Network(graph), TARGETS["onnxruntime"]).graph(*args, **kwargs))
+
+
 def calibrated(
     network: Network, target: Target, precision: Precision, entry: Entry, seed: int
 ) -> tuple[Simulation, float]:
@@ -164,6 +178,8 @@ def judge(name: str, entry: Entry) -> Row:
             args, kwargs = batches[1]
             with torch.no_grad():
                 difference = relative(model(*args, **kwargs), folded.graph(*args, **kwargs))
+            if difference > SAME:  # float rounding in the first layer, grown in the later ones, or a mistake?
+                difference = folded_in_double(entry)
             row.same_folded = max(difference, row.same_folded or 0.0)
             counts = simulate(folded, target, entry, row)
             worst = counts if worst is None or counts < worst else worst
@@ -171,8 +187,8 @@ def judge(name: str, entry: Entry) -> Row:
             if lowest and row.sqnr_db[target.name] < LEAST_SQNR:
                 row.at_16_bits = calibrated(folded, target, Precision(weights=16, activations=16), entry, 0)[1]
                 row.why = (
-                    f"untrained weights amplify rounding: {row.sqnr_db[target.name]} dB on {target.name}, but "
-                    f"{row.at_16_bits} dB with 16 bits, on the inputs of calibration"
+                    f"8 bits are too coarse for these weights: {row.sqnr_db[target.name]} dB on {target.name}, but "
+                    f"{row.at_16_bits} dB with 16 bits on the inputs of calibration"
                 )
         assert worst is not None
         row.layers = f"{worst[0]} / {worst[1]}"

@@ -61,7 +61,8 @@ def warmed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> n
         for norm in norms:
             norm.momentum = None
             if norm.affine:
-                norm.weight.data.uniform_(0.7, 1.3, generator=generator)
+                low, high = (0.7, 1.3) if norm.weight.detach().any() else (0.1, 0.3)  # residual branches start small
+                norm.weight.data.uniform_(low, high, generator=generator)
                 norm.bias.data.uniform_(-0.2, 0.2, generator=generator)
         model.eval()
         for norm in norms:

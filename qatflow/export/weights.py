@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from qatflow.graph.layers import weighted_layers
 from qatflow.graph.ops import kind
-from qatflow.steps.fold_batch_norms import BatchNorm, batch_norm
+from qatflow.steps.fold_batch_norms import BatchNorm, batch_norm, layer_before
 
 State = dict[str, Tensor]
 
@@ -95,13 +95,15 @@ def _changed_ops(base: fx.GraphModule, graph: fx.GraphModule) -> list[str]:
 def _folded_norms(base: fx.GraphModule, graph: fx.GraphModule) -> list[tuple[BatchNorm, str | None]]:
     """Return every folded batch norm with the name of the bias of the layer it went into."""
     left = {node.name for node in graph.graph.nodes}
+    layers = {layer.node: layer for layer in weighted_layers(base)}
     biases = {layer.node.name: layer.bias for layer in weighted_layers(graph)}
     found = []
     for node in base.graph.nodes:
         if kind(node) == "batch_norm" and node.name not in left:
             norm = batch_norm(node)
             assert norm is not None
-            found.append((norm, biases.get(node.args[0].name)))
+            layer = layer_before(node, layers)
+            found.append((norm, biases.get(layer.node.name) if layer is not None else None))
     return found
 
 

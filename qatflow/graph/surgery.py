@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from qatflow.graph.layers import Layer, add_buffer, set_tensor
 from qatflow.graph.ops import argument
 
+aten = torch.ops.aten
+SHAPED_LIKE = (aten.reshape_as.default, aten.view_as.default, aten.expand_as.default)
+"""Ops that take the shape of their second operand."""
+
+
+def value_readers(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that read the values of `node`, not only its shape."""
+    return {user for user in node.users if not _reads_the_shape(user, node)}
+
+
+def _reads_the_shape(user: fx.Node, node: fx.Node) -> bool:
+    return user.target is aten.sym_size.int or (user.target in SHAPED_LIKE and user.args[0] is not node)
+
 
 def sole_user(node: fx.Node) -> fx.Node | None:
-    """Return the only node that reads `node`; None where several do or none does."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    """Return the only node that reads the values of `node`; None where several do or none does."""
+    readers = value_readers(node)
+    return readers.pop() if len(readers) == 1 else None
 
 
 def give_bias(graph: fx.GraphModule, layer: Layer, bias: Tensor) -> None:

@@ -126,7 +126,7 @@ def channels_first(x: Tensor, axis: int) -> Tensor:
 
 
 def sqnr_db(signal: Tensor, noisy: Tensor) -> float:
-    """Return `10 log10(sum(signal²) / sum((signal - noisy)²))`; infinite where they are equal."""
+    """Return `10 log10(sum(signal²) / sum((signal - noisy)²))`; infinite where they are equal, NaN where one is NaN."""
     signal, noisy = signal.detach().double(), noisy.detach().double()
     noise, power = (signal - noisy).square().sum(), signal.square().sum()
-    return float(10 * torch.log10(power / noise)) if noise > 0 else float("inf")
+    return float("inf") if noise == 0 else float(10 * torch.log10(power / noise))

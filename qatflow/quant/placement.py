@@ -14,6 +14,7 @@ from qatflow.errors import PlacementError
 from qatflow.graph.constants import constant_nodes, shape_only_nodes
 from qatflow.graph.layers import weighted_layers
 from qatflow.graph.ops import KINDS, WEIGHTED, argument, is_float_tensor, kind, module_path
+from qatflow.graph.surgery import sole_user
 from qatflow.quant.fusion import find_chains
 from qatflow.quant.grid import Grid
 from qatflow.quant.layer_precision import LayerPrecisions
@@ -109,15 +110,17 @@ class _Placer:
             return False
         if kind(node) in WEIGHTED and node not in self.layers:
             return False
+        if node in self.shape_only and node.op == "call_function" and kind(node) not in WEIGHTED:
+            return False  # positions and masks: the same for every input, and often of a range no grid holds
         return not self.special.float_because_of(node)
 
     def _chain_ends(self) -> dict[str, str]:
         inside = {}
         for root, end in self.fusion.ends.items():
-            node = root
-            while node is not end:
+            node: fx.Node | None = root
+            while node is not None and node is not end:
                 inside[node.name] = end.name
-                (node,) = node.users
+                node = sole_user(node)
         return inside
 
     def run(self) -> Placement:

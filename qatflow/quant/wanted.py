@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from qatflow.graph.ops import is_attention_mask, is_float_tensor, kind
+from qatflow.graph.surgery import value_readers
 from qatflow.quant.fusion import Fusion
 from qatflow.quant.target import Target
 
@@ -81,6 +82,8 @@ def data_inputs(node: fx.Node, constant: Collection[fx.Node]) -> list[fx.Node]:
         sources = [source for source in node.args[:1] if isinstance(source, fx.Node)]
     elif known == "attention":
         sources = [source for source in node.args[:3] if isinstance(source, fx.Node)]
+    elif known == "div":
+        sources = [source for source in sources if source is node.args[0]]  # a divisor must not be rounded to zero
     elif known == "attention_bias":
         sources = [source for source in sources if source is node.args[0] or source in constant]
     return [source for source in sources if is_float_tensor(source)]
@@ -198,12 +201,12 @@ class _AtReaders:
             self.wanted.unite(tie, self.order)
         for node, readers in self.edges.items():
             if readers:
-                self.wanted.readers[node] = None if readers == set(node.users) else readers
+                self.wanted.readers[node] = None if readers == value_readers(node) else readers
 
     def _all_want(self, node: fx.Node) -> bool:
         """Tell whether every reader of an op's result wants it quantized; of several results, of every one."""
         if is_float_tensor(node):
-            return bool(node.users) and self.edges[node] == set(node.users)
+            return bool(node.users) and self.edges[node] == value_readers(node)
         parts = [user for user in node.users if is_float_tensor(user)]
         return bool(parts) and all(kind(part) == "getitem" and self._all_want(part) for part in parts)
 

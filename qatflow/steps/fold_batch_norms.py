@@ -7,6 +7,7 @@ float rounding; the folding is computed in double precision.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from qatflow.quant.network import Network
 from qatflow.result import Note
 from qatflow.step_configs import FoldBatchNorms
 from qatflow.steps.context import StepContext
+
+FLATTENED = ((1, "start_dim", 0), (2, "end_dim", -1))
+"""Arguments of `aten.flatten`: position, name and default."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,36 @@ def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepCont
     for node in list(graph.graph.nodes):
         if kind(node) != "batch_norm":
             continue
-        layer, norm = layers.get(node.args[0]), batch_norm(node)
-        if layer is None or norm is None or sole_user(layer.node) != node or weights.count(layer.weight) > 1:
+        layer, norm = layer_before(node, layers), batch_norm(node)
+        if layer is None or norm is None or weights.count(layer.weight) > 1:
             left += 1
             continue
         _fold(graph, layer, norm)
-        _remove(graph, node, layer)
+        _remove(graph, node)
         layers = {layer.node: layer for layer in weighted_layers(graph)}
         folded += 1
     if not folded:
         return network, {"folded": 0, "left": left, "reason": "no batch norm follows a layer that it could fold into"}
     return Network(finish(graph)), {"folded": folded, "left": left}
+
+
+def layer_before(node: fx.Node, layers: Mapping[fx.Node, Layer]) -> Layer | None:
+    """Return the layer whose output a batch norm alone reads; None where there is none.
+
+    Between a linear layer over tokens and its batch norm, tokens and samples may be flattened into one dimension.
+    """
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or sole_user(source) is not node:
+        return None
+    if source in layers or source.target is not torch.ops.aten.flatten.using_ints:
+        return layers.get(source)
+    before = source.args[0]
+    layer = layers.get(before) if isinstance(before, fx.Node) and sole_user(before) is source else None
+    if layer is None or layer.kind != "linear":
+        return None
+    rank = layer.node.meta["val"].dim()
+    first, last = (argument(source, place, name, default) for place, name, default in FLATTENED)
+    return layer if first % rank == 0 and last % rank == rank - 2 else None
 
 
 def batch_norm(node: fx.Node) -> BatchNorm | None:
@@ -104,11 +127,13 @@ def _by_output_channel(values: Tensor, layer: Layer, weight: Tensor) -> Tensor:
     return per_group.reshape(weight.shape[0], -1, *trailing)
 
 
-def _remove(graph: fx.GraphModule, node: fx.Node, layer: Layer) -> None:
-    """Let the readers of the batch norm read the layer; the older op returns a tuple."""
+def _remove(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Let the readers of the batch norm read its input; the older op returns a tuple."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
     if node.target is torch.ops.aten.batch_norm.default:
-        bypass(graph, node, layer.node)
+        bypass(graph, node, source)
         return
     for user in list(node.users):
-        bypass(graph, user, layer.node)
+        bypass(graph, user, source)
     graph.graph.erase_node(node)

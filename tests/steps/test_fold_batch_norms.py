@@ -11,6 +11,19 @@ from qatflow.step_configs import FoldBatchNorms
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from tests.networks import give_statistics, inverted_residuals
 
+
+class OverTokens(nn.Module):
+    """A batch norm over the features of tokens, as in LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return self.norm(y.flatten(0, 1)).reshape_as(y)
+
+
 LAYERS = {
     "conv1d": (nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)), (4, 9)),
     "conv2d_no_bias": (nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)), (4, 9, 9)),
@@ -21,6 +34,7 @@ LAYERS = {
     "transposed_grouped": (nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)), (4, 9, 9)),
     "linear": (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), (4,)),
     "not_affine": (nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=False)), (4, 9, 9)),
+    "over_tokens": (OverTokens(), (5, 4)),
     "inverted_residuals": (inverted_residuals(), (3, 9, 9)),
 }
 
