@@ -68,13 +68,13 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
         context = StepContext(task.calibration_inputs, target, recipe.precision, recipe.calibration)
         network, _ = STEPS["fold_batch_norms"](network, folding, context)
     placement = place(network.graph, target, recipe.precision)
-    left = {one.layer: one.reason for one in placement.float_layers}
+    left = {one.tensor: one.reason for one in placement.float_layers}
     layers = tuple(
         LayerRow(
             layer.name,
             layer.kind if layer.groups == 1 else f"{layer.kind} in {layer.groups} groups",
             tuple(tensor(network.graph, layer.weight).shape),
-            left.get(layer.name, "quantized"),
+            left.get(layer.node.name, "quantized"),
         )
         for layer in weighted_layers(network.graph)
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,8 +39,15 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
         DataError: the model itself fails on the example.
         CaptureError: the model cannot be exported, or the graph does not compute what the model does.
     """
-    model = copy.deepcopy(model).eval()
-    kwargs = dict(kwargs or {})
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            message = f"{type(model).__name__}'s {name} is {_dtype(parameter)}: give the FP32 model (model.float())"
+            raise CaptureError(message)
+    with _without_fused_encoder():
+        return _captured(copy.deepcopy(model).eval(), args, dict(kwargs or {}))
+
+
+def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> fx.GraphModule:
     shapes = _dynamic_batch(model, args, kwargs)
     _check_runs(model, args, kwargs)
     try:
@@ -96,10 +104,14 @@ def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         raise DataError(message) from error
 
 
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
 def _form(value: Any) -> str:
     """Describe an input: `float32 [2, 3, 8, 8]`."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return f"{_dtype(value)} {list(value.shape)}"
     return type(value).__name__
 
 
@@ -170,6 +182,17 @@ def _check_same_function(
                     why = why_different(model, few_args, few_kwargs)
                     message = f"the captured graph of {type(model).__name__} does not compute what it does: {why}"
                     raise CaptureError(message)
+
+
+@contextmanager
+def _without_fused_encoder() -> Iterator[None]:
+    """Let `nn.TransformerEncoder` compute as it does in training: its fast path drops padding, export does not."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _close(wanted: Tensor, got: Tensor) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qatflow.graph.layers import Layer, weighted_layers
+from qatflow.graph.layers import Layer, shared_parameters, weighted_layers
 from qatflow.graph.ops import argument, clip_bounds, kind
 from qatflow.graph.surgery import sole_user
 
@@ -34,10 +34,10 @@ class Pair:
 def pairs(graph: fx.GraphModule) -> list[Pair]:
     """Return every pair of a graph, in the order of their first layers.
 
-    A layer whose weight another layer shares is in no pair.
+    A layer whose weight or bias another op reads too is in no pair.
     """
     layers = {layer.node: layer for layer in weighted_layers(graph)}
-    names = [name for layer in layers.values() for name in (layer.weight, layer.bias) if name is not None]
+    shared = shared_parameters(graph)
     found = []
     for first in layers.values():
         between: list[fx.Node] = []
@@ -49,7 +49,7 @@ def pairs(graph: fx.GraphModule) -> list[Pair]:
         if second is None or node is None or second.node.args[0] is not (between[-1] if between else first.node):
             continue
         own = [name for name in (first.weight, first.bias, second.weight, second.bias) if name is not None]
-        if any(names.count(name) > 1 for name in own) or not _channels_meet(graph, first, second):
+        if shared & set(own) or not _channels_meet(graph, first, second):
             continue
         clips = tuple(step for step in between if _is_clip_from_zero(step))
         found.append(Pair(first, second, tuple(between), clips))

@@ -65,9 +65,9 @@ def store_computed_weights(graph: fx.GraphModule) -> int:
     values = _Values(graph)
     count = 0
     for node in list(graph.graph.nodes):
-        if kind(node) not in WEIGHTED or node in constant:
+        if kind(node) not in WEIGHTED | {"matmul"} or node in constant:
             continue
-        for name, position in OPERANDS.items():
+        for name, position in OPERANDS.items() if kind(node) in WEIGHTED else [("weight", 1)]:
             operand = argument(node, position, name)
             if isinstance(operand, fx.Node) and operand.op != "get_attr" and operand in constant:
                 stored = f"{module_path(node) or node.name}.effective_{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,15 @@ def weighted_layers(graph: fx.GraphModule) -> list[Layer]:
             )
         )
     return found
+
+
+def shared_parameters(graph: fx.GraphModule) -> set[str]:
+    """Return the names of parameters that more than one op reads: none of them may be changed for one op's sake."""
+    reads: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            reads[str(node.target)] += len(node.users)
+    return {name for name, count in reads.items() if count > 1}
 
 
 def _groups(node: fx.Node) -> int:

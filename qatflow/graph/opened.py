@@ -103,3 +103,25 @@ def _product_of(equation: str) -> tuple[list[int], list[int], list[int]] | None:
         [b.index(one) for one in [*batch, *summed, *columns]],
         [product.index(one) for one in result],
     )
+
+
+def addmm_to_linear(graph: fx.GraphModule) -> int:
+    """Replace `addmm(bias, x, weight)` with a weight that is a parameter by a linear layer; returns how many.
+
+    The weight is transposed, which `store_computed_weights` makes a parameter of its own. The graph is changed.
+    """
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.addmm.default or node.kwargs:
+            continue
+        bias, x, weight = node.args[:3]
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            continue
+        with graph.graph.inserting_before(node):
+            turned = call(graph, aten.transpose.int, (weight, 0, 1), node)
+            layer = call(graph, aten.linear.default, (x, turned, bias), node)
+        bypass(graph, node, layer)
+        count += 1
+    if count:
+        finish(graph)
+    return count

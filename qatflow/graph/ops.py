@@ -7,6 +7,7 @@ ATen's names. An op that is not here has the kind `other` and stays in float.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ KINDS: dict[Any, str] = {
     aten.linear.default: "linear",
     aten.matmul.default: "matmul",
     aten.bmm.default: "matmul",
+    aten.mm.default: "matmul",
     aten.scaled_dot_product_attention.default: "attention",
     aten.embedding.default: "embedding",
     aten.lstm.input: "lstm",
@@ -214,25 +216,60 @@ def _is_number(node: fx.Node) -> bool:
     return not isinstance(value, torch.Tensor) or (node.op == "get_attr" and value.dim() == 0)
 
 
+TO_SOFTMAX = MOVING | {"add", "where", "scale", "mul", "div", "cast", "maximum", "clip"}
+"""Kinds that may stand between what is added to attention scores and their softmax."""
+
+
 def _goes_to_softmax(node: fx.Node) -> bool:
-    """Tell whether all that reads a tensor are softmaxes, at most moved and shifted on the way."""
+    """Tell whether all that reads a tensor are softmaxes, at most moved, scaled and shifted on the way."""
+    pending, seen = [node], {node}
+    while pending:
+        users = pending.pop().users
+        for reader in users:
+            known = KINDS.get(reader.target, "other") if reader.op == "call_function" else "other"
+            if known == "softmax" or reader in seen:
+                continue
+            if known not in TO_SOFTMAX:
+                return False
+            seen.add(reader)
+            pending.append(reader)
+        if not users:
+            return False
+    return True
 
-    def leads(reader: fx.Node) -> bool:
-        known = KINDS.get(reader.target, "other") if reader.op == "call_function" else "other"
-        return known == "softmax" or (known in ("reshape", "add", "where", "identity") and _goes_to_softmax(reader))
 
-    return bool(node.users) and all(leads(reader) for reader in node.users)
+def scores_of(node: fx.Node) -> Any:
+    """Return the operand of an `attention_bias` that holds the scores; the other one is a mask or a bias."""
+    if node.target is not aten.where.self:
+        return node.args[0]
+    return next((one for one in node.args[1:] if isinstance(one, fx.Node) and one.op != "get_attr"), None)
 
 
 def is_attention_mask(node: fx.Node) -> bool:
     """Tell whether all that is done with a tensor is to add it to attention scores."""
+    return _only_used(node, lambda reader, source: kind(reader) == "attention_bias" and source is not scores_of(reader))
 
-    def adds(reader: fx.Node) -> bool:
-        if kind(reader) == "attention_bias":
-            return node is not reader.args[0]
-        return kind(reader) in MOVING and is_attention_mask(reader)
 
-    return bool(node.users) and all(adds(reader) for reader in node.users)
+def is_divisor(node: fx.Node) -> bool:
+    """Tell whether all that is done with a tensor is to divide by it: rounded to zero, it would ruin everything."""
+
+    def divides(reader: fx.Node, source: fx.Node) -> bool:
+        return kind(reader) == "rsqrt" or (kind(reader) == "div" and source is not reader.args[0])
+
+    return _only_used(node, divides, MOVING | {"sqrt", "shift", "scale", "clip", "maximum", "cast"})
+
+
+def _only_used(node: fx.Node, fits: Callable[[fx.Node, fx.Node], bool], passed: frozenset[str] = MOVING) -> bool:
+    """Tell whether a use fits all readers of a tensor, itself or behind ops of the kinds `passed`."""
+    pending = [node]
+    for source in pending:
+        for reader in source.users:
+            if fits(reader, source) or reader in pending:
+                continue
+            if kind(reader) not in passed:
+                return False
+            pending.append(reader)
+    return bool(node.users)
 
 
 def is_float_tensor(node: fx.Node) -> bool:

@@ -35,7 +35,9 @@ def give_bias(graph: fx.GraphModule, layer: Layer, bias: Tensor) -> None:
     if layer.bias is not None:
         set_tensor(graph, layer.bias, bias)
         return
-    name = f"{layer.name}.bias" if layer.name != layer.weight else f"{layer.weight}_bias"
+    taken = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    choices = (f"{layer.name}.bias", *(f"{layer.weight}_bias{i or ''}" for i in range(len(taken) + 1)))
+    name = next(one for one in choices if one not in taken and not (layer.name == layer.weight and one == choices[0]))
     set_tensor(graph, name, bias)
     weight = argument(layer.node, 1, "weight")
     with graph.graph.inserting_before(layer.node):

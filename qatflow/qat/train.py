@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from qatflow.gate import Measurement
 from qatflow.qat.losses import Loss
-from qatflow.quant.simulation import Simulation
+from qatflow.quant.simulation import QUANTIZERS, Simulation
 from qatflow.recipe import Qat
 from qatflow.result import EpochRecord
 from qatflow.tasks.data import Batches
@@ -139,7 +139,7 @@ def _trainable(simulation: Simulation, range_learning: bool) -> list[tuple[list[
     ranges: list[torch.nn.Parameter] = []
     for name, parameter in simulation.model.named_parameters():
         if parameter.requires_grad:
-            (ranges if name.startswith("quantizers.") else weights).append(parameter)
+            (ranges if name.startswith(f"{QUANTIZERS}.") else weights).append(parameter)
     return [(weights, False), (ranges, True)] if ranges else [(weights, False)]
 
 

@@ -26,6 +26,7 @@ class LayerPrecisions:
     """
 
     def __init__(self, graph: fx.GraphModule, precision: Precision, layers: dict[fx.Node, Layer]) -> None:
+        self._patterns: dict[str, tuple[LayerPrecision, list[fx.Node]]] = {}
         self._by_op: dict[fx.Node, tuple[str, LayerPrecision]] = {}
         if precision.first_layer is not None:
             self._set(_ends(layers, forward=False), "precision.first_layer", precision.first_layer)
@@ -36,6 +37,7 @@ class LayerPrecisions:
         mistakes = []
         for pattern, wanted in precision.overrides.items():
             matched = [node for node in ops if _matches(pattern, paths[node])]
+            self._patterns[pattern] = wanted, matched
             self._set(matched, f"precision.overrides[{pattern!r}]", wanted)
             if not matched:
                 mistakes.append(_no_match(pattern, {path for one in paths.values() for path in one}))
@@ -53,6 +55,28 @@ class LayerPrecisions:
         """Return the recipe's key that leaves an op in float; empty where none does."""
         source, wanted = self._by_op.get(node, ("", None))
         return source if wanted is not None and not wanted.quantized else ""
+
+    def check_effect(self, weighted: Collection[fx.Node], computing: Collection[fx.Node], target: str) -> None:
+        """Check that every pattern changes something.
+
+        Args:
+            weighted: ops with a quantized parameter.
+            computing: ops that would run on integers, or read or give a quantized tensor.
+            target: name of the target, for the message.
+
+        Raises:
+            RecipeError: one does not.
+        """
+        mistakes = []
+        for pattern, (wanted, ops) in self._patterns.items():
+            by_weight = wanted.weights is not None or wanted.per_channel is not None
+            reached = [*(weighted if by_weight else ()), *(computing if wanted.activations is not None else ())]
+            if wanted.quantized and not set(ops) & set(reached):
+                what = "weight" if by_weight else "tensor"
+                problem = f"changes nothing: target {target} quantizes no {what} of it"
+                mistakes.append(Mistake(f"precision.overrides[{pattern!r}]", problem, "remove it"))
+        if mistakes:
+            raise RecipeError(mistakes)
 
     def activation_bits(self, ops: Collection[fx.Node], default: int) -> int:
         """Return the bits of a tensor that `ops` read and give."""

@@ -18,6 +18,7 @@ from qatflow.graph.surgery import sole_user
 from qatflow.quant.fusion import find_chains
 from qatflow.quant.grid import Grid
 from qatflow.quant.layer_precision import LayerPrecisions
+from qatflow.quant.softmax_view import SoftmaxView, softmax_view
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.wanted import wanted_tensors
 from qatflow.recipe import Precision
@@ -42,8 +43,8 @@ class Point:
     """The tensor whose encoding this one has; None is its own."""
     readers: tuple[str, ...] | None = None
     """Names of the nodes that read it quantized; None is all of them."""
-    softmax: bool = False
-    """Whether only softmaxes read it: what lies far below a row's largest value then does not matter."""
+    softmax: SoftmaxView | None = None
+    """Set where only a softmax reads it: what lies far below a row's largest value then does not matter."""
     from_float: bool = False
     """Whether the op that gives it runs in float, so that only its result is on a grid."""
 
@@ -126,6 +127,9 @@ class _Placer:
     def run(self) -> Placement:
         parameters = self._parameter_points()
         self._account_for_layers(parameters)
+        weighted = {user for node in parameters for user in node.users}
+        by = set().union(*self.wanted.by.values()) | set(self.wanted.readers) | set(self.fusion.ends)
+        self.special.check_effect(weighted, by, self.target.name)
         for node in self.graph.graph.nodes:
             if node.op == "get_attr" and node in parameters:
                 self.placement.points.append(parameters[node])
@@ -208,7 +212,7 @@ class _Placer:
             from_float=node.op == "call_function"
             and node not in self.fusion.ends.values()
             and (node not in self.active or kind(node) not in self.target.integer_kinds),
-            softmax=bool(node.users) and all(kind(reader) == "softmax" for reader in node.users),
+            softmax=softmax_view(node),
         )
 
     def _chain_of(self, end: fx.Node) -> list[fx.Node]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from qatflow.graph.constants import store_computed_weights
-from qatflow.graph.opened import open_attention, open_einsum
+from qatflow.graph.opened import addmm_to_linear, open_attention, open_einsum
 from qatflow.quant.target import Target
 
 
@@ -16,6 +16,7 @@ def prepare(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
         graph: as captured.
         target: decides whether attention is opened up.
     """
+    addmm_to_linear(graph)
     store_computed_weights(graph)
     open_einsum(graph)
     if target.attention == "opened":

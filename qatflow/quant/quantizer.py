@@ -13,10 +13,8 @@ from qatflow.quant.calibrate import activation_encoding, weight_encoding
 from qatflow.quant.fake_quantize import fake_quantize
 from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
+from qatflow.quant.softmax_view import SoftmaxView
 from qatflow.recipe import Calibration
-
-SOFTMAX_REACH = 20.0
-"""How far below a row's largest score another one still counts: `exp(-20)` is 2e-9."""
 
 
 class ActivationQuantizer(nn.Module):
@@ -28,7 +26,9 @@ class ActivationQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, grid: Grid, fixed_range: tuple[float, float] | None = None, *, softmax: bool = False) -> None:
+    def __init__(
+        self, grid: Grid, fixed_range: tuple[float, float] | None = None, *, softmax: SoftmaxView | None = None
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.softmax = softmax
@@ -42,7 +42,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid; the shape of `x`."""
         if self.observing is not None:
-            self.observing.update(_that_matters_to_softmax(x) if self.softmax else x)
+            self.observing.update(x if self.softmax is None else self.softmax.clamp(x))
             return x
         return fake_quantize(x, self.scale * self.log_ratio.exp(), self._zero_point(), self.grid)
 
@@ -87,11 +87,6 @@ class ActivationQuantizer(nn.Module):
 
 def _of_numbers(grid: Grid, low: float, high: float) -> Encoding:
     return encoding_of_range(grid, torch.tensor(low), torch.tensor(high))
-
-
-def _that_matters_to_softmax(scores: Tensor) -> Tensor:
-    """Raise what lies further below its row's largest value than a softmax can tell from minus infinity: masks."""
-    return torch.maximum(scores, scores.amax(-1, keepdim=True) - SOFTMAX_REACH)
 
 
 class WeightQuantizer(nn.Module):

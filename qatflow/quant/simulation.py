@@ -22,7 +22,7 @@ from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qatflow.quant.target import Target
 from qatflow.recipe import Calibration, Precision
 
-QUANTIZERS = "quantizers"
+QUANTIZERS = "qatflow_quantizers"
 """Name of the submodule of `Simulation.model` that holds the quantizers, one per quantized tensor."""
 
 

@@ -42,6 +42,8 @@ class Target:
     activations_symmetric: bool
     smallest_scale: float = TINY_SCALE
     """No activation gets a finer one."""
+    smallest_range: float = 0.0
+    """No activation gets a narrower one, whatever its bits."""
     weights_narrow: bool = False
     """Leave out the most negative integer of weights."""
     parameters: dict[str, Parameter | tuple[Parameter, ...]]
@@ -110,9 +112,10 @@ class Target:
 
     def activation_grid(self, bits: int, symmetric: bool | None = None) -> Grid:
         """Return the integers of an activation; `symmetric` None is the target's own way."""
+        smallest = max(self.smallest_scale, self.smallest_range / (2**bits - 1))
         if symmetric is None or symmetric == self.activations_symmetric:
-            return Grid(bits, self.activations_signed, self.activations_symmetric, smallest_scale=self.smallest_scale)
-        return Grid(bits, symmetric or self.activations_signed, symmetric, smallest_scale=self.smallest_scale)
+            return Grid(bits, self.activations_signed, self.activations_symmetric, smallest_scale=smallest)
+        return Grid(bits, symmetric or self.activations_signed, symmetric, smallest_scale=smallest)
 
     def weight_grid(self, bits: int, symmetric: bool = True) -> Grid:
         """Return the integers of a weight."""

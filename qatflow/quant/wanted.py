@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from qatflow.graph.ops import is_attention_mask, is_float_tensor, kind
+from qatflow.graph.ops import is_attention_mask, is_divisor, is_float_tensor, kind, scores_of
 from qatflow.graph.surgery import value_readers
 from qatflow.quant.fusion import Fusion
 from qatflow.quant.target import Target
@@ -72,7 +72,7 @@ class Wanted:
         self.leaders.update(dict.fromkeys(leaders, first))
 
 
-def data_inputs(node: fx.Node, constant: Collection[fx.Node]) -> list[fx.Node]:
+def data_inputs(node: fx.Node) -> list[fx.Node]:
     """Return the float tensors that an op computes with; its own weights, biases and masks are left out."""
     known = kind(node)
     if known == "embedding":
@@ -85,8 +85,13 @@ def data_inputs(node: fx.Node, constant: Collection[fx.Node]) -> list[fx.Node]:
     elif known == "div":
         sources = [source for source in sources if source is node.args[0]]  # a divisor must not be rounded to zero
     elif known == "attention_bias":
-        sources = [source for source in sources if source is node.args[0] or source in constant]
-    return [source for source in sources if is_float_tensor(source)]
+        sources = [source for source in sources if source is scores_of(node)]  # a mask may be minus infinity
+    return [source for source in sources if is_float_tensor(source) and not _is_empty(source)]
+
+
+def _is_empty(node: fx.Node) -> bool:
+    """Tell whether a tensor has no value, as a cache has before its first use."""
+    return any(isinstance(size, int) and size == 0 for size in node.meta["val"].shape)
 
 
 def wanted_tensors(
@@ -117,17 +122,16 @@ class _AtProducers:
         self.constant = constant
         self.fusion = fusion
         self.chain_ends = set(fusion.ends.values())
+        self.asked: set[tuple[fx.Node, fx.Node]] = set()
         self.order = {node: position for position, node in enumerate(graph.graph.nodes)}
         self.wanted = Wanted()
 
     def visit(self, node: fx.Node) -> None:
         """Ask for what the rules of an op's kind want."""
         if kind(node) in self.target.inputs:
-            for source in data_inputs(node, self.constant):
+            for source in data_inputs(node):
                 if source not in self.fusion.inside and not _is_own_parameter(node, source, self.target):
                     self._want(source, node)
-        if is_attention_mask(node):
-            return  # it may hold minus infinity, and needs no grid: what lies that low does not count
         if kind(node) in self.target.outputs and node not in self.fusion.inside and is_float_tensor(node):
             self._want(node, node)
         elif kind(node) in self.target.outputs and node in self.fusion.ends:
@@ -138,6 +142,11 @@ class _AtProducers:
 
     def _want(self, node: fx.Node, by: fx.Node) -> None:
         """Note that a tensor must be quantized: itself, or those whose grid it has."""
+        if (node, by) in self.asked:
+            return
+        self.asked.add((node, by))
+        if is_attention_mask(node) or is_divisor(node):
+            return  # one may hold minus infinity, the other must not become zero
         known = kind(node)
         if node not in self.constant and node not in self.chain_ends:
             if known in self.target.preserving and (source := moved_from(node, self.target)) is not None:
@@ -145,14 +154,14 @@ class _AtProducers:
                 self._want(source, by)
                 return
             if known in self.target.tied:
-                sources = data_inputs(node, self.constant)
+                sources = data_inputs(node)
                 for source in sources:
                     self._want(source, by)
                 self.wanted.unite(sources, self.order)
                 self.wanted.moved[node] = sources[0]
                 return
             if known in self.target.sharing:
-                (source, *_) = data_inputs(node, self.constant)
+                (source, *_) = data_inputs(node)
                 self._want(source, by)
                 self.wanted.unite([source, node], self.order)
         self.wanted.readers[node] = None
@@ -176,7 +185,7 @@ class _AtReaders:
         """Ask for what the rules of an op's kind want."""
         if kind(node) not in self.target.inputs:
             return
-        sources = data_inputs(node, self.constant)
+        sources = data_inputs(node)
         if kind(node) == "add" and self.target.residual == "skip_input":
             branches = self.fusion.joins.get(node, [])
             sources = [source for source in sources if source not in branches] if len(branches) == 1 else []
@@ -192,7 +201,7 @@ class _AtReaders:
                 continue
             known = kind(node)
             if known in self.target.tied:
-                self._move(node, data_inputs(node, self.constant))
+                self._move(node, data_inputs(node))
             elif known in self.target.preserving and known != "getitem":
                 source = moved_from(node, self.target)
                 if source is not None and source not in self.fusion.inside:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from qatflow.graph.layers import Layer, set_tensor, tensor, weighted_layers
+from qatflow.graph.layers import Layer, set_tensor, shared_parameters, tensor, weighted_layers
 from qatflow.graph.ops import argument, kind
 from qatflow.graph.surgery import bypass, finish, give_bias, sole_user
 from qatflow.quant.network import Network
@@ -43,13 +43,13 @@ def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepCont
     """
     graph = network.copy().graph
     layers = {layer.node: layer for layer in weighted_layers(graph)}
-    weights = [layer.weight for layer in layers.values()]
+    shared = shared_parameters(graph)
     folded = left = 0
     for node in list(graph.graph.nodes):
         if kind(node) != "batch_norm":
             continue
         layer, norm = layer_before(node, layers), batch_norm(node)
-        if layer is None or norm is None or weights.count(layer.weight) > 1:
+        if layer is None or norm is None or shared & {layer.weight, layer.bias}:
             left += 1
             continue
         _fold(graph, layer, norm)

@@ -10,13 +10,12 @@ A norm whose output something else reads as well, such as the residual sum of a 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from qatflow.graph.layers import Layer, set_tensor, tensor, weighted_layers
+from qatflow.graph.layers import Layer, set_tensor, shared_parameters, tensor, weighted_layers
 from qatflow.graph.observe import observe
 from qatflow.graph.ops import argument, kind
 from qatflow.graph.surgery import finish
@@ -69,7 +68,7 @@ def smooth(network: Network, config: Smooth, context: StepContext) -> tuple[Netw
 def find_groups(graph: fx.GraphModule) -> tuple[list[Group], int]:
     """Return the norms that can be smoothed, and how many others have a weight."""
     layers = {layer.node: layer for layer in weighted_layers(graph)}
-    reads = Counter(layer.weight for layer in layers.values())
+    shared = shared_parameters(graph)
     found, left = [], 0
     for node in graph.graph.nodes:
         if kind(node) not in AFFINE:
@@ -82,11 +81,11 @@ def find_groups(graph: fx.GraphModule) -> tuple[list[Group], int]:
             continue
         own = [one for one in (weight, bias) if isinstance(one, fx.Node)]
         readers = [layers.get(user) for user in node.users]
-        alone = all(len(one.users) == 1 and one.op == "get_attr" for one in own)
+        alone = all(one.op == "get_attr" and str(one.target) not in shared for one in own)
         if (
             alone
             and readers
-            and all(one is not None and _reads(one, node) and reads[one.weight] == 1 for one in readers)
+            and all(one is not None and _reads(one, node) and one.weight not in shared for one in readers)
         ):
             linears = tuple(one for one in readers if one is not None)
             found.append(

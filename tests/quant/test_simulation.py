@@ -15,7 +15,7 @@ from qatflow.quant.grid import Encoding, Grid, sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qatflow.quant.saved import load, save
-from qatflow.quant.simulation import Simulation
+from qatflow.quant.simulation import QUANTIZERS, Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
 from qatflow.step_configs import Equalize
@@ -273,7 +273,7 @@ def test_learn_ranges_lets_ranges_be_trained_but_not_fixed_or_symmetric_ones(fol
     simulation.learn_ranges(False)
     names = [name for name, one in simulation.model.named_parameters() if one.requires_grad]
     assert names
-    assert not [name for name in names if name.startswith("quantizers.")]
+    assert not [name for name in names if name.startswith(f"{QUANTIZERS}.")]
     fixed = ActivationQuantizer(Grid(8, False, False), (0.0, 1.0))
     symmetric = ActivationQuantizer(Grid(8, True, True))
     for quantizer in (fixed, symmetric):

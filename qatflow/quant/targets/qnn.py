@@ -13,6 +13,8 @@ ONNX Runtime's `quantization/execution_providers/qnn/quant_config.py`.
   transposed convolution and ReLU; linear and ReLU; sum and ReLU.
 - Ops that move values have the grid of their input; concat shares one grid between its inputs and its result, and
   resize has that of its input.
+- What is added to attention scores (masks, position biases) stays in float: it may be minus infinity. So do divisors,
+  which must not become zero.
 - Clip, maximum, minimum, where and pad have a range of their own while calibrating.
 """
 
@@ -47,7 +49,7 @@ QNN = Target(
     name="qnn",
     activations_signed=False,
     activations_symmetric=False,
-    smallest_scale=1e-4 / 255,
+    smallest_range=1e-4,
     parameters={
         "conv": Parameter(operand=1, axis=0),
         "conv_transpose": Parameter(operand=1, axis=1),
