@@ -54,26 +54,66 @@ class Smooth(StepConfig):
     """Share of the outliers that moves into the weights: 0 leaves all in the activations, 1 moves all."""
 
 
-class AdaRound(StepConfig):
-    """Learned rounding (Nagel et al. 2020), layer after layer on cached inputs."""
+class SearchScales(StepConfig):
+    """Weight scales with the least reconstruction error, not the least weight error (SeqMSE's goal)."""
 
-    iterations: Annotated[int, Field(ge=1)] = 10_000
-    """Gradient steps per layer."""
+    not_after = ("adaround",)
+
     samples: Annotated[int, Field(ge=1)] = 512
-    """Calibration samples that are cached."""
+    """Most calibration samples."""
+    candidates: Annotated[int, Field(ge=2)] = 40
+    """Scales tried, evenly from `lowest` to 1."""
+    lowest: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Smallest scale tried, as a share of the one that covers all weights."""
+
+
+class CorrectBias(StepConfig):
+    """Biases that make up for the difference of means that quantization brings (Nagel et al. 2019)."""
+
+    not_after = ("adaround",)
+
+    method: Literal["empirical", "analytic"] = "empirical"
+    """From calibration samples, or from what folded batch norms tell of the means."""
+    samples: Annotated[int, Field(ge=1)] = 512
+    """Most calibration samples; `empirical` only."""
+
+
+class AdaRound(StepConfig):
+    """Rounding that is best for the layer's output, not for the weight (Nagel et al. 2020)."""
+
+    solver: Literal["exact", "gradient"] = "exact"
+    """`exact` solves for integers from input statistics; `gradient` is the published relaxation."""
+    samples: Annotated[int, Field(ge=1)] = 512
+    """Most calibration samples."""
+    rounding: Literal["free", "adjacent"] = "free"
+    """`exact`: any integer of the grid, or only the two neighbours."""
+    damping: Annotated[float, Field(gt=0)] | None = None
+    """`exact`: noise added to the inputs, as a share of their power; null finds the best on held-out samples."""
+    refit_scales: bool = True
+    """`exact`: fit the scales to the integers found, and the integers to those."""
+    move_biases: bool = True
+    """`exact`: let biases take up differences of means."""
+    iterations: Annotated[int, Field(ge=1)] = 10_000
+    """`gradient`: most steps per layer."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """`gradient`: stop a layer whose rounding has not changed for so many steps; 0 never stops early."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """`gradient`: time for all layers, shared out evenly; null has no limit."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     regularization: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the term that pushes every rounding to 0 or 1."""
+    """`gradient`: weight of the term that pushes every rounding to 0 or 1."""
     warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the iterations without that term."""
+    """`gradient`: share of the steps without that term."""
     beta: tuple[float, float] = (20.0, 2.0)
-    """First and last exponent of that term."""
+    """`gradient`: first and last exponent of that term."""
 
 
 STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "fold_batch_norms": FoldBatchNorms,
     "equalize": Equalize,
     "smooth": Smooth,
+    "search_scales": SearchScales,
+    "correct_bias": CorrectBias,
     "adaround": AdaRound,
 }

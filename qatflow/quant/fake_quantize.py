@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from qatflow.quant.grid import Grid, along, channels_first
+from qatflow.quant.rounding import round_to_grid
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -29,8 +30,8 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, axis: int | None) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.grid, ctx.axis = grid, axis
-        s, z = along(scale, x, axis), along(zero_point.round(), x, axis)
-        return (x / s).round_().clamp_(grid.qmin - z, grid.qmax - z).mul_(s)
+        z = zero_point.round()
+        return round_to_grid(x, scale, grid.qmin - z, grid.qmax - z, axis)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import fx
+from torch import Tensor, fx
 
 from qatflow.quant.grid import Encoding
 
@@ -19,14 +19,17 @@ class Network:
         graph: the captured graph, float weights included.
         encodings: weight encodings that the simulation must use, by parameter name. Rounding steps leave the weight
             on its grid and the grid here, so that quantizing it again changes nothing.
+        normals: mean and standard deviation of a layer's output channels, as the batch norm that was folded into it
+            learned them, by the layer's node; float64, shape `[channels]` each.
     """
 
     graph: fx.GraphModule
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    normals: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def copy(self) -> Network:
         """Return a network that shares no tensor with this one."""
-        return Network(copy_graph(self.graph), dict(self.encodings))
+        return Network(copy_graph(self.graph), dict(self.encodings), dict(self.normals))
 
 
 def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:

@@ -6,6 +6,9 @@ magnitude: `scale * exp(log_ratio)`. At zero, where training starts, the correct
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +16,21 @@ from qatflow.quant.calibrate import activation_encoding, weight_encoding
 from qatflow.quant.fake_quantize import fake_quantize
 from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
+from qatflow.quant.rounding import round_to_grid
 from qatflow.quant.softmax_view import SoftmaxView
 from qatflow.recipe import Calibration
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Clip = tuple[float, float | Tensor]
+"""Lower and upper bound of what a quantizer sees; the upper one may be one per channel."""
+
+
+def clipped(x: Tensor, clip: Clip) -> Tensor:
+    """Return `x` within the bounds of `clip`."""
+    low, high = clip
+    return torch.minimum(x.clamp(min=low), high) if isinstance(high, Tensor) else x.clamp(low, high)
 
 
 class ActivationQuantizer(nn.Module):
@@ -39,12 +55,35 @@ class ActivationQuantizer(nn.Module):
         self.log_ratio = nn.Parameter(torch.tensor(0.0), requires_grad=False)
         self.shift = nn.Parameter(torch.tensor(0.0), requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` on the grid; the shape of `x`."""
-        if self.observing is not None:
-            self.observing.update(x if self.softmax is None else self.softmax.clamp(x))
-            return x
-        return fake_quantize(x, self.scale * self.log_ratio.exp(), self._zero_point(), self.grid)
+    def forward(self, x: Tensor, clip: Clip | None = None, overwrite: bool = False) -> Tensor:
+        """Return `x` on the grid; the shape of `x`.
+
+        Args:
+            x: any shape.
+            clip: bounds that hold before rounding: what a ReLU or clip between the op and its quantizer does.
+            overwrite: whether nobody else reads `x`, so that its memory may be used where no gradient is wanted.
+        """
+        learning = torch.is_grad_enabled() and (x.requires_grad or self.log_ratio.requires_grad)
+        if learning or self.observing is not None:
+            x = x if clip is None else clipped(x, clip)
+            if self.observing is not None:
+                self.observing.update(x if self.softmax is None else self.softmax.clamp(x))
+                return x
+            return fake_quantize(x, self.scale * self.log_ratio.exp(), self._zero_point(), self.grid)
+        return self._rounded(x.detach(), clip, overwrite)
+
+    def _rounded(self, x: Tensor, clip: Clip | None, overwrite: bool) -> Tensor:
+        """Round where no gradient is wanted: clipping costs nothing then, it only narrows the grid."""
+        scale, zero_point = self.scale * self.log_ratio.exp(), self._zero_point().round()
+        low, high = self.grid.qmin - zero_point, self.grid.qmax - zero_point
+        if clip is not None:
+            least, most = clip
+            if isinstance(most, Tensor):
+                x, overwrite = torch.minimum(x, most, out=x if overwrite else None), True
+            else:
+                high = torch.minimum(high, (most / scale).round())
+            low = torch.maximum(low, (least / scale).round())
+        return round_to_grid(x, scale.detach(), low, high, overwrite=overwrite)
 
     def _zero_point(self) -> Tensor:
         """The zero point with its correction, which counts in widths of the grid; not rounded."""
@@ -107,9 +146,26 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("reach", torch.ones(shape))
         self.log_ratio = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self._last: tuple[Tensor, list[int], Tensor] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return `weight` on the grid; the shape of `weight`."""
+        """Return `weight` on the grid; the shape of `weight`.
+
+        Where no gradient is wanted, a weight that has not changed since the last call is not rounded again.
+        """
+        if torch.is_grad_enabled() and (weight.requires_grad or self.log_ratio.requires_grad):
+            self._last = None
+            return self._rounded(weight)
+        versions = [one._version for one in (weight, self.scale, self.reach, self.log_ratio)]
+        if self._last is None or self._last[0] is not weight or self._last[1] != versions:
+            self._last = weight, versions, self._rounded(weight.detach())
+        return self._last[2]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._last = None  # moving a module changes its tensors without a new version
+        return super()._apply(fn, recurse)
+
+    def _rounded(self, weight: Tensor) -> Tensor:
         scale, zero_point = self._grid_of(weight)
         return fake_quantize(weight, scale, zero_point, self.grid, self.axis)
 

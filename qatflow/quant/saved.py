@@ -36,6 +36,7 @@ def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mappin
         {
             "tensors": {name: encoding_to_json(encoding) for name, encoding in encodings.items()},
             "fixed": {name: encoding_to_json(encoding) for name, encoding in network.encodings.items()},
+            "normals": {name: [one.tolist() for one in normal] for name, normal in network.normals.items()},
         },
     )
     write_json(folder / "graph.json", describe(base, network.graph))
@@ -53,11 +54,17 @@ def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encodin
     try:
         state = load_file(folder / "model.safetensors", device=str(device))
         fixed = {name: encoding_from_json(value, device) for name, value in stored["fixed"].items()}
+        normals = {name: _normal(value, device) for name, value in stored["normals"].items()}
         tensors = {name: encoding_from_json(value, device) for name, value in stored["tensors"].items()}
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
-    return Network(rebuild(base, description, state), fixed), tensors
+    return Network(rebuild(base, description, state), fixed, normals), tensors
+
+
+def _normal(value: list[list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, deviation = (torch.tensor(one, dtype=torch.float64, device=device) for one in value)
+    return mean, deviation
 
 
 def _state(graph: fx.GraphModule) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from qatflow.errors import DataError
 from qatflow.graph.layers import set_tensor, tensor
+from qatflow.quant.absorbed_clip import absorb_clip
 from qatflow.quant.grid import Encoding
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.network import Network, copy_graph
@@ -58,6 +59,8 @@ class Simulation:
             quantizer.meta["val"] = node.meta.get("val")
             for reader in readers:
                 reader.replace_input_with(node, quantizer)
+            if point.parameter is None:
+                absorb_clip(self.model, quantizer)
         self.model.graph.lint()
         self.model.recompile()
 
@@ -88,16 +91,13 @@ class Simulation:
         Raises:
             DataError: there is no sample, or one makes a value that is not finite.
         """
+        self.settle_weights(calibration)
         activations = []
         for point in self.placement.points:
-            if point.shares is not None:
-                continue
             quantizer = self.quantizer(point.tensor)
-            if isinstance(quantizer, ActivationQuantizer):
+            if isinstance(quantizer, ActivationQuantizer) and point.shares is None:
                 quantizer.observing = Histogram()
                 activations.append((point, quantizer))
-            else:
-                self._settle_weight(point, quantizer, calibration)
         seen = False
         with torch.no_grad():
             for args, kwargs in batches:
@@ -114,6 +114,13 @@ class Simulation:
             except ValueError as error:
                 message = f"{point.layer}: {error}"
                 raise DataError(message) from error
+
+    def settle_weights(self, calibration: Calibration) -> None:
+        """Find the encodings of weights: those that the network brings along, or by `calibration.weights`."""
+        for point in self.placement.points:
+            quantizer = self.quantizer(point.tensor)
+            if isinstance(quantizer, WeightQuantizer):
+                self._settle_weight(point, quantizer, calibration)
 
     def _settle_weight(self, point: Point, quantizer: WeightQuantizer, calibration: Calibration) -> None:
         assert point.parameter is not None

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from qatflow.graph.layers import Layer, tensor, weighted_layers
 from qatflow.graph.observe import flat_inputs
+from qatflow.quant.quantizer import clipped
 from qatflow.quant.simulation import Simulation
 
 Chunks = list[Any]
@@ -77,7 +78,9 @@ class _Walk:
 
     def _call_float(self, node: fx.Node, chunk: int) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._read_float(source, chunk))
-        return args[0] if node.op == "call_module" else node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_module":
+            return clipped(args[0], kwargs["clip"]) if "clip" in kwargs else args[0]
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _call_quantized(self, node: fx.Node, chunk: int) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._read_quantized(source, chunk))

@@ -13,8 +13,10 @@ from qatflow.quant.network import Network
 from qatflow.result import Note
 from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext
+from qatflow.steps.correct_bias import correct_bias
 from qatflow.steps.equalize import equalize
 from qatflow.steps.fold_batch_norms import fold_batch_norms
+from qatflow.steps.search_scales import search_scales
 from qatflow.steps.smooth import smooth
 
 Step = Callable[[Network, Any, StepContext], tuple[Network, dict[str, Note]]]
@@ -23,5 +25,7 @@ STEPS: dict[str, Step] = {
     "fold_batch_norms": fold_batch_norms,
     "equalize": equalize,
     "smooth": smooth,
+    "search_scales": search_scales,
+    "correct_bias": correct_bias,
     "adaround": adaround,
 }

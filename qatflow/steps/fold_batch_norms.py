@@ -44,6 +44,7 @@ def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepCont
     graph = network.copy().graph
     layers = {layer.node: layer for layer in weighted_layers(graph)}
     shared = shared_parameters(graph)
+    normals = dict(network.normals)
     folded = left = 0
     for node in list(graph.graph.nodes):
         if kind(node) != "batch_norm":
@@ -52,13 +53,14 @@ def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepCont
         if layer is None or norm is None or shared & {layer.weight, layer.bias}:
             left += 1
             continue
+        normals[layer.node.name] = _normal(graph, norm)
         _fold(graph, layer, norm)
         _remove(graph, node)
         layers = {layer.node: layer for layer in weighted_layers(graph)}
         folded += 1
     if not folded:
         return network, {"folded": 0, "left": left, "reason": "no batch norm follows a layer that it could fold into"}
-    return Network(finish(graph)), {"folded": folded, "left": left}
+    return Network(finish(graph), normals=normals), {"folded": folded, "left": left}
 
 
 def layer_before(node: fx.Node, layers: Mapping[fx.Node, Layer]) -> Layer | None:
@@ -107,6 +109,14 @@ def fold_factors(graph: fx.GraphModule, norm: BatchNorm) -> tuple[Tensor, Tensor
     if norm.bias is not None:
         offset = offset + tensor(graph, norm.bias).double()
     return factor.detach(), offset.detach()
+
+
+def _normal(graph: fx.GraphModule, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the mean and deviation that a batch norm gives its channels: its bias and the size of its weight."""
+    like = tensor(graph, norm.mean).detach().double()
+    mean = torch.zeros_like(like) if norm.bias is None else tensor(graph, norm.bias).detach().double()
+    weight = torch.ones_like(like) if norm.weight is None else tensor(graph, norm.weight).detach().double()
+    return mean, weight.abs()
 
 
 def _fold(graph: fx.GraphModule, layer: Layer, norm: BatchNorm) -> None:

@@ -1,0 +1,208 @@
+"""AdaRound: learn for every weight whether it is rounded up or down.
+
+Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization". Per layer, the squared difference
+between the float layer's output and that of the rounded layer on quantized inputs is minimised, both behind the
+activation that follows; the rounding is relaxed to a rectified sigmoid, and a regularizer whose exponent falls from
+20 to 2 pushes it to 0 or 1. Layers are solved in the order they run, each on the outputs of its rounded
+predecessors, all in one walk over the calibration samples. A layer keeps nearest rounding where the learned one is
+not better on those samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qatflow.graph.layers import Layer, set_tensor, tensor, weighted_layers
+from qatflow.graph.ops import kind
+from qatflow.graph.surgery import sole_user
+from qatflow.quant.grid import Encoding, along
+from qatflow.quant.network import Network
+from qatflow.quant.quantizer import WeightQuantizer
+from qatflow.quant.simulation import Simulation
+from qatflow.quant.streams import Chunks, joined, walk
+from qatflow.result import Note
+from qatflow.step_configs import AdaRound
+from qatflow.steps.context import StepContext
+
+ZETA, GAMMA = 1.1, -0.1
+"""Stretch of the sigmoid, so that it reaches 0 and 1 (the paper's equation 23)."""
+
+
+@dataclass
+class _Solver:
+    """Rounds one layer after another; remembers what it did."""
+
+    simulation: Simulation
+    config: AdaRound
+    context: StepContext
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+    kept_nearest: int = 0
+    errors: list[float] = field(default_factory=list)
+    """Error of the learned rounding as a share of nearest rounding's, layer by layer."""
+
+    def solve(self, layer: Layer, float_inputs: Chunks, quantized_inputs: Chunks) -> None:
+        """Round `layer` in the simulation, if the placement quantizes its weight and it was not rounded before."""
+        point = next((p for p in self.simulation.placement.points if p.parameter == layer.weight), None)
+        if point is None or layer.weight in self.encodings:
+            return
+        quantizer = self.simulation.quantizer(point.tensor)
+        assert isinstance(quantizer, WeightQuantizer)
+        weight = tensor(self.simulation.network.graph, layer.weight).detach()
+        problem = _Problem.of(self.simulation, layer, joined(float_inputs), joined(quantized_inputs), self.config)
+        encoding = quantizer.encoding_of(weight)
+        rounded, share = _round(problem, weight, encoding, self.config, self.context.seed)
+        self.kept_nearest += int(share >= 1)
+        self.errors.append(min(share, 1.0))
+        self.encodings[layer.weight] = encoding
+        set_tensor(self.simulation.model, layer.weight, rounded)
+        quantizer.adopt(rounded, encoding)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One layer's reconstruction problem.
+
+    Attributes:
+        inputs: quantized inputs, samples first.
+        wanted: the float layer's outputs behind its activation, samples first.
+        call: the layer and its activation, as a function of inputs and weight.
+        channels: how many output channels the layer has.
+    """
+
+    inputs: Tensor
+    wanted: Tensor
+    call: Callable[[Tensor, Tensor], Tensor]
+    channels: int
+
+    @staticmethod
+    def of(simulation: Simulation, layer: Layer, float_inputs: Tensor, inputs: Tensor, config: AdaRound) -> _Problem:
+        call = _layer_call(simulation.network.graph, layer)
+        weight = tensor(simulation.network.graph, layer.weight)
+        with torch.no_grad():
+            wanted = [call(part, weight) for part in _parts(float_inputs, config.batch_size)]
+        outputs = torch.cat(wanted)
+        return _Problem(inputs, outputs, call, outputs.shape[-1 if layer.kind == "linear" else 1])
+
+    def error(self, weight: Tensor, batch_size: int) -> float:
+        """Return the squared error over all samples."""
+        parts = zip(_parts(self.inputs, batch_size), _parts(self.wanted, batch_size), strict=True)
+        with torch.no_grad():
+            return sum(float((self.call(x, weight) - wanted).square().sum()) for x, wanted in parts)
+
+
+def _parts(samples: Tensor, size: int) -> list[Tensor]:
+    """Cut samples into batches."""
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+def adaround_by_gradient(network: Network, config: AdaRound, context: StepContext) -> tuple[Network, dict[str, Note]]:
+    """Return the network with every quantized weight rounded to its grid, and the grids fixed.
+
+    Notes give the number of `layers`, how many `kept_nearest` rounding, and `error_share`, the geometric mean of the
+    reconstruction error as a share of nearest rounding's.
+    """
+    simulation = Simulation(network, context.target, context.precision)
+    simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
+    solver = _Solver(simulation, config, context)
+    layers = weighted_layers(network.graph)
+    done = context.progress.track(layers, "adaround: layers", len(layers))
+
+    def solve(layer: Layer, float_inputs: Chunks, quantized_inputs: Chunks) -> None:
+        next(done, None)
+        solver.solve(layer, float_inputs, quantized_inputs)
+
+    walk(simulation, context.inputs(config.samples), solve)
+    next(done, None)
+    graph = network.copy().graph
+    for name in solver.encodings:
+        set_tensor(graph, name, tensor(simulation.model, name))
+    floor = [max(share, 1e-12) for share in solver.errors]
+    notes: dict[str, Note] = {
+        "layers": len(solver.errors),
+        "kept_nearest": solver.kept_nearest,
+        "error_share": math.exp(sum(map(math.log, floor)) / max(1, len(floor))),
+    }
+    return Network(graph, {**network.encodings, **solver.encodings}, network.normals), notes
+
+
+def _layer_call(graph: fx.GraphModule, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the layer and a ReLU or clip that directly follows it, as a function of inputs and weight."""
+    after = sole_user(layer.node)
+    activation = after if after is not None and kind(after) in ("relu", "clip") else None
+
+    def value_of(argument: Any) -> Any:
+        return fx.map_arg(argument, lambda node: tensor(graph, str(node.target)).detach())
+
+    rest = value_of(tuple(layer.node.args[2:]))
+    kwargs = value_of({name: value for name, value in layer.node.kwargs.items() if name not in ("input", "weight")})
+    activation_rest = () if activation is None else tuple(activation.args[1:])
+
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        y = layer.node.target(x, weight, *rest, **kwargs)  # type: ignore[operator]
+        return y if activation is None else activation.target(y, *activation_rest, **activation.kwargs)  # type: ignore[operator, no-any-return]
+
+    return call
+
+
+def _round(problem: _Problem, weight: Tensor, encoding: Encoding, config: AdaRound, seed: int) -> tuple[Tensor, float]:
+    """Return the rounded weight, and its error as a share of nearest rounding's (1 where nearest is kept)."""
+    scale = along(encoding.scale, weight, encoding.axis)
+    floor = (weight / scale).floor()
+    learned = _learn(problem, weight / scale - floor, floor, scale, encoding, config, seed)
+    up = (learned > 0.5).to(weight.dtype)
+    rounded = (floor + up).clamp(encoding.grid.qmin, encoding.grid.qmax) * scale
+    nearest = encoding.dequantize(encoding.quantize(weight))
+    error, nearest_error = (problem.error(w, config.batch_size) for w in (rounded, nearest))
+    if not error < nearest_error:
+        return nearest, 1.0
+    return rounded, error / nearest_error
+
+
+def _learn(
+    problem: _Problem,
+    fraction: Tensor,
+    floor: Tensor,
+    scale: Tensor,
+    encoding: Encoding,
+    config: AdaRound,
+    seed: int,
+) -> Tensor:
+    """Return the relaxed rounding, between 0 and 1, in the shape of the weight."""
+    start = (fraction - GAMMA) / (ZETA - GAMMA)
+    logit = torch.logit(start.clamp(1e-6, 1 - 1e-6)).requires_grad_()
+    optimizer = torch.optim.Adam([logit], lr=config.learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    count = len(problem.inputs)
+    size = min(config.batch_size, count)
+    for iteration in range(config.iterations):
+        chosen = torch.randint(count, (size,), generator=generator).to(problem.inputs.device)
+        relaxed = _rectified_sigmoid(logit)
+        soft = (floor + relaxed).clamp(encoding.grid.qmin, encoding.grid.qmax) * scale
+        difference = problem.call(problem.inputs[chosen], soft) - problem.wanted[chosen]
+        loss = difference.square().sum() / max(1, difference.numel() // problem.channels)
+        beta = _beta(iteration / config.iterations, config)
+        if beta is not None:
+            loss = loss + config.regularization * (1 - (2 * relaxed - 1).abs().pow(beta)).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return _rectified_sigmoid(logit.detach())
+
+
+def _rectified_sigmoid(logit: Tensor) -> Tensor:
+    return (torch.sigmoid(logit) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def _beta(done: float, config: AdaRound) -> float | None:
+    """Return the regularizer's exponent, cosine-annealed after the warm start; None during it."""
+    if done < config.warm_start:
+        return None
+    share = (done - config.warm_start) / (1 - config.warm_start)
+    first, last = config.beta
+    return last + 0.5 * (first - last) * (1 + math.cos(share * math.pi))
