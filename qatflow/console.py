@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qatflow.progress import Progress
-from qatflow.result import CandidateRecord, TrialRecord, Verdict
+from qatflow.result import CandidateRecord, Judgement, TrialRecord, Verdict
 
 T = TypeVar("T")
 
@@ -101,6 +101,10 @@ class RichProgress:
         """Tell of one finished trial."""
         self._print(Text(f"  {trial_line(record)}"))
 
+    def judgement(self, record: Judgement) -> None:
+        """Tell what quantized activations alone cost."""
+        self.note(record.sentence)
+
     def note(self, text: str) -> None:
         """Tell something the user should know."""
         self._print(Text(f"  note: {text}", style="yellow"))
@@ -141,6 +145,10 @@ class PlainProgress:
     def trial(self, record: TrialRecord) -> None:
         """Tell of one finished trial."""
         self._line(trial_line(record))
+
+    def judgement(self, record: Judgement) -> None:
+        """Tell what quantized activations alone cost."""
+        self.note(record.sentence)
 
     def note(self, text: str) -> None:
         """Tell something the user should know."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from qatflow.progress import Progress
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, GateRecord, RunResult, TrialRecord
+from qatflow.result import CandidateRecord, GateRecord, Judgement, RunResult, TrialRecord
 from qatflow.store import write_text
 
 T = TypeVar("T")
@@ -90,6 +90,12 @@ class Journal:
         if gate is None or record.stage == "fp32" or (best is not None and _rank(record, gate) <= _rank(best, gate)):
             return {}
         return {"best": record.id, "verdict": record.verdict, "passed": record.passed}
+
+    def judgement(self, record: Judgement) -> None:
+        """Put it into the result."""
+        self.update(activations_only=record)
+        logger.info("%s", record.sentence)
+        self._progress.judgement(record)
 
     def trial(self, record: TrialRecord) -> None:
         """Add a trial to the result."""

@@ -13,7 +13,8 @@ import torch
 
 from qatflow.bench import Bench, Candidate
 from qatflow.gate import is_worse
-from qatflow.result import Note
+from qatflow.judgement import judge
+from qatflow.result import Judgement, Note
 from qatflow.step_configs import StepConfig
 from qatflow.steps import STEPS
 from qatflow.store import key_of
@@ -33,10 +34,14 @@ def climb(bench: Bench) -> list[Candidate]:
     kept = _naive(bench)
     rungs = [kept]
     steps = list(bench.recipe.steps.items())
+    judgement: Judgement | None = None
     for position, (name, config) in enumerate(steps):
         if _may_stop(bench, kept, [later for _, later in steps[position:]]):
             break
-        rung = _rung(bench, name, config, kept)
+        if judgement is None and config.rounds_weights and not kept.record.passed and bench.recipe.ladder.judge:
+            judgement = judge(bench, kept)
+            bench.progress.judgement(judgement)
+        rung = _rung(bench, name, config, kept, judgement)
         rungs.append(rung)
         if rung.record.kept:
             kept = rung
@@ -70,15 +75,23 @@ def _naive(bench: Bench) -> Candidate:
     return bench.keep(candidate, kept=True)
 
 
-def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Candidate:
+def _is_wasted(bench: Bench, config: StepConfig, judgement: Judgement | None) -> bool:
+    """Tell whether a step cannot lead to the gate; where QAT is to follow, it still gives that a better start."""
+    hopeless = judgement is not None and judgement.hopeless
+    return hopeless and config.rounds_weights and bench.recipe.qat.when == "never"
+
+
+def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate, judgement: Judgement | None) -> Candidate:
     """Apply one step on top of the kept rung below it, and measure."""
     key = key_of(below.key, name, config.model_dump(mode="json"), bench.recipe.ladder.keep_worse)
     found = bench.recall(name, key)
     if found is not None:
         bench.progress.candidate(found.record)
         return found
-    bench.progress.stage(f"{name}: {_first_sentence(config)}")
     started = time.perf_counter()
+    if judgement is not None and _is_wasted(bench, config, judgement):
+        return _unchanged(bench, name, below, {"reason": judgement.sentence}, key, started)
+    bench.progress.stage(f"{name}: {_first_sentence(config)}")
     torch.manual_seed(bench.recipe.seed)
     network, notes = STEPS[name](below.network, config, bench.step_context())
     if network is below.network:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from qatflow.result import CandidateRecord, TrialRecord
+from qatflow.result import CandidateRecord, Judgement, TrialRecord
 
 T = TypeVar("T")
 
@@ -25,6 +25,9 @@ class Progress(Protocol):
 
     def candidate(self, record: CandidateRecord) -> None:
         """Add one finished candidate to the growing table of rungs."""
+
+    def judgement(self, record: Judgement) -> None:
+        """Tell what quantized activations alone cost."""
 
     def trial(self, record: TrialRecord) -> None:
         """Tell of one finished QAT trial."""
@@ -44,6 +47,9 @@ class Silent:
         yield from items
 
     def candidate(self, record: CandidateRecord) -> None:
+        """Ignore it."""
+
+    def judgement(self, record: Judgement) -> None:
         """Ignore it."""
 
     def trial(self, record: TrialRecord) -> None:

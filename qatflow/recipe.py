@@ -126,7 +126,8 @@ class Calibration(Config):
     """How ranges are found from calibration samples."""
 
     samples: Annotated[int, Field(ge=1)] = 512
-    activations: Literal["minmax", "percentile", "sqnr"] = "sqnr"
+    activations: Literal["minmax", "percentile", "sqnr", "entropy", "auto"] = "sqnr"
+    """`auto` tries the others on calibration samples and keeps the one whose outputs are nearest to FP32's."""
     weights: Literal["minmax", "sqnr"] = "sqnr"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Share of values, in percent, that a range found by `percentile` covers on each side."""
@@ -186,6 +187,8 @@ class Ladder(Config):
     """Stop at the first rung that meets the gate, or climb all of them."""
     keep_worse: bool = False
     """Build on a rung even where it made things worse."""
+    judge: bool = True
+    """Before weights are rounded better, look whether activations alone meet the gate, and what helps if not."""
 
 
 class Qat(Config):

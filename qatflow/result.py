@@ -151,6 +151,40 @@ class FloatTensor(Record):
     reason: str
 
 
+class Judgement(Record):
+    """What quantized activations alone cost, with weights in float, and what would help where they miss the gate."""
+
+    drop: float | None
+    drop_low: float | None
+    passed: bool
+    hopeless: bool
+    """Whether even the lower end of the drop's interval misses the gate."""
+    sqnr_db: float | None
+    calibration: str | None = None
+    """A better way to find ranges; null where the recipe's own is the best."""
+    calibration_drop: float | None = None
+    calibration_passes: bool = False
+    sixteen_bits: tuple[str, ...] = ()
+    """Layers with which activations alone would pass, if theirs had 16 bits."""
+    sixteen_bits_drop: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What to make of it, in words."""
+        if self.passed:
+            return "activations alone (weights in float) meet the gate: rounding weights better can help"
+        said = "activations alone (weights in float) miss the gate, which better rounding of weights cannot mend"
+        if self.calibration is not None:
+            said += f"; calibration.activations={self.calibration} would "
+            said += "meet it" if self.calibration_passes else f"lower the drop to {self.calibration_drop:.4g}"
+        if self.sixteen_bits:
+            overrides = ", ".join(f"{layer}: a16" for layer in self.sixteen_bits)
+            said += f"; they meet it with precision.overrides={{{overrides}}}"
+        if not self.calibration_passes:
+            said += "; range-learning QAT trains the ranges"
+        return said
+
+
 class RunResult(Record):
     """One run, complete."""
 
@@ -169,6 +203,8 @@ class RunResult(Record):
     deployed: float | None = None
     """The metric of the exported file in its runtime; null until that is measured."""
     candidates: tuple[CandidateRecord, ...] = ()
+    activations_only: Judgement | None = None
+    """Null where the gate was met before weights were rounded, or no step rounds any."""
     trials: tuple[TrialRecord, ...] = ()
     tensors: tuple[TensorRecord, ...] = ()
     float_tensors: tuple[FloatTensor, ...] = ()

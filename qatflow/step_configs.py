@@ -18,6 +18,8 @@ class StepConfig(Config):
 
     not_after: ClassVar[tuple[str, ...]] = ()
     """Steps that, if the recipe has them, must come later than this one."""
+    rounds_weights: ClassVar[bool] = False
+    """True for a step that only rounds weights better: it cannot mend what activations cost."""
     always_kept: ClassVar[bool] = False
     """True for a step that only prepares the graph: it is kept even where the measurement falls."""
 
@@ -25,15 +27,17 @@ class StepConfig(Config):
 class FoldBatchNorms(StepConfig):
     """Fold batch norms into the convolution or linear layer before them."""
 
-    not_after = ("equalize", "smooth", "adaround")
+    not_after = ("equalize", "absorb_bias", "smooth", "search_scales", "correct_bias", "adaround")
     always_kept = True
 
 
 class Equalize(StepConfig):
-    """Cross-layer equalization (Nagel et al. 2019), with high-bias absorption."""
+    """Cross-layer equalization (Nagel et al. 2019), with high-bias absorption, where it helps."""
 
-    not_after = ("adaround",)
+    not_after = ("absorb_bias", "search_scales", "correct_bias", "adaround")
 
+    choose: Literal["measured", "all"] = "measured"
+    """Equalize the chains whose quantized output gains by it on calibration samples, or all chains."""
     iterations: Annotated[int, Field(ge=1)] = 20
     """Sweeps over all pairs; it stops early once the scales stand still."""
     relu6: Literal["scale_bound", "swap_if_idle", "skip"] = "scale_bound"
@@ -45,10 +49,23 @@ class Equalize(StepConfig):
     """Move large biases into the next layer where no calibration sample reaches the ReLU's kink."""
 
 
+class AbsorbBias(StepConfig):
+    """Move what is always there of large biases into the next layer (Nagel et al. 2019)."""
+
+    not_after = ("search_scales", "correct_bias", "adaround")
+
+
+class ReestimateBatchNorms(StepConfig):
+    """Statistics of the batch norms that were not folded, from quantized calibration data."""
+
+    samples: Annotated[int, Field(ge=1)] = 512
+    """Most calibration samples."""
+
+
 class Smooth(StepConfig):
     """Even out the channels between a norm and the linear layers behind it (SmoothQuant, Xiao et al. 2023)."""
 
-    not_after = ("adaround",)
+    not_after = ("search_scales", "correct_bias", "adaround")
 
     strength: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the outliers that moves into the weights: 0 leaves all in the activations, 1 moves all."""
@@ -58,6 +75,7 @@ class SearchScales(StepConfig):
     """Weight scales with the least reconstruction error, not the least weight error (SeqMSE's goal)."""
 
     not_after = ("adaround",)
+    rounds_weights = True
 
     samples: Annotated[int, Field(ge=1)] = 512
     """Most calibration samples."""
@@ -80,6 +98,8 @@ class CorrectBias(StepConfig):
 
 class AdaRound(StepConfig):
     """Rounding that is best for the layer's output, not for the weight (Nagel et al. 2020)."""
+
+    rounds_weights = True
 
     solver: Literal["exact", "gradient"] = "exact"
     """`exact` solves for integers from input statistics; `gradient` is the published relaxation."""
@@ -112,8 +132,10 @@ class AdaRound(StepConfig):
 STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "fold_batch_norms": FoldBatchNorms,
     "equalize": Equalize,
+    "absorb_bias": AbsorbBias,
     "smooth": Smooth,
     "search_scales": SearchScales,
     "correct_bias": CorrectBias,
     "adaround": AdaRound,
+    "reestimate_batch_norms": ReestimateBatchNorms,
 }

@@ -13,7 +13,7 @@ from qatflow.recipe_check import check, recipe_from
 from qatflow.step_configs import STEP_CONFIGS
 
 GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
-STEPS = "fold_batch_norms, equalize, smooth, adaround"
+STEPS = "fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, reestimate_batch_norms"
 MODELS = "digits_mobilenet, digits_mobilenet_skewed"
 OPEN = "qatflow, torchvision, timm, transformers, torchmetrics"
 CWD = Path.cwd()
@@ -67,7 +67,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"steps": {"adaround": {"iterations": "many"}}}, "steps.adaround.iterations: 'many' is not an integer"),
     (
         {"steps": {"equalize": {"relu": "skip"}}},
-        "steps.equalize.relu: unknown key; did you mean 'relu6'? allowed: iterations, relu6, idle_share, absorb_bias",
+        "steps.equalize.relu: unknown key; did you mean 'relu6'? allowed: choose, iterations, relu6, idle_share, absorb_bias",
     ),
     ({"steps": {"adaround": {"beta": [1]}}}, "steps.adaround.beta: [1] has too few values; write [low, high]"),
     (

@@ -61,7 +61,7 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("target=onnx_runtime", "target: 'onnx_runtime' is not an option; did you mean 'onnxruntime'? "
          "allowed: onnxruntime, openvino, qnn, tensorrt, xnnpack"),
         ("calibration=min_max", "calibration: 'min_max' is not an option; did you mean 'minmax'? "
-         "allowed: minmax, percentile, sqnr"),
+         "allowed: auto, entropy, minmax, percentile, sqnr"),
         ("gate=acuracy", "gate: 'acuracy' is not an option; did you mean 'accuracy'? "
          "allowed: accuracy, accuracy_strict, agreement, mean_squared_error, top5_accuracy"),
         ("ladder=all", "ladder: 'all' is not an option; allowed: all_rungs, stop_at_gate"),
@@ -70,12 +70,14 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("export=onnx", "export: 'onnx' is not an option; allowed: encodings_1_0_0"),
         ("report=htm", "report: 'htm' is not an option; did you mean 'html'? allowed: html, tables"),
         ("steps=[fold_batch_norm]", "steps: unknown step 'fold_batch_norm'; did you mean 'fold_batch_norms'? "
-         "allowed: adaround, equalize, fold_batch_norms, smooth"),
+         "allowed: absorb_bias, adaround, correct_bias, equalize, fold_batch_norms, reestimate_batch_norms, "
+         "search_scales, smooth"),
         ("steps=[equalize,equalize]", "steps: 'equalize' is listed 2 times; a step runs once: list it once"),
         ("steps.adaround.iterations=5", "steps.adaround: the recipe does not select this step; "
          "select it: steps=[fold_batch_norms,adaround]"),
         ("steps.adaroundd.iterations=5", "steps.adaroundd: unknown step; did you mean 'adaround'? "
-         "allowed: fold_batch_norms, equalize, smooth, adaround"),
+         "allowed: fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, "
+         "reestimate_batch_norms"),
         ("~qat.losss", "qat.losss: cannot be removed, for it is not there"),
         ("gate.metric.x=1", "gate.metric: {'x': 1} is not text"),
         ("recipe=quikstart", "recipe: 'quikstart' is not a recipe; did you mean 'quickstart'? "

@@ -18,6 +18,7 @@ from qatflow.recipe import Calibration, Precision
 
 VERSION = "1.0.0"
 SCHEMES = {"minmax": "min_max", "percentile": "percentile", "sqnr": "post_training_tf_enhanced"}
+SCHEMES |= {"entropy": "entropy", "auto": "auto"}
 """AIMET's names of the calibration methods."""
 
 

@@ -8,14 +8,16 @@ what to do with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from qatflow.graph.layers import Layer, shared_parameters, weighted_layers
 from qatflow.graph.ops import argument, clip_bounds, kind
 from qatflow.graph.surgery import sole_user
 
+Side = Literal["in", "out"]
 HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu", "max_pool", "avg_pool", "identity"})
 
 
@@ -54,6 +56,15 @@ def pairs(graph: fx.GraphModule) -> list[Pair]:
         clips = tuple(step for step in between if _is_clip_from_zero(step))
         found.append(Pair(first, second, tuple(between), clips))
     return found
+
+
+def chains(found: list[Pair]) -> list[list[Pair]]:
+    """Return pairs in runs in which the second layer of one is the first of the next."""
+    runs: dict[str, list[Pair]] = {}
+    for pair in found:
+        run = runs.pop(pair.first.node.name, [])
+        runs[pair.second.node.name] = [*run, pair]
+    return list(runs.values())
 
 
 def _keeps_channels(node: fx.Node, first: Layer) -> bool:
@@ -108,3 +119,19 @@ def in_channels(graph: fx.GraphModule, layer: Layer) -> int:
     """Return how many channels a layer takes."""
     weight = graph.get_parameter(layer.weight)
     return int(weight.shape[0]) if layer.kind == "conv_transpose" else int(weight.shape[1] * layer.groups)
+
+
+def channel_rows(weight: Tensor, layer: Layer, of: Side) -> Tensor:
+    """Return a weight as `[channels, rest]`, by output or input channel; a group reads and writes its own channels."""
+    if (of == "out") != (layer.kind == "conv_transpose"):
+        return weight.flatten(1)
+    grouped = weight.view(layer.groups, weight.shape[0] // layer.groups, weight.shape[1], -1)
+    return grouped.transpose(1, 2).reshape(layer.groups * weight.shape[1], -1)
+
+
+def from_channel_rows(rows: Tensor, like: Tensor, layer: Layer, of: Side) -> Tensor:
+    """Undo `channel_rows`; the shape of `like`."""
+    if (of == "out") != (layer.kind == "conv_transpose"):
+        return rows.view_as(like)
+    grouped = rows.view(layer.groups, like.shape[1], like.shape[0] // layer.groups, -1)
+    return grouped.transpose(1, 2).reshape(like.shape)

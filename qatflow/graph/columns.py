@@ -23,7 +23,7 @@ def weight_rows(weight: Tensor, layer: Layer) -> Tensor:
     """Return a weight as rows; shape `[groups, output channels of a group, columns]`."""
     if layer.kind != "conv_transpose":
         return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1)
-    grouped = weight.flip(list(range(2, weight.dim()))).unflatten(0, (layer.groups, -1))
+    grouped = torch.unflatten(weight.flip(list(range(2, weight.dim()))), 0, (layer.groups, -1))
     return grouped.transpose(1, 2).flatten(2)
 
 
@@ -31,7 +31,7 @@ def weight_from_rows(rows: Tensor, like: Tensor, layer: Layer) -> Tensor:
     """Undo `weight_rows`; the shape of `like`."""
     if layer.kind != "conv_transpose":
         return rows.reshape(like.shape)
-    grouped = rows.unflatten(2, (like.shape[0] // layer.groups, *like.shape[2:])).transpose(1, 2)
+    grouped = torch.unflatten(rows, 2, (like.shape[0] // layer.groups, *like.shape[2:])).transpose(1, 2)
     return grouped.flatten(0, 1).flip(list(range(2, like.dim())))
 
 
@@ -108,9 +108,10 @@ def columns(x: Tensor, how: Patches | None, positions: int | None = None, seed: 
     rank = len(how.kernel)
     out = view.shape[2 : 2 + rank]
     flat = _chosen(int(torch.Size(out).numel()), positions, generator)
-    index = torch.unravel_index(flat.to(x.device), out)
-    picked = view[(slice(None), slice(None), *index)]  # [samples, channels, positions, *kernel]
-    grouped = picked.unflatten(1, (how.groups, -1)).permute(1, 0, 3, 2, *range(4, 4 + rank))
+    index: Any = torch.unravel_index(flat.to(x.device), out)
+    everything = slice(None)
+    picked: Tensor = view[(everything, everything, *index)]  # [samples, channels, positions, *kernel]
+    grouped = torch.unflatten(picked, 1, (how.groups, -1)).permute(1, 0, 3, 2, *range(4, 4 + rank))
     return grouped.flatten(3)
 
 

@@ -1,11 +1,12 @@
-"""Ranges from calibration: min-max, percentile, and least squared error (SQNR).
+"""Ranges from calibration: min-max, percentile, least squared error (SQNR), and least divergence (entropy).
 
-All three read the same histogram, so trying another method costs no further pass over the data. Weights need no
+All of them read the same histogram, so trying another method costs no further pass over the data. Weights need no
 histogram: the search looks at the values themselves, for all channels at once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,10 @@ ACTIVATION_CUTS = 24
 """Candidates per side of the range in each of two rounds of the search for the least squared error."""
 SEARCH_BINS = 512
 """About how many bins the search looks at; finer ones are merged first."""
+SPIKE = 64
+"""A bin with more than one in so many of all values is taken for a single value."""
+ENTROPY_CUTS = 128
+"""Thresholds that the search for the least divergence tries."""
 WEIGHT_RATIOS = torch.linspace(1.0, 0.2, 81, dtype=torch.float64)
 """Candidate scales of weights, relative to the min-max scale."""
 
@@ -34,6 +39,8 @@ def activation_encoding(histogram: Histogram, grid: Grid, calibration: Calibrati
         low, high = histogram.low, histogram.high
     elif calibration.activations == "percentile":
         low, high = _percentiles(histogram, centres, counts, calibration.percentile / 100)
+    elif calibration.activations == "entropy":
+        low, high = least_divergence_range(histogram, counts, grid)
     else:
         low, high = _least_error_range(histogram, counts, grid)
     device = counts.device
@@ -48,6 +55,48 @@ def _percentiles(histogram: Histogram, centres: Tensor, counts: Tensor, share: f
     low = centres[int(torch.searchsorted(cumulated, 1 - share))]
     high = centres[min(int(torch.searchsorted(cumulated, share)), len(centres) - 1)]
     return float(low), float(high)
+
+
+def least_divergence_range(histogram: Histogram, counts: Tensor, grid: Grid) -> tuple[float, float]:
+    """Search the range whose steps say most about the values: the least Kullback-Leibler divergence.
+
+    Migacz 2017, "8-bit Inference with TensorRT": cut off at a threshold, put what lies outside on the edge, count per
+    step of the grid, spread every step's count over the bins that hold values, and compare. The threshold is one for
+    both sides, as far as values reach. Single values that many elements have (the zeros behind a ReLU, which every
+    grid holds, and the bound of a clip) are compared only where they are cut off.
+    """
+    edges = (torch.arange(len(counts) + 1, device=counts.device) + histogram.first_used) * histogram.bin_width
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    reach = max(-low, high)
+    spread = torch.where(counts * SPIKE > counts.sum(), 0.0, counts)
+    best, least = (low, high), math.inf
+    for share in torch.linspace(1.0, 1.0 / ENTROPY_CUTS, ENTROPY_CUTS).tolist():
+        bounds = max(low, -share * reach), min(high, share * reach)
+        inside = (edges[1:] > bounds[0]) & (edges[:-1] < bounds[1])
+        if int(inside.sum()) <= 1:
+            break
+        kept = spread[inside].double()
+        seen = kept.clone()
+        seen[0] += counts[edges[1:] <= bounds[0]].sum()
+        seen[-1] += counts[edges[:-1] >= bounds[1]].sum()
+        steps = (grid.qmax - grid.qmin) / max(bounds[1] - bounds[0], 1e-30)
+        centres = ((edges[:-1] + edges[1:]) / 2)[inside]
+        step = ((centres - bounds[0]) * steps).round().long().clamp(0, grid.qmax - grid.qmin)
+        held, width = (
+            torch.zeros(grid.qmax - grid.qmin + 1).to(kept).index_add_(0, step, one)
+            for one in (kept, (seen > 0).double())
+        )
+        coarse = torch.where(seen > 0, held[step] / width[step].clamp(min=1), 0.0)
+        divergence = _divergence(seen, coarse)
+        if divergence < least:
+            best, least = bounds, divergence
+    return best
+
+
+def _divergence(wanted: Tensor, got: Tensor) -> float:
+    """Return the Kullback-Leibler divergence of two histograms; bins that only `wanted` fills count as one value."""
+    p, q = wanted / wanted.sum(), got.clamp(min=1e-9) / got.sum().clamp(min=1e-9)
+    return float(torch.where(p > 0, p * (p / q).log(), 0.0).sum())
 
 
 def _least_error_range(histogram: Histogram, counts: Tensor, grid: Grid) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+
 @dataclass(frozen=True)
 class Moments:
     """Moments of a layer over the columns of some samples, per group, about the means; float64.

@@ -25,11 +25,23 @@ class Network:
 
     graph: fx.GraphModule
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
-    normals: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    normals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def copy(self) -> Network:
         """Return a network that shares no tensor with this one."""
         return Network(copy_graph(self.graph), dict(self.encodings), dict(self.normals))
+
+    def shift_normal(self, node: str, by: Tensor) -> None:
+        """Note that the bias of a layer has moved, shape `[channels]`; only on a copy of one's own."""
+        if node in self.normals:
+            mean, deviation = self.normals[node]
+            self.normals[node] = mean + by, deviation
+
+    def scale_normal(self, node: str, by: Tensor) -> None:
+        """Note that a layer's output channels were multiplied by positive factors, shape `[channels]`."""
+        if node in self.normals:
+            mean, deviation = self.normals[node]
+            self.normals[node] = mean * by, deviation * by
 
 
 def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:

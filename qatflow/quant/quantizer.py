@@ -6,8 +6,7 @@ magnitude: `scale * exp(log_ratio)`. At zero, where training starts, the correct
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,6 @@ from qatflow.quant.histogram import Histogram
 from qatflow.quant.rounding import round_to_grid
 from qatflow.quant.softmax_view import SoftmaxView
 from qatflow.recipe import Calibration
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Clip = tuple[float, float | Tensor]
 """Lower and upper bound of what a quantizer sees; the upper one may be one per channel."""
@@ -49,6 +45,7 @@ class ActivationQuantizer(nn.Module):
         self.grid = grid
         self.softmax = softmax
         self.fixed_range = fixed_range
+        self.enabled = True
         self.observing: Histogram | None = None
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0.0))
@@ -63,6 +60,8 @@ class ActivationQuantizer(nn.Module):
             clip: bounds that hold before rounding: what a ReLU or clip between the op and its quantizer does.
             overwrite: whether nobody else reads `x`, so that its memory may be used where no gradient is wanted.
         """
+        if not self.enabled:
+            return x if clip is None else clipped(x, clip)
         learning = torch.is_grad_enabled() and (x.requires_grad or self.log_ratio.requires_grad)
         if learning or self.observing is not None:
             x = x if clip is None else clipped(x, clip)
@@ -92,16 +91,15 @@ class ActivationQuantizer(nn.Module):
         moved = self.zero_point + self.shift * (self.grid.qmax - self.grid.qmin)
         return moved.clamp(self.grid.qmin, self.grid.qmax)
 
-    def settle(self, calibration: Calibration) -> None:
-        """Stop observing and take the range that `calibration` finds in what was seen.
+    def settle(self, histogram: Histogram, calibration: Calibration) -> None:
+        """Take the range that `calibration` finds in a histogram, or the fixed one.
 
         Raises:
-            ValueError: nothing was seen.
+            ValueError: the histogram is empty.
         """
-        histogram, self.observing = self.observing, None
         if self.fixed_range is not None:
             self.encoding = _of_numbers(self.grid, *self.fixed_range)
-        elif histogram is not None:
+        else:
             self.encoding = activation_encoding(histogram, self.grid, calibration)
 
     @property
@@ -146,6 +144,7 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("reach", torch.ones(shape))
         self.log_ratio = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self.enabled = True
         self._last: tuple[Tensor, list[int], Tensor] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -153,6 +152,8 @@ class WeightQuantizer(nn.Module):
 
         Where no gradient is wanted, a weight that has not changed since the last call is not rounded again.
         """
+        if not self.enabled:
+            return weight
         if torch.is_grad_enabled() and (weight.requires_grad or self.log_ratio.requires_grad):
             self._last = None
             return self._rounded(weight)
@@ -161,9 +162,9 @@ class WeightQuantizer(nn.Module):
             self._last = weight, versions, self._rounded(weight.detach())
         return self._last[2]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._last = None  # moving a module changes its tensors without a new version
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _rounded(self, weight: Tensor) -> Tensor:
         scale, zero_point = self._grid_of(weight)

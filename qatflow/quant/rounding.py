@@ -62,11 +62,11 @@ def _pieces(x: Tensor, result: Tensor, axis: int | None) -> tuple[list[Tensor], 
         flat = [_in_memory_order(one) for one in (x, result)]
         if flat[0] is None or flat[1] is None:
             return None
-        return list(flat[0].split(PIECE)), list(flat[1].split(PIECE))
+        return list(torch.split(flat[0], PIECE)), list(torch.split(flat[1], PIECE))
     if axis != 0 or not x.is_contiguous():
         return None
     rows = max(1, PIECE * len(x) // x.numel())
-    return list(x.flatten(1).split(rows)), list(result.flatten(1).split(rows))
+    return list(torch.split(x.flatten(1), rows)), list(torch.split(result.flatten(1), rows))
 
 
 def _in_memory_order(x: Tensor) -> Tensor | None:

@@ -6,16 +6,18 @@ can be evaluated and trained in any PyTorch pipeline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.quant.absorbed_clip import absorb_clip
-from qatflow.quant.grid import Encoding
+from qatflow.quant.grid import Encoding, sqnr_db
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.network import Network, copy_graph
 from qatflow.quant.placement import Placement, Point, place
@@ -25,6 +27,14 @@ from qatflow.recipe import Calibration, Precision
 
 QUANTIZERS = "qatflow_quantizers"
 """Name of the submodule of `Simulation.model` that holds the quantizers, one per quantized tensor."""
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Method = Literal["minmax", "percentile", "sqnr", "entropy"]
+METHODS: tuple[Method, ...] = ("sqnr", "minmax", "percentile", "entropy")
+"""Ways to find the ranges of activations; of equals the first is taken."""
+TRIED_ON = 64
+"""Calibration samples on which `auto` compares them."""
 
 
 class Simulation:
@@ -79,10 +89,10 @@ class Simulation:
         assert isinstance(module, (ActivationQuantizer, WeightQuantizer))
         return module
 
-    def calibrate(self, batches: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], calibration: Calibration) -> None:
+    def calibrate(self, batches: Iterable[Inputs], calibration: Calibration) -> None:
         """Find every encoding: weights from their values, activations from representative samples.
 
-        Weights are quantized while activations are observed.
+        Weights are quantized while activations are observed. `calibrated_by` is then the method for activations.
 
         Args:
             batches: positional and keyword inputs of the model, a batch each.
@@ -92,28 +102,78 @@ class Simulation:
             DataError: there is no sample, or one makes a value that is not finite.
         """
         self.settle_weights(calibration)
-        activations = []
-        for point in self.placement.points:
-            quantizer = self.quantizer(point.tensor)
-            if isinstance(quantizer, ActivationQuantizer) and point.shares is None:
-                quantizer.observing = Histogram()
-                activations.append((point, quantizer))
-        seen = False
+        kept: list[Inputs] = []
+        histograms = self._observed(batches, kept)
+        self.calibrated_by: Method = "sqnr"
+        if calibration.activations != "auto":
+            self.calibrated_by = calibration.activations
+        else:
+            outputs = {one: self._closeness(histograms, _by(calibration, one), kept) for one in METHODS}
+            self.calibrated_by = max(outputs, key=outputs.__getitem__)
+        self._settle_activations(histograms, _by(calibration, self.calibrated_by))
+
+    def _observed(self, batches: Iterable[Inputs], kept: list[Inputs]) -> dict[str, Histogram]:
+        """Return what every activation with an encoding of its own takes; `kept` gets the first batches."""
+        quantizers = {
+            point.tensor: quantizer
+            for point in self.placement.points
+            if point.shares is None and isinstance(quantizer := self.quantizer(point.tensor), ActivationQuantizer)
+        }
+        for quantizer in quantizers.values():
+            quantizer.observing = Histogram()
+        seen, samples = False, 0
         with torch.no_grad():
             for args, kwargs in batches:
                 seen = True
+                if samples < TRIED_ON:
+                    kept.append((args, kwargs))
+                    samples += len(next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)))
                 try:
                     self.model(*args, **kwargs)
                 except ValueError as error:
                     raise DataError(str(error)) from error
         if not seen:
             raise DataError("the calibration part of the data has no sample: give it some")
-        for point, quantizer in activations:
+        histograms = {}
+        for name, quantizer in quantizers.items():
+            assert quantizer.observing is not None
+            histograms[name], quantizer.observing = quantizer.observing, None
+        return histograms
+
+    def _settle_activations(self, histograms: Mapping[str, Histogram], calibration: Calibration) -> None:
+        for point in self.placement.points:
+            if point.tensor not in histograms:
+                continue
+            quantizer = self.quantizer(point.tensor)
+            assert isinstance(quantizer, ActivationQuantizer)
             try:
-                quantizer.settle(calibration)
+                quantizer.settle(histograms[point.tensor], calibration)
             except ValueError as error:
                 message = f"{point.layer}: {error}"
                 raise DataError(message) from error
+
+    def _closeness(self, histograms: Mapping[str, Histogram], calibration: Calibration, inputs: list[Inputs]) -> float:
+        """Return the SQNR of the outputs on some inputs, in dB, with ranges by one method."""
+        self._settle_activations(histograms, calibration)
+        ratio = self.closeness(inputs)
+        return -math.inf if math.isnan(ratio) else ratio
+
+    @torch.no_grad()
+    def closeness(self, inputs: Iterable[Inputs]) -> float:
+        """Return the SQNR of all float outputs against the float network's, in dB; NaN where one is not finite."""
+        wanted: list[Tensor] = []
+        got: list[Tensor] = []
+        for args, kwargs in inputs:
+            for run, values in ((self.network.graph, wanted), (self.model, got)):
+                leaves = pytree.tree_leaves(run(*args, **kwargs))
+                values += [leaf.flatten() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return sqnr_db(torch.cat(wanted), torch.cat(got))
+
+    def quantize_weights(self, quantize: bool) -> None:
+        """Quantize weights, or leave them in float, so that only activations are quantized."""
+        for point in self.placement.points:
+            if point.parameter is not None:
+                self.quantizer(point.tensor).enabled = quantize
 
     def settle_weights(self, calibration: Calibration) -> None:
         """Find the encodings of weights: those that the network brings along, or by `calibration.weights`."""
@@ -171,6 +231,10 @@ class Simulation:
         encodings = self.encodings()
         fixed = {point.parameter: encodings[point.tensor] for point in self.placement.points if point.parameter}
         return Network(graph, fixed)
+
+
+def _by(calibration: Calibration, method: Method) -> Calibration:
+    return calibration.model_copy(update={"activations": method})
 
 
 def _leaf(tensor_name: str) -> str:

@@ -77,6 +77,8 @@ class _Walk:
             self.float[node] = self.quantized[node] = [values[position] for values in flat]
 
     def _call_float(self, node: fx.Node, chunk: int) -> Any:
+        args: Any
+        kwargs: Any
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._read_float(source, chunk))
         if node.op == "call_module":
             return clipped(args[0], kwargs["clip"]) if "clip" in kwargs else args[0]

@@ -11,11 +11,13 @@ from typing import Any
 
 from qatflow.quant.network import Network
 from qatflow.result import Note
+from qatflow.steps.absorb_bias import absorb_bias
 from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext
 from qatflow.steps.correct_bias import correct_bias
 from qatflow.steps.equalize import equalize
 from qatflow.steps.fold_batch_norms import fold_batch_norms
+from qatflow.steps.reestimate_batch_norms import reestimate_batch_norms
 from qatflow.steps.search_scales import search_scales
 from qatflow.steps.smooth import smooth
 
@@ -24,8 +26,10 @@ Step = Callable[[Network, Any, StepContext], tuple[Network, dict[str, Note]]]
 STEPS: dict[str, Step] = {
     "fold_batch_norms": fold_batch_norms,
     "equalize": equalize,
+    "absorb_bias": absorb_bias,
     "smooth": smooth,
     "search_scales": search_scales,
     "correct_bias": correct_bias,
     "adaround": adaround,
+    "reestimate_batch_norms": reestimate_batch_norms,
 }

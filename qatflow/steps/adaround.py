@@ -66,9 +66,7 @@ class _Exact:
 
     def solve(self, problem: Problem) -> Solution:
         """Return the best rounding found, or nearest rounding where that is not worse on held-out samples."""
-        fit, held = (
-            one if self.config.move_biases else one.about_zero() for one in (problem.fit, problem.held)
-        )
+        fit, held = (one if self.config.move_biases else one.about_zero() for one in (problem.fit, problem.held))
         rows, encoding = self._rounded(problem, fit, held)
         nearest = problem.quantized_rows(problem.encoding)
         error, least = (float(held.error(one).sum()) for one in (rows, nearest))

@@ -1,16 +1,17 @@
-"""AdaRound: learn for every weight whether it is rounded up or down.
+"""AdaRound by gradient: learn for every weight whether it is rounded up or down.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization". Per layer, the squared difference
 between the float layer's output and that of the rounded layer on quantized inputs is minimised, both behind the
 activation that follows; the rounding is relaxed to a rectified sigmoid, and a regularizer whose exponent falls from
 20 to 2 pushes it to 0 or 1. Layers are solved in the order they run, each on the outputs of its rounded
-predecessors, all in one walk over the calibration samples. A layer keeps nearest rounding where the learned one is
-not better on those samples.
+predecessors, all in one walk over the calibration samples. A layer stops early once no rounding changes any more or
+its share of the time is over, and keeps nearest rounding where the learned one is not better on held-out samples.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from qatflow.quant.streams import Chunks, joined, walk
 from qatflow.result import Note
 from qatflow.step_configs import AdaRound
 from qatflow.steps.context import StepContext
+from qatflow.steps.reconstruct import HELD_OUT
 
 ZETA, GAMMA = 1.1, -0.1
 """Stretch of the sigmoid, so that it reaches 0 and 1 (the paper's equation 23)."""
@@ -41,6 +43,8 @@ class _Solver:
     simulation: Simulation
     config: AdaRound
     context: StepContext
+    seconds: float
+    """Time for one layer."""
     encodings: dict[str, Encoding] = field(default_factory=dict)
     kept_nearest: int = 0
     errors: list[float] = field(default_factory=list)
@@ -56,7 +60,7 @@ class _Solver:
         weight = tensor(self.simulation.network.graph, layer.weight).detach()
         problem = _Problem.of(self.simulation, layer, joined(float_inputs), joined(quantized_inputs), self.config)
         encoding = quantizer.encoding_of(weight)
-        rounded, share = _round(problem, weight, encoding, self.config, self.context.seed)
+        rounded, share = _round(problem, weight, encoding, self.config, self.context.seed, self.seconds)
         self.kept_nearest += int(share >= 1)
         self.errors.append(min(share, 1.0))
         self.encodings[layer.weight] = encoding
@@ -89,9 +93,16 @@ class _Problem:
         outputs = torch.cat(wanted)
         return _Problem(inputs, outputs, call, outputs.shape[-1 if layer.kind == "linear" else 1])
 
+    @property
+    def fit(self) -> Tensor:
+        """Numbers of the samples to learn from: all but every fourth, where there are enough."""
+        every = torch.arange(len(self.inputs), device=self.inputs.device)
+        return every[every % HELD_OUT != HELD_OUT - 1]
+
     def error(self, weight: Tensor, batch_size: int) -> float:
-        """Return the squared error over all samples."""
-        parts = zip(_parts(self.inputs, batch_size), _parts(self.wanted, batch_size), strict=True)
+        """Return the squared error over the samples held out; over all where there are too few."""
+        held = slice(HELD_OUT - 1, None, HELD_OUT) if len(self.inputs) >= HELD_OUT else slice(None)
+        parts = zip(_parts(self.inputs[held], batch_size), _parts(self.wanted[held], batch_size), strict=True)
         with torch.no_grad():
             return sum(float((self.call(x, weight) - wanted).square().sum()) for x, wanted in parts)
 
@@ -109,8 +120,9 @@ def adaround_by_gradient(network: Network, config: AdaRound, context: StepContex
     """
     simulation = Simulation(network, context.target, context.precision)
     simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
-    solver = _Solver(simulation, config, context)
     layers = weighted_layers(network.graph)
+    seconds = math.inf if config.max_seconds is None else config.max_seconds / max(1, len(layers))
+    solver = _Solver(simulation, config, context, seconds)
     done = context.progress.track(layers, "adaround: layers", len(layers))
 
     def solve(layer: Layer, float_inputs: Chunks, quantized_inputs: Chunks) -> None:
@@ -150,11 +162,15 @@ def _layer_call(graph: fx.GraphModule, layer: Layer) -> Callable[[Tensor, Tensor
     return call
 
 
-def _round(problem: _Problem, weight: Tensor, encoding: Encoding, config: AdaRound, seed: int) -> tuple[Tensor, float]:
+def _round(
+    problem: _Problem, weight: Tensor, encoding: Encoding, config: AdaRound, seed: int, seconds: float
+) -> tuple[Tensor, float]:
     """Return the rounded weight, and its error as a share of nearest rounding's (1 where nearest is kept)."""
     scale = along(encoding.scale, weight, encoding.axis)
     floor = (weight / scale).floor()
-    learned = _learn(problem, weight / scale - floor, floor, scale, encoding, config, seed)
+    learned = _learn(
+        problem, weight / scale - floor, floor, scale, encoding, config, seed, time.perf_counter() + seconds
+    )
     up = (learned > 0.5).to(weight.dtype)
     rounded = (floor + up).clamp(encoding.grid.qmin, encoding.grid.qmax) * scale
     nearest = encoding.dequantize(encoding.quantize(weight))
@@ -172,16 +188,20 @@ def _learn(
     encoding: Encoding,
     config: AdaRound,
     seed: int,
+    deadline: float,
 ) -> Tensor:
     """Return the relaxed rounding, between 0 and 1, in the shape of the weight."""
     start = (fraction - GAMMA) / (ZETA - GAMMA)
     logit = torch.logit(start.clamp(1e-6, 1 - 1e-6)).requires_grad_()
     optimizer = torch.optim.Adam([logit], lr=config.learning_rate)
     generator = torch.Generator().manual_seed(seed)
-    count = len(problem.inputs)
-    size = min(config.batch_size, count)
+    fit = problem.fit
+    size = min(config.batch_size, len(fit))
+    decided, since = (fraction >= 0.5), 0
     for iteration in range(config.iterations):
-        chosen = torch.randint(count, (size,), generator=generator).to(problem.inputs.device)
+        if time.perf_counter() > deadline:
+            break
+        chosen = fit[torch.randint(len(fit), (size,), generator=generator).to(fit.device)]
         relaxed = _rectified_sigmoid(logit)
         soft = (floor + relaxed).clamp(encoding.grid.qmin, encoding.grid.qmax) * scale
         difference = problem.call(problem.inputs[chosen], soft) - problem.wanted[chosen]
@@ -192,6 +212,12 @@ def _learn(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if config.patience and beta is not None:
+            now = _rectified_sigmoid(logit.detach()) > 0.5
+            since = since + 1 if torch.equal(now, decided) else 0
+            decided = now
+            if since >= config.patience:
+                break
     return _rectified_sigmoid(logit.detach())
 
 

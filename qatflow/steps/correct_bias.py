@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from qatflow.graph.chains import in_channels
 from qatflow.graph.columns import weight_rows
-from qatflow.graph.layers import Layer, set_tensor, shared_parameters, tensor, weighted_layers
+from qatflow.graph.layers import Layer, shared_parameters, tensor, weighted_layers
 from qatflow.graph.ops import argument, clip_bounds, kind
 from qatflow.graph.surgery import finish, give_bias
 from qatflow.quant.network import Network
@@ -114,4 +114,5 @@ def clipped_normal_mean(mean: Tensor, deviation: Tensor, low: Tensor, high: Tens
     density = (torch.exp(-a.square() / 2) - torch.exp(-b.square() / 2)) / math.sqrt(2 * math.pi)
     inside = mean * (1 - below - above) + deviation * density
     clipped = torch.where(below > 0, low * below, 0.0) + torch.where(above > 0, high * above, 0.0)
-    return inside + clipped
+    result: Tensor = inside + clipped
+    return result

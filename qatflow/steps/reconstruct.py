@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qatflow.graph.columns import columns, patches, per_row, weight_from_rows, weight_rows
 from qatflow.graph.chains import out_channels
+from qatflow.graph.columns import columns, patches, per_row, weight_from_rows, weight_rows
 from qatflow.graph.layers import Layer, set_tensor, shared_parameters, tensor, weighted_layers
 from qatflow.graph.surgery import finish, give_bias
 from qatflow.quant.grid import Encoding

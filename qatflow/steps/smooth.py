@@ -62,7 +62,11 @@ def smooth(network: Network, config: Smooth, context: StepContext) -> tuple[Netw
         for layer, weight in zip(group.readers, weights, strict=True):
             set_tensor(graph, layer.weight, (weight * scale).to(tensor(graph, layer.weight).dtype))
         largest = max(largest, float(scale.max()))
-    return Network(finish(graph), normals=network.normals), {"groups": len(groups), "left": left, "largest_scale": largest}
+    return Network(finish(graph), normals=network.normals), {
+        "groups": len(groups),
+        "left": left,
+        "largest_scale": largest,
+    }
 
 
 def find_groups(graph: fx.GraphModule) -> tuple[list[Group], int]:

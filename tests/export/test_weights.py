@@ -96,7 +96,7 @@ def test_neither_module_nor_network_is_changed(make_context) -> None:
 def test_equalized_weights_load_where_no_op_changed(make_context) -> None:
     model, x = inverted_residuals(nn.ReLU), torch.randn(2, 3, 8, 8)
     base, network = folded(model, x, make_context)
-    equalized = STEPS["equalize"](network, Equalize(), make_context(x))[0]
+    equalized = STEPS["equalize"](network, Equalize(choose="all"), make_context(x))[0]
     weights = float_weights(model, base.graph, equalized.graph, ((x,), {}))
     check_loads(weights, inverted_residuals(nn.ReLU, seed=3), equalized, x)
 
@@ -104,7 +104,7 @@ def test_equalized_weights_load_where_no_op_changed(make_context) -> None:
 def test_scaled_bounds_of_a_relu6_have_no_place_in_the_module(make_context) -> None:
     model, x = inverted_residuals(nn.ReLU6), torch.randn(2, 3, 8, 8)
     base, network = folded(model, x, make_context)
-    equalized, notes = STEPS["equalize"](network, Equalize(), make_context(x))
+    equalized, notes = STEPS["equalize"](network, Equalize(choose="all"), make_context(x))
     assert notes["relu6_scaled"] > 0
     weights = float_weights(model, base.graph, equalized.graph, ((x,), {}))
     assert not weights.loadable

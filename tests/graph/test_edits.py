@@ -18,7 +18,7 @@ def test_folded_and_equalized_graph_comes_back(make_context) -> None:
     model = inverted_residuals(nn.ReLU6)
     base = capture(model, (x[:2],))
     network = STEPS["fold_batch_norms"](Network(base), FoldBatchNorms(), make_context(x))[0]
-    network = STEPS["equalize"](network, Equalize(), make_context(x))[0]
+    network = STEPS["equalize"](network, Equalize(choose="all"), make_context(x))[0]
     text = json.dumps(describe(base, network.graph))
     fresh = capture(model, (x[:2],))
     again = rebuild(fresh, json.loads(text), network.graph.state_dict())

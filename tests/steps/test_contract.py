@@ -16,7 +16,7 @@ from qatflow.step_configs import STEP_CONFIGS
 from qatflow.steps import STEPS
 from tests import captured
 
-QUICK = {"adaround": {"iterations": 10, "samples": 16, "batch_size": 8}}
+QUICK = {"adaround": {"samples": 16}}
 
 
 def state_of(network: Network) -> str:
@@ -36,10 +36,24 @@ def normed() -> Network:
     return Network(capture(model.eval(), (torch.randn(2, *captured.SHAPE),)))
 
 
+def biased() -> Network:
+    """Return a network with a bias that its ReLU never cuts off, for inputs of the same shape."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(captured.SHAPE[0], 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    nn.init.constant_(model[0].bias, 20.0)
+    return Network(capture(model.eval(), (torch.randn(2, *captured.SHAPE),)))
+
+
 def fresh(name: str) -> Network:
     if name == "smooth":
         return normed().copy()
-    return captured.captured(nn.ReLU) if name == "fold_batch_norms" else captured.folded(nn.ReLU)
+    if name == "absorb_bias":
+        return biased()
+    return (
+        captured.captured(nn.ReLU)
+        if name in ("fold_batch_norms", "reestimate_batch_norms")
+        else captured.folded(nn.ReLU)
+    )
 
 
 def apply(name: str, network: Network, make_context) -> tuple[Network, dict[str, object]]:
@@ -95,7 +109,7 @@ def test_notes_are_flat(name: str, make_context) -> None:
     assert all(isinstance(key, str) and type(value) in (bool, int, float, str) for key, value in notes.items())
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "reestimate_batch_norms"])
 def test_the_result_runs_and_computes_about_what_went_in_did(name: str, make_context) -> None:
     network = fresh(name)
     result, _ = apply(name, network, make_context)

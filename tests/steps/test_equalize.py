@@ -33,7 +33,7 @@ def test_keeps_the_function_in_double_precision(name: str, make_context) -> None
     model = model.double().eval()
     x = 4 * torch.randn(64, *shape, dtype=torch.float64)
     network, _ = fold_batch_norms(Network(capture(model, (x[:2],))), FoldBatchNorms(), make_context(x))
-    equalized, notes = equalize(network, Equalize(), make_context(x))
+    equalized, notes = equalize(network, Equalize(choose="all"), make_context(x))
     assert notes["pairs"] > 0
     unseen = 4 * torch.randn(64, *shape, dtype=torch.float64)
     torch.testing.assert_close(equalized.graph(unseen), model(unseen), rtol=0, atol=1e-10)
@@ -45,7 +45,7 @@ def test_neighbours_reach_equally_far(make_context) -> None:
         first.weight.mul_(torch.logspace(-2, 2, 6).view(-1, 1, 1, 1))
     x = torch.randn(4, 3, 9, 9)
     network = Network(capture(nn.Sequential(first, nn.ReLU(), second), (x[:2],)))
-    equalized, _ = equalize(network, Equalize(absorb_bias=False), make_context(x))
+    equalized, _ = equalize(network, Equalize(choose="all", absorb_bias=False), make_context(x))
     out_reach = tensor(equalized.graph, "0.weight").abs().amax((1, 2, 3))
     in_reach = tensor(equalized.graph, "2.weight").abs().amax((0, 2, 3))
     torch.testing.assert_close(out_reach, in_reach)
@@ -59,7 +59,7 @@ def test_a_dead_channel_is_left_alone(make_context) -> None:
         first.weight[2] = 0
     x = torch.randn(4, 3, 9, 9)
     network = Network(capture(nn.Sequential(first, nn.ReLU(), second), (x[:2],)))
-    equalized, _ = equalize(network, Equalize(), make_context(x))
+    equalized, _ = equalize(network, Equalize(choose="all"), make_context(x))
     torch.testing.assert_close(tensor(equalized.graph, "2.weight")[:, 2], second.weight[:, 2])
 
 
@@ -75,7 +75,7 @@ def relu6_network(shift: float) -> nn.Module:
 def test_relu6_is_swapped_only_where_it_hardly_clips(shift: float, swapped: int, make_context) -> None:
     x = torch.randn(16, 3, 9, 9)
     network = Network(capture(relu6_network(shift), (x[:2],)))
-    equalized, notes = equalize(network, Equalize(relu6="swap_if_idle"), make_context(x))
+    equalized, notes = equalize(network, Equalize(choose="all", relu6="swap_if_idle"), make_context(x))
     if swapped:
         assert (notes["relu6_swapped"], notes["pairs"]) == (1, 1)
         torch.testing.assert_close(equalized.graph(x), network.graph(x))
@@ -97,12 +97,12 @@ def test_a_high_bias_is_absorbed_and_the_function_kept(make_context) -> None:
         model[0].bias[:3] = 50
     x = torch.randn(64, 3, 9, 9, dtype=torch.float64)
     network = Network(capture(model, (x[:2],)))
-    equalized, notes = equalize(network, Equalize(), make_context(x))
+    equalized, notes = equalize(network, Equalize(choose="all"), make_context(x))
     assert notes["absorbed_channels"] == 3
     assert float(tensor(equalized.graph, "0.bias").detach().abs().max()) < 0.7 * 50
     unseen = torch.randn(64, 3, 9, 9, dtype=torch.float64)
     torch.testing.assert_close(equalized.graph(unseen), model(unseen), rtol=0, atol=1e-10)
-    assert equalize(network, Equalize(absorb_bias=False), make_context(x))[1]["absorbed_channels"] == 0
+    assert equalize(network, Equalize(choose="all", absorb_bias=False), make_context(x))[1]["absorbed_channels"] == 0
 
 
 def test_nothing_is_absorbed_into_a_layer_that_pads(make_context) -> None:
@@ -111,7 +111,7 @@ def test_nothing_is_absorbed_into_a_layer_that_pads(make_context) -> None:
         model[0].bias.fill_(50)
     x = torch.randn(64, 3, 9, 9, dtype=torch.float64)
     network = Network(capture(model, (x[:2],)))
-    assert equalize(network, Equalize(), make_context(x))[1]["absorbed_channels"] == 0
+    assert equalize(network, Equalize(choose="all"), make_context(x))[1]["absorbed_channels"] == 0
 
 
 def test_chains_through_a_depthwise_layer_settle(make_context) -> None:
@@ -119,7 +119,7 @@ def test_chains_through_a_depthwise_layer_settle(make_context) -> None:
     network, _ = fold_batch_norms(
         Network(capture(inverted_residuals(nn.ReLU), (x[:2],))), FoldBatchNorms(), make_context(x)
     )
-    equalized, _ = equalize(network, Equalize(iterations=100), make_context(x))
+    equalized, _ = equalize(network, Equalize(choose="all", iterations=100), make_context(x))
     layers = {layer.name: tensor(equalized.graph, layer.weight) for layer in weighted_layers(equalized.graph)}
     expand, depthwise, project = (layers[f"block2.{index}"] for index in (0, 3, 6))
     reaches = [expand.abs().amax((1, 2, 3)), depthwise.abs().amax((1, 2, 3)), project.abs().amax((0, 2, 3))]

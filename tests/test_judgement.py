@@ -1,0 +1,100 @@
+"""Activations judged alone: what is told, what is skipped, and what is found again."""
+
+from pathlib import Path
+
+import pytest
+
+import qatflow
+from qatflow import Recipe
+from qatflow.result import Judgement
+
+
+def digits(**changes: object) -> Recipe:
+    base: dict[str, object] = {
+        "name": "judged",
+        "model": {"name": "digits_mobilenet"},
+        "data": {"name": "digits"},
+        "calibration": {"samples": 64},
+        "steps": {"fold_batch_norms": {}, "search_scales": {"samples": 64}, "adaround": {"samples": 64}},
+        "gate": {"max_drop": 0.01},
+        "qat": {"when": "never"},
+        "report": {"html": True},
+    }
+    return Recipe(**{**base, **changes})
+
+
+def test_activations_that_meet_the_gate_say_so_and_rounding_goes_on(tmp_path: Path) -> None:
+    result = qatflow.run(digits(precision={"weights": 2, "activations": 8}), tmp_path / "run")
+    judgement = result.activations_only
+    assert judgement is not None
+    assert judgement.passed
+    assert not judgement.hopeless
+    assert "rounding weights better can help" in judgement.sentence
+    rungs = {one.id: one for one in result.candidates}
+    assert "error_share" in rungs["search_scales"].notes
+    assert "weights in float" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def hopeless(tmp_path_factory: pytest.TempPathFactory) -> tuple[qatflow.RunResult, Path]:
+    folder = tmp_path_factory.mktemp("judged") / "run"
+    return qatflow.run(digits(precision={"weights": 8, "activations": 2}), folder), folder
+
+
+def test_activations_that_miss_the_gate_are_told_with_what_would_help(hopeless) -> None:
+    judgement = hopeless[0].activations_only
+    assert not judgement.passed
+    assert judgement.hopeless
+    assert judgement.drop > 0.01
+    assert "better rounding of weights cannot mend" in judgement.sentence
+    assert "range-learning QAT" in judgement.sentence
+    if judgement.sixteen_bits:
+        assert judgement.sixteen_bits_drop <= 0.01
+        assert f"{judgement.sixteen_bits[0]}: a16" in judgement.sentence
+
+
+def test_rounding_is_not_climbed_then_and_the_rung_says_why(hopeless) -> None:
+    for name in ("search_scales", "adaround"):
+        (rung,) = [one for one in hopeless[0].candidates if one.id == name]
+        assert not rung.kept
+        assert "activations alone" in rung.reason
+        assert "error_share" not in rung.notes
+
+
+def test_a_second_start_finds_the_judgement_again(hopeless, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, folder = hopeless
+    monkeypatch.setattr("qatflow.judgement._Judge.run", None)
+    again = qatflow.run(digits(precision={"weights": 8, "activations": 2}), folder)
+    assert again.activations_only == result.activations_only
+
+
+def test_the_layers_that_are_named_do_meet_the_gate_with_16_bits(tmp_path: Path) -> None:
+    result = qatflow.run(digits(precision={"weights": 8, "activations": 4}, gate={"max_drop": 0.002}), tmp_path / "a")
+    judgement = result.activations_only
+    assert judgement is not None
+    assert judgement.sixteen_bits, judgement.sentence
+    overrides = {layer: {"activations": 16} for layer in judgement.sixteen_bits}
+    precision = {"weights": 16, "activations": 4, "overrides": overrides}
+    better = qatflow.run(
+        digits(precision=precision, gate={"max_drop": 0.002}, steps={"fold_batch_norms": {}}), tmp_path / "b"
+    )
+    assert better.passed
+
+
+def test_it_can_be_turned_off(tmp_path: Path) -> None:
+    precision = {"weights": 8, "activations": 2}
+    result = qatflow.run(digits(precision=precision, ladder={"judge": False}), tmp_path / "run")
+    assert result.activations_only is None
+    assert any("error_share" in one.notes for one in result.candidates)
+
+
+def test_sentences_name_the_way_out() -> None:
+    missed = Judgement(drop=0.2, drop_low=0.1, passed=False, hopeless=True, sqnr_db=3.0)
+    assert "calibration" not in missed.sentence
+    better = missed.model_copy(update={"calibration": "minmax", "calibration_drop": 0.05})
+    assert "calibration.activations=minmax would lower the drop to 0.05" in better.sentence
+    passes = better.model_copy(update={"calibration_passes": True})
+    assert "calibration.activations=minmax would meet it" in passes.sentence
+    assert "QAT" not in passes.sentence
+    wide = better.model_copy(update={"sixteen_bits": ("a.b", "c")})
+    assert "precision.overrides={a.b: a16, c: a16}" in wide.sentence
