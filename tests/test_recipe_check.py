@@ -67,7 +67,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"steps": {"adaround": {"iterations": "many"}}}, "steps.adaround.iterations: 'many' is not an integer"),
     (
         {"steps": {"equalize": {"relu": "skip"}}},
-        "steps.equalize.relu: unknown key; did you mean 'relu6'? allowed: choose, iterations, relu6, idle_share, absorb_bias",
+        "steps.equalize.relu: unknown key; did you mean 'relu6'? "
+        "allowed: choose, iterations, relu6, idle_share, absorb_bias",
     ),
     ({"steps": {"adaround": {"beta": [1]}}}, "steps.adaround.beta: [1] has too few values; write [low, high]"),
     (

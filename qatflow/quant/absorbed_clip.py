@@ -21,29 +21,35 @@ FRESH = WEIGHTED | {"add", "sub", "mul", "matmul", "concat", "avg_pool", "batch_
 
 
 def absorb_clip(graph: fx.GraphModule, quantizer: fx.Node) -> None:
-    """Move the ReLU, clip, or ReLU and minimum that a quantizer alone reads into the quantizer's call."""
+    """Move the ReLU or clip, and a minimum behind it, that a quantizer alone reads into the quantizer's call."""
     source = _source(quantizer)
     if _alone(source, quantizer):
         before = source.args[0] if source.args else None
-        if kind(source) == "relu":
-            _take_over(graph, quantizer, [source], (0.0, math.inf))
-        elif kind(source) == "clip" and all(isinstance(one, (int, float)) for one in _bounds(source)):
-            _take_over(graph, quantizer, [source], clip_bounds(source))
-        elif kind(source) == "minimum" and isinstance(before, fx.Node) and kind(before) == "relu":
-            bound = source.args[1]
-            if _alone(before, source) and _is_positive(graph, bound):
-                _take_over(graph, quantizer, [source, before], (0.0, bound))
+        if (limits := _limits(source)) is not None:
+            _take_over(graph, quantizer, [source], limits)
+        elif kind(source) == "minimum" and isinstance(before, fx.Node) and _alone(before, source):
+            limits = _limits(before)
+            if limits is not None and _lies_between(graph, source.args[1], *limits):
+                _take_over(graph, quantizer, [source, before], (limits[0], source.args[1]))
     _mark(quantizer)
 
 
-def _bounds(node: fx.Node) -> list[Any]:
-    return [one for one in (*node.args[1:], *node.kwargs.values()) if one is not None]
+def _limits(node: fx.Node) -> tuple[float, float] | None:
+    """Return the bounds of a ReLU or clip; None for another op, and for bounds that are not numbers."""
+    if kind(node) == "relu":
+        return 0.0, math.inf
+    if kind(node) != "clip":
+        return None
+    given = [one for one in (*node.args[1:], *node.kwargs.values()) if one is not None]
+    return clip_bounds(node) if all(isinstance(one, (int, float)) for one in given) else None
 
 
-def _is_positive(graph: fx.GraphModule, bound: Any) -> bool:
+def _lies_between(graph: fx.GraphModule, bound: Any, low: float, high: float) -> bool:
+    """Tell whether a minimum's other operand is a parameter within the limits of the clip before it."""
     if not isinstance(bound, fx.Node) or bound.op != "get_attr":
         return False
-    return bool((tensor(graph, str(bound.target)) > 0).all())
+    value = tensor(graph, str(bound.target))
+    return bool(((value > low) & (value <= high)).all())
 
 
 def _source(node: fx.Node) -> fx.Node:

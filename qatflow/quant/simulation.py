@@ -103,7 +103,7 @@ class Simulation:
         """
         self.settle_weights(calibration)
         kept: list[Inputs] = []
-        histograms = self._observed(batches, kept)
+        histograms = self.observe(batches, kept)
         self.calibrated_by: Method = "sqnr"
         if calibration.activations != "auto":
             self.calibrated_by = calibration.activations
@@ -112,8 +112,12 @@ class Simulation:
             self.calibrated_by = max(outputs, key=outputs.__getitem__)
         self._settle_activations(histograms, _by(calibration, self.calibrated_by))
 
-    def _observed(self, batches: Iterable[Inputs], kept: list[Inputs]) -> dict[str, Histogram]:
-        """Return what every activation with an encoding of its own takes; `kept` gets the first batches."""
+    def observe(self, batches: Iterable[Inputs], kept: list[Inputs] | None = None) -> dict[str, Histogram]:
+        """Return histograms of all activations with an encoding of their own, by tensor; `kept` gets the first batches.
+
+        Raises:
+            DataError: there is no sample, or one makes a value that is not finite.
+        """
         quantizers = {
             point.tensor: quantizer
             for point in self.placement.points
@@ -125,7 +129,7 @@ class Simulation:
         with torch.no_grad():
             for args, kwargs in batches:
                 seen = True
-                if samples < TRIED_ON:
+                if kept is not None and samples < TRIED_ON:
                     kept.append((args, kwargs))
                     samples += len(next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)))
                 try:

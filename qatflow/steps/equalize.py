@@ -6,7 +6,8 @@ divided by `s_i` and input channel `i` of the second multiplied by it; `s_i = sq
 reach equally far. Sweeping over all pairs until the scales stand still also settles chains through depthwise
 convolutions. The float function is kept:
 
-- a ReLU6 on the way gets the bound `6 / s_i`, as a ReLU and a minimum with one bound per channel (or, if the config
+- a ReLU6 on the way gets the bound `6 / s_i`, as a clip at the largest bound, which a runtime fuses and which keeps the
+  range short, and a minimum with one bound per channel (or, if the config
   says so, becomes a ReLU where calibration shows that it hardly ever clips, or the pair is left alone);
 - large biases may be absorbed into the next layer afterwards (`qatflow.steps.absorb_bias`).
 
@@ -159,7 +160,7 @@ def _scale_bounds(graph: fx.GraphModule, pair: Pair, scale: Tensor) -> int:
             bound = bound.view(-1, *[1] * (recorded.dim() - 2))
         node = buffer_node(graph, f"{clip.name}_bound", bound, clip)
         with graph.graph.inserting_before(clip):
-            relu = graph.graph.call_function(aten.relu.default, (clip.args[0],))
-        relu.meta = dict(clip.meta)
-        replace_call(graph, clip, aten.minimum.default, (relu, node))
+            widest = graph.graph.call_function(aten.clamp.default, (clip.args[0], 0.0, float(bound.max())))
+        widest.meta = dict(clip.meta)
+        replace_call(graph, clip, aten.minimum.default, (widest, node))
     return len(pair.clips)

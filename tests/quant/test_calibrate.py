@@ -153,3 +153,24 @@ def test_weights_at_sixteen_bits_keep_their_values() -> None:
     weight = torch.randn(4, 100)
     got = weight_encoding(weight, Grid(16, True, True), 0, "sqnr")
     torch.testing.assert_close(got.dequantize(got.quantize(weight)), weight, rtol=0, atol=1e-4)
+
+
+def test_entropy_cuts_off_what_is_far_from_the_rest_and_keeps_a_plain_range() -> None:
+    torch.manual_seed(0)
+    far = torch.cat([torch.randn(100_000).relu(), torch.tensor([60.0])])
+    assert float(found(far, "entropy").high) < 15
+    even = torch.rand(100_000) * 4 - 1
+    assert float(found(even, "entropy").high) == pytest.approx(3, abs=0.15)
+    assert float(found(even, "entropy").low) == pytest.approx(-1, abs=0.15)
+
+
+def test_entropy_keeps_the_bound_that_many_values_have() -> None:
+    torch.manual_seed(0)
+    clipped = (torch.randn(100_000) * 4).clamp(0, 6)
+    assert float(found(clipped, "entropy").high) == pytest.approx(6, abs=0.1)
+
+
+def test_entropy_of_a_handful_of_values_and_of_zeros() -> None:
+    for values in (torch.zeros(50), torch.tensor([1.5]), torch.tensor([-2.0, 0.0, 2.0])):
+        encoding = found(values, "entropy")
+        assert bool(torch.isfinite(encoding.scale)) and float(encoding.scale) > 0

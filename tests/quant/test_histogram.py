@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qatflow.quant import histogram
 from qatflow.quant.histogram import BINS, Histogram
 
 numbers = st.floats(-1e9, 1e9, width=32).filter(lambda value: value == 0 or abs(value) > 1e-12)
@@ -104,3 +105,20 @@ def test_nothing_seen() -> None:
 def test_a_value_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         of(torch.tensor([1.0, bad]))
+
+
+def test_large_samples_are_counted_by_evenly_spread_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 32, 32)
+    x[..., 0] += 8  # a column that a stride of the image's width would see always or never
+    x[0, 0, 5, 7] = 40.0
+    exact = of(x)
+    monkeypatch.setattr(histogram, "PER_SAMPLE", 300)
+    spread, parts = of(x), of(*x.split(1))
+    assert (spread.low, spread.high) == (exact.low, exact.high)
+    assert torch.equal(spread.bins()[1], parts.bins()[1])
+    assert abs(float(spread.bins()[1].sum()) / x.numel() - 1) < 0.05
+    centres, counts = spread.bins()
+    shifted = float(counts[centres > 5].sum() / counts.sum())
+    assert shifted == pytest.approx(1 / 32, rel=0.3)
+    assert float(counts[-1]) >= 1

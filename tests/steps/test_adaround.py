@@ -1,4 +1,4 @@
-"""Learned rounding: better than nearest, on the grid, reproducible, and close to the best there is."""
+"""Rounding learned by gradient: better than nearest, on the grid, reproducible, and close to the best there is."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext
 from tests import captured
 
-FAST = AdaRound(iterations=300, samples=64, batch_size=16, learning_rate=0.05)
+FAST = AdaRound(solver="gradient", iterations=300, samples=64, batch_size=16, learning_rate=0.05)
 
 
 def context(*inputs: Tensor, bits: int = 3, **options: object) -> StepContext:
@@ -111,14 +111,17 @@ def test_biases_and_everything_else_stay(rounded) -> None:
 def test_the_network_that_went_in_is_as_it_was() -> None:
     network = captured.folded(nn.ReLU)
     before = {name: value.clone() for name, value in network.graph.state_dict().items()}
-    adaround(network, AdaRound(iterations=5, samples=16), context(*batches(1)))
+    adaround(network, AdaRound(solver="gradient", iterations=5, samples=16), context(*batches(1)))
     assert all(torch.equal(network.graph.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in network.graph.parameters())
     assert network.encodings == {}
 
 
 def test_a_seed_gives_the_same_rounding_and_another_one_another() -> None:
-    network, config = captured.folded(nn.ReLU), AdaRound(iterations=30, samples=64, batch_size=8, learning_rate=0.1)
+    network, config = (
+        captured.folded(nn.ReLU),
+        AdaRound(solver="gradient", iterations=30, samples=64, batch_size=8, learning_rate=0.1),
+    )
     states = [
         torch.cat(
             [one.flatten() for one in adaround(network, config, context(*batches(), seed=seed))[0].graph.parameters()]
@@ -166,7 +169,7 @@ def test_a_weight_that_two_layers_share_is_rounded_once() -> None:
     layer = nn.Linear(6, 6)
     x = torch.randn(32, 6)
     network = Network(capture(nn.Sequential(layer, nn.ReLU(), layer).eval(), (x[:2],)))
-    learned, notes = adaround(network, AdaRound(iterations=20), context(x))
+    learned, notes = adaround(network, AdaRound(solver="gradient", iterations=20), context(x))
     assert notes["layers"] == 1
     assert len(learned.encodings) == 1
 
@@ -201,6 +204,6 @@ def test_where_nearest_rounding_cannot_be_beaten_it_is_kept() -> None:
         model[0].weight.copy_(torch.tensor([[127.0, 3.0, -5.0, 0.0], [127.0, 0.0, 1.0, 2.0]]) / 128)
     x = torch.randn(32, 4)
     network = Network(capture(model, (x[:2],)))
-    learned, notes = adaround(network, AdaRound(iterations=20), context(x, bits=8))
+    learned, notes = adaround(network, AdaRound(solver="gradient", iterations=20), context(x, bits=8))
     assert (notes["kept_nearest"], notes["error_share"]) == (1, 1.0)
     torch.testing.assert_close(tensor(learned.graph, "0.weight"), tensor(network.graph, "0.weight"), rtol=1e-6, atol=0)

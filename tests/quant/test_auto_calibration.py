@@ -1,0 +1,46 @@
+"""`calibrate: auto` keeps what is nearest to FP32, by measurement."""
+
+import pytest
+import torch
+from torch import nn
+
+from qatflow.graph.capture import capture
+from qatflow.quant.grid import sqnr_db
+from qatflow.quant.network import Network
+from qatflow.quant.simulation import METHODS, Simulation
+from qatflow.quant.targets import TARGETS
+from qatflow.recipe import Calibration, Precision
+
+
+def simulated(network: Network, x: torch.Tensor, method: str) -> Simulation:
+    simulation = Simulation(network, TARGETS["onnxruntime"], Precision(weights=16, activations=4))
+    simulation.calibrate([((part,), {}) for part in x.split(16)], Calibration(activations=method))
+    return simulation
+
+
+@pytest.mark.parametrize("outlier", [0.0, 300.0])
+def test_the_best_way_is_kept(outlier: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(48, 3, 10, 10)
+    x[0, 0, 0, 0] += outlier
+    network = Network(capture(model, (x[:2],)))
+    wanted = model(x)
+    scores = {one: sqnr_db(wanted, simulated(network, x, one).model(x)) for one in METHODS}
+    auto = simulated(network, x, "auto")
+    assert auto.calibrated_by == max(scores, key=scores.__getitem__)
+    assert sqnr_db(wanted, auto.model(x)) == pytest.approx(max(scores.values()), abs=0.05)
+    assert max(scores.values()) > min(scores.values()) + 0.5
+
+
+def test_weights_in_float_leave_only_the_activations_rounded() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(16, 3, 8, 8)
+    network = Network(capture(model, (x[:2],)))
+    simulation = Simulation(network, TARGETS["onnxruntime"], Precision(weights=2, activations=16))
+    simulation.calibrate([((x,), {})], Calibration(activations="minmax"))
+    coarse = sqnr_db(model(x), simulation.model(x))
+    simulation.quantize_weights(False)
+    assert sqnr_db(model(x), simulation.model(x)) > 70 > coarse
+    simulation.quantize_weights(True)
+    assert sqnr_db(model(x), simulation.model(x)) == pytest.approx(coarse)
