@@ -68,14 +68,14 @@ def benches(names: list[str], calibration: int) -> Iterator[Bench]:
                 yield Bench(case, test, labels)
 
 
-def qatflow(case: Case, measure: Measure, **_: object) -> None:
+def qatflow(case: Case, measure: Measure) -> None:
     """Climb qatflow's ladder, every rung measured."""
     precision = Precision(weights=case.weights, activations=case.activations, per_channel=case.per_channel)
     context = StepContext(
         inputs=lambda limit: [((x,), {}) for x in torch.cat(case.calibration)[:limit].split(32)],
         target=TARGET,
         precision=precision,
-        calibration=Calibration(activations="auto"),
+        calibration=Calibration(activations="auto", weights="auto"),
     )
     network = Network(prepare(capture(copy.deepcopy(case.model), (case.calibration[0][:2],)), TARGET))
     below = network
@@ -119,7 +119,7 @@ def run(bench: Bench, tool: str, **options: object) -> Iterator[dict[str, object
         print(rows[-1], flush=True)
 
     try:
-        TOOLS[tool](bench.case, measure, **options)
+        TOOLS[tool](bench.case, measure, **(options if tool == "aimet" else {}))
     except PeerError as error:
         rows.append({"case": bench.case.name, "tool": tool, "step": f"not run: {error}"})
         print(rows[-1], flush=True)

@@ -175,8 +175,16 @@ class Bench:
         decision = decide(self.recipe.gate, self.fp32, evaluation.measurement, self.recipe.seed)
         if encodings is None and self.recipe.calibration.activations == "auto":
             notes = {**notes, "calibrated_by": simulation.calibrated_by}
+        if encodings is None and self.recipe.calibration.weights == "auto":
+            notes = {**notes, "weights_by": simulation.weights_by}
         record = _record(name, stage, steps, self.fp32, evaluation, decision, notes, time.perf_counter() - started)
         return Candidate(record, network, simulation.encodings(), evaluation.measurement, key)
+
+    def deployed_record(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:
+        """Judge what the winner's exported file measured in a runtime."""
+        decision = decide(self.recipe.gate, self.fp32, evaluation.measurement, self.recipe.seed)
+        steps, notes = winner.record.steps, {"of": winner.record.id}
+        return _record("deployed", "deployed", steps, self.fp32, evaluation, decision, notes, seconds)
 
     def keep(self, candidate: Candidate, *, kept: bool, reason: str = "") -> Candidate:
         """Settle whether later rungs build on a candidate, store it and tell of it; returns it with that record."""

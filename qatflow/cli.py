@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from qatflow import __version__, config, listing
-from qatflow.console import drop_text, number, say, shown_on
+from qatflow.console import deployed_line, drop_text, number, say, shown_on
 from qatflow.errors import Mistake, QatflowError, RecipeError
 from qatflow.overrides import take_trust
 from qatflow.preflight import Plan, plan
@@ -233,6 +233,8 @@ def _tell(console: Console, result: RunResult, folder: Path) -> None:
         say(
             console, f"drop     {drop_text(winner)}" + (f", allowed {result.gate.max_drop_text}" if result.gate else "")
         )
+    if result.verification is not None:
+        say(console, f"deployed {deployed_line(result)}")
     for name, path in (("report", folder / "report.html"), ("export", folder / "export")):
         if path.exists():
             say(console, f"{name:<8} {path}")

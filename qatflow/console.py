@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qatflow.progress import Progress
-from qatflow.result import CandidateRecord, Judgement, TrialRecord, Verdict
+from qatflow.result import CandidateRecord, Judgement, RunResult, TrialRecord, Verdict
 
 T = TypeVar("T")
 
@@ -181,6 +181,21 @@ def candidate_cells(record: CandidateRecord) -> tuple[str, str, str, str, str, s
     sqnr = "-" if record.sqnr_db is None else f"{record.sqnr_db:.1f}"
     drop = "-" if record.verdict is Verdict.BASELINE else drop_text(record)
     return name, number(record.value), drop, WORDS[record.verdict][0], sqnr, f"{record.seconds:.1f}"
+
+
+def deployed_line(result: RunResult) -> str:
+    """Return one line about the exported file in its runtime."""
+    found = result.verification
+    assert found is not None
+    parts = [f"{number(result.deployed)} in {found.runtime}"]
+    if found.agreement is not None:
+        parts.append(f"{found.agreement:.2%} as in the simulation")
+    if found.layers:
+        parts.append(f"{found.integer_layers} of {found.layers} layers on integers")
+    if found.latency is not None:
+        times = f"{found.latency.int8:.3g} ms against {found.latency.fp32:.3g} ms"
+        parts.append(f"{found.latency.speed_up:.2f} times as fast as FP32 ({times})")
+    return ", ".join(parts)
 
 
 def trial_line(record: TrialRecord) -> str:

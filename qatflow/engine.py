@@ -1,7 +1,8 @@
 """The run as a story. Start reading here.
 
 Load the task, capture the model, measure FP32, climb the ladder, train only if no rung meets the gate, export the best
-candidate. Everything finished is in the run folder at once; a second start on the same folder goes on from there.
+candidate, run the exported file. Everything finished is in the run folder at once; a second start on the same folder
+goes on from there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import yaml
 from qatflow.bench import Bench, Candidate
 from qatflow.environment import environment
 from qatflow.errors import DataError
+from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.graph.capture import capture
 from qatflow.journal import Journal
@@ -23,7 +25,7 @@ from qatflow.quant.network import Network
 from qatflow.quant.prepare import prepare
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
-from qatflow.result import RunResult
+from qatflow.result import CandidateRecord, RunResult, Verification
 from qatflow.store import write_json, write_text
 from qatflow.tasks.task import load_task
 from qatflow.tensor_records import float_tensors, tensors
@@ -67,13 +69,15 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
             trained = search(bench, best, folder)
             best = bench.best([*candidates, *([trained] if trained is not None else [])])
             _tell_best(journal, best)
-        journal.stage("export: weights and encodings of the best candidate")
-        artefacts, notes = export(bench, best, folder)
+        journal.stage("export: the best candidate as files")
+        shipped = export(bench, best, folder)
+        journal.update(artefacts=shipped.artefacts, export_notes=shipped.notes)
+        if shipped.to_verify is not None and recipe.export.verify:
+            journal.stage("verify: run the exported file in its runtime")
+            _tell_deployed(journal, best, folder, *verify(bench, best, shipped.to_verify))
         journal.close_stage()
         return journal.update(
             status="finished",
-            artefacts=artefacts,
-            export_notes=notes,
             tensors=tensors(bench, best),
             float_tensors=float_tensors(bench, best),
         )
@@ -82,6 +86,20 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         journal.close_stage()
         journal.update(status="interrupted" if interrupted else "failed", error=str(error) or type(error).__name__)
         raise
+
+
+def _tell_deployed(
+    journal: Journal, best: Candidate, folder: Path, deployed: CandidateRecord, found: Verification
+) -> None:
+    """Record what the exported file does; one that misses the gate is no success, whatever the simulation promised."""
+    write_json(folder / "export" / "verification.json", {**found.model_dump(mode="json"), "verdict": found.verdict})
+    artefacts = {**journal.result.artefacts, "verification": "export/verification.json"}
+    journal.candidate(deployed)
+    journal.update(deployed=deployed.value, verification=found, artefacts=artefacts)
+    if found.verdict != "verified":
+        journal.note(found.sentence)
+    if best.record.passed and not deployed.passed:
+        journal.update(verdict=deployed.verdict, passed=False)
 
 
 def _tell_best(journal: Journal, best: Candidate) -> None:

@@ -54,6 +54,14 @@ class PlacementError(QatflowError, RuntimeError):
     """A target's table finds nothing to quantize in a model."""
 
 
+class ExportError(QatflowError, RuntimeError):
+    """The winner cannot be written as a file of the kind that the recipe asks for."""
+
+
+class EncodingsError(QatflowError, ValueError):
+    """An encodings file that cannot be read, converted, or used for a model."""
+
+
 class RunFolderError(QatflowError, OSError):
     """A run folder that cannot be used: not ours, half written by something else, or not writable."""
 

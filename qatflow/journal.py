@@ -87,7 +87,9 @@ class Journal:
     def _best_with(self, record: CandidateRecord) -> dict[str, Any]:
         """Return what changes if `record` beats the best so far: an interrupted run has a verdict as well."""
         gate, best = self.result.gate, self.result.winner
-        if gate is None or record.stage == "fp32" or (best is not None and _rank(record, gate) <= _rank(best, gate)):
+        if gate is None or record.stage in ("fp32", "deployed"):
+            return {}
+        if best is not None and _rank(record, gate) <= _rank(best, gate):
             return {}
         return {"best": record.id, "verdict": record.verdict, "passed": record.passed}
 

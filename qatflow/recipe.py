@@ -128,7 +128,8 @@ class Calibration(Config):
     samples: Annotated[int, Field(ge=1)] = 512
     activations: Literal["minmax", "percentile", "sqnr", "entropy", "auto"] = "sqnr"
     """`auto` tries the others on calibration samples and keeps the one whose outputs are nearest to FP32's."""
-    weights: Literal["minmax", "sqnr"] = "sqnr"
+    weights: Literal["minmax", "sqnr", "auto"] = "sqnr"
+    """`auto` is `sqnr`, and min-max where the outputs are nearer to FP32's with that."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Share of values, in percent, that a range found by `percentile` covers on each side."""
 
@@ -228,9 +229,28 @@ class Search(Config):
 
 
 class Export(Config):
-    """What is written to `export/`."""
+    """What is written to `export/`, besides the weights and the encodings file."""
 
     encodings_version: Literal["1.0.0"] = "1.0.0"
+    """Of AIMET's file."""
+    onnx: bool | None = None
+    """An ONNX file with Q/DQ; null writes one for every target but xnnpack."""
+    pt2: bool = False
+    """A `torch.export` file with PyTorch's quantize and dequantize ops."""
+    pte: bool = False
+    """An ExecuTorch program for XNNPACK, one sample a batch; for target xnnpack, with `pip install
+    qatflow[executorch]`."""
+    verify: bool = True
+    """Run the file in its runtime (the ONNX file in ONNX Runtime, the program in ExecuTorch): its metric is the last
+    gate."""
+    weights: Literal["auto", "int8", "uint8"] = "auto"
+    """How `onnxruntime` gets signed weights. `uint8` (around 128) is exact on every processor, `int8` faster on x86
+    with VNNI; `auto` takes `int8` where this machine's processor is exact with it."""
+    packed_int4: bool | None = None
+    """Store weights of up to 4 bits as INT4, two to a byte; null does for every target but onnxruntime, which then
+    computes in float."""
+    opset: Annotated[int, Field(ge=13, le=21)] | None = None
+    """Null takes 18, and 21 where 16 or 4 bits need it."""
 
 
 class Report(Config):

@@ -1,55 +1,64 @@
-"""AIMET's encodings file, version 1.0.0.
+"""Between a placement's encodings and AIMET's encodings files, of any version that `qatflow.encodings` knows.
 
-Every tensor is one entry: name, bit width, symmetry, and a list of scales and offsets (one, or one per channel).
-Offsets are on the unsigned grid and have AIMET's sign: `offset = -zero_point`, less `2^(bits - 1)` where the grid is
-signed. A tensor that only moves the values of another repeats that one's entry. Source: AIMET 2.42,
-`sim.onnx.export(..., encoding_version="1.0.0")`.
+Parameters are named as in the model's state dict, activations as the tensors of the captured graph. A tensor that only
+moves the values of another repeats that one's entry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from qatflow import __version__
+from qatflow.encodings import EncodingsFile, TensorEncoding, to_json
+from qatflow.encodings.tensor import Role
+from qatflow.errors import EncodingsError
 from qatflow.quant.grid import Encoding
-from qatflow.quant.placement import Placement
+from qatflow.quant.placement import Placement, Point
 from qatflow.recipe import Calibration, Precision
 
-VERSION = "1.0.0"
 SCHEMES = {"minmax": "min_max", "percentile": "percentile", "sqnr": "post_training_tf_enhanced"}
 SCHEMES |= {"entropy": "entropy", "auto": "auto"}
 """AIMET's names of the calibration methods."""
 
 
 def aimet_encodings(
-    placement: Placement, encodings: Mapping[str, Encoding], precision: Precision, calibration: Calibration
+    placement: Placement,
+    encodings: Mapping[str, Encoding],
+    precision: Precision,
+    calibration: Calibration,
+    *,
+    version: str = "1.0.0",
+    biases: Mapping[str, Encoding] | None = None,
 ) -> dict[str, Any]:
     """Return the content of an encodings file.
-
-    Parameters are named as in the model's state dict, activations as the tensors of the captured graph.
 
     Args:
         placement: which tensors are quantized.
         encodings: of every one of them, by its name in the placement.
         precision: told in `quantizer_args`.
         calibration: likewise.
+        version: 0.6.1, 1.0.0 or 2.0.0; the last has no `excluded_layers` and no `quantizer_args`.
+        biases: encodings of 32-bit biases, by parameter name; only 2.0.0 has them.
     """
     activations, parameters = [], []
     for point in placement.points:
         encoding = encodings[point.tensor]
         if point.parameter is not None:
-            parameters.append(_entry(point.parameter, encoding))
+            parameters.append(_entry(point.parameter, "parameter", encoding))
         else:
-            activations.append(_entry(point.tensor, encoding))
-    activations += [_entry(name, encodings[source]) for name, source in placement.tied.items()]
-    return {
-        "producer": {"package": "qatflow", "version": __version__},
-        "version": VERSION,
-        "activation_encodings": activations,
-        "param_encodings": parameters,
-        "excluded_layers": sorted({left.layer for left in placement.floats}),
-        "quantizer_args": {
+            activations.append(_entry(point.tensor, "activation", encoding))
+    activations += [_entry(name, "activation", encodings[source]) for name, source in placement.tied.items()]
+    integer_biases = [_entry(name, "bias", encoding) for name, encoding in (biases or {}).items()]
+    file = EncodingsFile(
+        version=version,
+        tensors=(*activations, *parameters, *(integer_biases if version.startswith("2.") else ())),
+        producer={"package": "qatflow", "version": __version__},
+        excluded_layers=tuple(sorted({left.layer for left in placement.floats})),
+        quantizer_args={
             "quant_scheme": SCHEMES[calibration.activations],
             "param_bitwidth": precision.weights,
             "activation_bitwidth": precision.activations,
@@ -57,19 +66,70 @@ def aimet_encodings(
             "is_symmetric": True,
             "per_channel_quantization": precision.per_channel,
         },
-    }
+    )
+    return to_json(file, version)
 
 
-def _entry(name: str, encoding: Encoding) -> dict[str, Any]:
-    grid = encoding.grid
-    shift = 2 ** (grid.bits - 1) if grid.signed else 0
-    zero_points = encoding.zero_point.reshape(-1).tolist()
-    return {
-        "name": name,
-        "dtype": "INT",
-        "bw": grid.bits,
-        "is_sym": grid.symmetric,
-        "scale": encoding.scale.reshape(-1).tolist(),
-        "offset": [-int(zero_point) - shift for zero_point in zero_points],
-        "enc_type": "PER_TENSOR" if encoding.axis is None else "PER_CHANNEL",
-    }
+def _entry(name: str, role: Role, encoding: Encoding) -> TensorEncoding:
+    return TensorEncoding(
+        name=name,
+        role=role,
+        bits=encoding.grid.bits,
+        signed=encoding.grid.signed,
+        symmetric=encoding.grid.symmetric,
+        scales=tuple(float(scale) for scale in encoding.scale.reshape(-1)),
+        zero_points=tuple(int(zero_point) for zero_point in encoding.zero_point.reshape(-1)),
+        axis=encoding.axis,
+    )
+
+
+def encodings_from_file(file: EncodingsFile, placement: Placement) -> dict[str, Encoding]:
+    """Return what a file says of a placement's tensors, for `Simulation.load_encodings`.
+
+    Signedness and axis, which old versions do not tell, are the placement's.
+
+    Raises:
+        EncodingsError: a tensor is missing, or has another grid than the placement; all such tensors are named.
+    """
+    known = {tensor.name: tensor for tensor in file.tensors}
+    found: dict[str, Encoding] = {}
+    problems = []
+    for point in placement.points:
+        name = point.parameter or point.tensor
+        entry = known.get(name)
+        problem = f"{name} has no encoding" if entry is None else _misfit(point, entry)
+        if problem:
+            problems.append(problem)
+        elif entry is not None:
+            found[point.tensor] = _encoding(point, entry)
+    if problems:
+        message = "the encodings do not fit this model and target: " + "; ".join(problems)
+        raise EncodingsError(message)
+    return found
+
+
+def _misfit(point: Point, entry: TensorEncoding) -> str:
+    """Say in what way an entry has another grid than its tensor wants; empty where it has not."""
+    if entry.in_float or entry.bits != point.grid.bits:
+        found = "float" if entry.in_float else f"{entry.bits} bits"
+        return f"{entry.name} has {found}, expected {point.grid.bits} bits"
+    if entry.symmetric != point.grid.symmetric and any(_on(point, entry).zero_points):
+        return f"{entry.name} is asymmetric, expected a symmetric grid"
+    if (entry.axis is None) != (point.axis is None):
+        found, expected = ("per tensor", "per channel") if entry.axis is None else ("per channel", "per tensor")
+        return f"{entry.name} is {found}, expected {expected}"
+    return ""
+
+
+def _on(point: Point, entry: TensorEncoding) -> TensorEncoding:
+    """Return an entry with the same offsets on the signed or unsigned grid of its tensor."""
+    shift = 2 ** (entry.bits - 1) * (int(entry.signed) - int(point.grid.signed))
+    return replace(entry, signed=point.grid.signed, zero_points=tuple(one + shift for one in entry.zero_points))
+
+
+def _encoding(point: Point, entry: TensorEncoding) -> Encoding:
+    zero_points = [float(one) for one in _on(point, entry).zero_points]
+    scale, zero_point = torch.tensor(entry.scales), torch.tensor(zero_points)
+    if point.axis is None:
+        scale, zero_point = scale[0], zero_point[0]
+    return Encoding(point.grid, scale, zero_point, point.axis)

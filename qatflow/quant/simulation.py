@@ -51,6 +51,8 @@ class Simulation:
 
     def __init__(self, network: Network, target: Target, precision: Precision) -> None:
         self.network = network
+        self.target = target
+        self.precision = precision
         self.placement: Placement = place(network.graph, target, precision)
         self.model: fx.GraphModule = copy_graph(network.graph)
         self._insert()
@@ -92,7 +94,8 @@ class Simulation:
     def calibrate(self, batches: Iterable[Inputs], calibration: Calibration) -> None:
         """Find every encoding: weights from their values, activations from representative samples.
 
-        Weights are quantized while activations are observed. `calibrated_by` is then the method for activations.
+        Weights are quantized while activations are observed. `calibrated_by` is then the method for activations, and
+        `weights_by` that for weights.
 
         Args:
             batches: positional and keyword inputs of the model, a batch each.
@@ -111,6 +114,18 @@ class Simulation:
             outputs = {one: self._closeness(histograms, _by(calibration, one), kept) for one in METHODS}
             self.calibrated_by = max(outputs, key=outputs.__getitem__)
         self._settle_activations(histograms, _by(calibration, self.calibrated_by))
+        self.weights_by: Literal["minmax", "sqnr"] = "minmax" if calibration.weights == "minmax" else "sqnr"
+        if calibration.weights == "auto":
+            self._try_minmax_weights(kept, calibration)
+
+    def _try_minmax_weights(self, inputs: list[Inputs], calibration: Calibration) -> None:
+        """Keep min-max scales of weights where the outputs on some inputs are nearer to the float network's."""
+        by_sqnr = self.closeness(inputs)
+        self.settle_weights(calibration.model_copy(update={"weights": "minmax"}))
+        if self.closeness(inputs) > by_sqnr:
+            self.weights_by = "minmax"
+        else:
+            self.settle_weights(calibration)
 
     def observe(self, batches: Iterable[Inputs], kept: list[Inputs] | None = None) -> dict[str, Histogram]:
         """Return histograms of all activations with an encoding of their own, by tensor; `kept` gets the first batches.
@@ -220,6 +235,12 @@ class Simulation:
                 quantizer.adopt(tensor(self.model, point.parameter), encoding)
             else:
                 quantizer.encoding = encoding
+
+    def of(self, network: Network, encodings: Mapping[str, Encoding]) -> Simulation:
+        """Return a simulation for the same target of another network, with these encodings."""
+        twin = Simulation(network, self.target, self.precision)
+        twin.load_encodings(encodings)
+        return twin
 
     def learn_ranges(self, learn: bool) -> None:
         """Let training change the ranges, or freeze those of activations; weight scales follow in both cases."""

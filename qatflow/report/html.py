@@ -57,6 +57,11 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         curves=curve_chart(trials, form),
         spots=spot_chart(trials, form),
         best_trial=best_trial(result),
+        check=result.verification,
+        check_word=wording.check_word(result.verification),
+        check_tone=wording.CHECK_TONES[result.verification.verdict] if result.verification else "none",
+        deployed=next((one for one in result.candidates if one.stage == "deployed"), None),
+        no_check=wording.no_check(result, recipe_yaml),
         no_training=wording.no_training(result, recipe_yaml),
         worst=tensors[:WORST_SHOWN],
         other_tensors=tensors[WORST_SHOWN:],
@@ -114,6 +119,7 @@ def _templates() -> Environment:
         compact=numbers.compact,
         decibels=numbers.decibels,
         duration=numbers.duration,
+        megabytes=numbers.megabytes,
         moment=numbers.moment,
     )
     return environment

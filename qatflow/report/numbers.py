@@ -117,3 +117,8 @@ def _typeset(text: str) -> str:
     mantissa, mark, exponent = text.partition("e")
     exponent = str(int(exponent)) if mark else ""
     return f"{mantissa}{mark}{exponent}".replace("-", MINUS)
+
+
+def megabytes(size: int) -> str:
+    """Return a file size in MB, with three digits that count."""
+    return f"{compact(size / 1e6)} MB"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qatflow.report.numbers import MetricFormat, compact
 from qatflow.report.recipe_keys import flatten
-from qatflow.result import CandidateRecord, GateRecord, Note, RunResult, Verdict
+from qatflow.result import CandidateRecord, GateRecord, Note, RunResult, Verdict, Verification
 
 BADGES = {
     Verdict.MET: "met",
@@ -37,6 +37,10 @@ STATUS = {
 }
 
 
+CHECK_WORDS = {"verified": "verified", "disagrees": "disagrees with the simulation", "slower": "slower than FP32"}
+CHECK_TONES = {"verified": "met", "disagrees": "missed", "slower": "within_noise"}
+
+
 class Headline(NamedTuple):
     """The first thing a reader sees: a colour, a few words, and a sentence."""
 
@@ -54,6 +58,9 @@ def headline(result: RunResult) -> Headline:
     if verdict is Verdict.WITHIN_NOISE and not result.passed:
         sentence = f"{verdict.sentence} The gate is strict, so this does not pass."
         return Headline(verdict.value, "Gate missed, within noise", sentence)
+    if result.winner is not None and result.winner.passed and not result.passed:
+        sentence = "The best candidate meets the gate in simulation; the file exported from it does not."
+        return Headline(verdict.value, TITLES[verdict], sentence)
     return Headline(verdict.value, TITLES[verdict], verdict.sentence)
 
 
@@ -94,6 +101,20 @@ def allowed(gate: GateRecord, form: MetricFormat) -> str:
     """Return the allowed drop as a number, with the recipe's own text where that is relative."""
     number = form.drop(gate.max_drop)
     return f"{number} ({gate.max_drop_text} of FP32)" if gate.max_drop_text.endswith("%") else number
+
+
+def check_word(found: Verification | None) -> str:
+    """Return what came out of running the exported file, in a word or two; empty where it was not run."""
+    return CHECK_WORDS[found.verdict] if found is not None else ""
+
+
+def no_check(result: RunResult, recipe_yaml: str) -> str:
+    """Return one sentence on why no exported file was run."""
+    if flatten(recipe_yaml).get("export.verify") == "false":
+        return "The recipe does not run it (export.verify: false)."
+    if result.status == "finished":
+        return "No ONNX file was written, so none was run."
+    return "None had been run by then."
 
 
 def no_training(result: RunResult, recipe_yaml: str) -> str:

@@ -77,14 +77,14 @@ class Evaluator:
             batch = cpu_batch.to(self.device)
             reference = self._reference(index, batch)
             outputs = reference if model is self.fp32 else model(*batch.args, **batch.kwargs)
-            power, difference = _powers(reference, outputs)
+            power, difference = powers(reference, outputs)
             signal, noise, samples = signal + power, noise + difference, samples + batch.size
             if whole is not None:
                 _update(whole, self.metric, outputs, batch)
             elif self.metric.per_sample is not None:
                 scores.append(_checked(self.metric, self.metric.per_sample(outputs, batch.target, reference), batch))
         self._complete = self._remembered is not None
-        return Evaluation(self._measurement(scores, whole, math.isfinite(noise)), _decibel(signal, noise), samples)
+        return Evaluation(self._measurement(scores, whole, math.isfinite(noise)), decibel(signal, noise), samples)
 
     def _whole(self) -> Any:
         """Return a fresh metric over all samples, on the device of the batches; None where there is none."""
@@ -149,7 +149,7 @@ def _checked(metric: Metric, scores: Any, batch: Batch) -> Tensor:
     return scores.cpu()
 
 
-def _powers(reference: Any, outputs: Any) -> tuple[float, float]:
+def powers(reference: Any, outputs: Any) -> tuple[float, float]:
     """Return the power of the reference and of the difference, summed over all float outputs."""
     signal = noise = 0.0
     for wanted, got in zip(pytree.tree_leaves(reference), pytree.tree_leaves(outputs), strict=True):
@@ -159,7 +159,8 @@ def _powers(reference: Any, outputs: Any) -> tuple[float, float]:
     return signal, noise
 
 
-def _decibel(signal: float, noise: float) -> float:
+def decibel(signal: float, noise: float) -> float:
+    """Return `10 log10(signal / noise)` within `MOST_DB`; NaN where the noise is not finite."""
     if not math.isfinite(noise):
         return math.nan
     if noise == 0:

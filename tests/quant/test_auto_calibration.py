@@ -44,3 +44,25 @@ def test_weights_in_float_leave_only_the_activations_rounded() -> None:
     assert sqnr_db(model(x), simulation.model(x)) > 70 > coarse
     simulation.quantize_weights(True)
     assert sqnr_db(model(x), simulation.model(x)) == pytest.approx(coarse)
+
+
+@pytest.mark.parametrize(("outlier_is_used", "expected"), [(True, "minmax"), (False, "sqnr")])
+def test_scales_of_weights_are_tried_too(outlier_is_used: bool, expected: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 8)).eval(), torch.rand(32, 64)
+    with torch.no_grad():
+        model[0].weight.uniform_(-1, 1)
+        model[0].weight[:, 0] += 3
+        x[:, 1:] *= not outlier_is_used
+        x[:, :1] *= outlier_is_used
+    network = Network(capture(model, (x[:2],)))
+
+    def simulated_with(weights: str) -> Simulation:
+        simulation = Simulation(network, TARGETS["onnxruntime"], Precision(weights=3, activations=16))
+        simulation.calibrate([((x,), {})], Calibration(activations="minmax", weights=weights))
+        return simulation
+
+    auto = simulated_with("auto")
+    scores = {one: sqnr_db(model(x), simulated_with(one).model(x)) for one in ("minmax", "sqnr")}
+    assert auto.weights_by == max(scores, key=scores.__getitem__) == expected
+    assert sqnr_db(model(x), auto.model(x)) == pytest.approx(max(scores.values()), abs=0.01)

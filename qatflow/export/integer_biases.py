@@ -1,0 +1,105 @@
+"""Biases as 32-bit integers, on the grid of the products that they are added to.
+
+The grid is the input's scale times the weight's. A channel whose weights are next to nothing has one so fine that its
+bias would not fit: its weight scale is raised until it does, as ONNX Runtime's own `quantize_static` has it. The
+weights lose nothing that the bias does not drown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from qatflow.graph.layers import set_tensor, shared_parameters, tensor, weighted_layers
+from qatflow.graph.ops import argument
+from qatflow.graph.ops import kind as kind_of
+from qatflow.quant.grid import Encoding, Grid
+from qatflow.quant.network import Network
+from qatflow.quant.placement import Placement
+from qatflow.quant.simulation import Simulation
+
+BIAS_GRID = Grid(32, signed=True, symmetric=True)
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class IntegerBiases:
+    """A network whose biases are on their grids.
+
+    Attributes:
+        network: a copy of the simulation's float network, its biases rounded to the grid.
+        encodings: of every quantized tensor, by its name in the placement.
+        biases: encodings of biases, by parameter name.
+        raised: names of layers whose weight scale had to be raised.
+    """
+
+    network: Network
+    encodings: dict[str, Encoding]
+    biases: dict[str, Encoding]
+    raised: tuple[str, ...]
+
+
+def integer_biases(simulation: Simulation) -> IntegerBiases:
+    """Round the biases of layers whose input and weight are quantized; where the target has float biases, none."""
+    network, placement = simulation.to_network(), simulation.placement
+    found, biases, raised = simulation.encodings(), dict[str, Encoding](), []
+    if simulation.target.bias == "float":
+        return IntegerBiases(network, found, biases, ())
+    shared = shared_parameters(network.graph)
+    for layer in weighted_layers(network.graph):
+        if layer.bias is None or layer.bias in shared or not _adds_its_bias(layer.node):
+            continue
+        scale = _product_scale(layer.node, placement, found)
+        if scale is None:
+            continue
+        bias = tensor(network.graph, layer.bias).detach()
+        growth = (bias.double().abs() / LARGEST / scale).clamp(min=1.0)
+        if bool((growth > 1).any()):
+            raised.append(layer.name)
+            weight = layer.node.args[1]
+            assert isinstance(weight, fx.Node)
+            growth = growth.max() if scale.dim() == 0 else growth
+            # One step further than needed: the scale is rounded to single precision once more.
+            growth = torch.where(growth > 1, growth * (1 + 1e-6), 1.0)
+            found[weight.name] = replace(found[weight.name], scale=(found[weight.name].scale.double() * growth).float())
+            scale = scale * growth
+        scale = scale.float().expand(bias.shape)
+        biases[layer.bias] = Encoding(BIAS_GRID, scale, torch.zeros_like(scale), 0)
+        steps = (bias.double() / scale.double()).round().clamp(-LARGEST, LARGEST)
+        set_tensor(network.graph, layer.bias, (steps * scale.double()).to(bias.dtype))
+    return IntegerBiases(network, found, biases, tuple(raised))
+
+
+def _adds_its_bias(node: fx.Node) -> bool:
+    """Tell whether the bias is a part of the op in ONNX: a linear layer on more than rows is a product and a sum."""
+    source = node.args[0]
+    return kind_of(node) != "linear" or (isinstance(source, fx.Node) and source.meta["val"].dim() == 2)
+
+
+def _product_scale(node: fx.Node, placement: Placement, encodings: Mapping[str, Encoding]) -> Tensor | None:
+    """Return the scale of a layer's integer products, float64, shape `[]` or `[out channels]`.
+
+    None where the layer has no integer products, since its input or its weight stays in float.
+    """
+    source, weight = node.args[:2]
+    assert isinstance(source, fx.Node)
+    assert isinstance(weight, fx.Node)
+    read, own = _encoding_read(node, source, placement, encodings), encodings.get(weight.name)
+    if read is None or own is None:
+        return None
+    if kind_of(node) == "conv_transpose" and own.axis is not None and argument(node, 6, "groups", 1) != 1:
+        return None  # the scales repeat from group to group
+    return read.scale.double() * own.scale.double()
+
+
+def _encoding_read(
+    reader: fx.Node, source: fx.Node, placement: Placement, encodings: Mapping[str, Encoding]
+) -> Encoding | None:
+    """Return the encoding of a tensor as one of its readers sees it; None where it sees floats."""
+    for point in placement.points:
+        if point.tensor == source.name and (point.readers is None or reader.name in point.readers):
+            return encodings[point.tensor]
+    return encodings.get(placement.tied.get(source.name, ""))

@@ -1,0 +1,71 @@
+"""Write a graph as an ONNX file, by `torch.onnx.export` and the passes beside this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from qatflow import __version__
+from qatflow.errors import ExportError
+from qatflow.export.onnx_qdq import insert_qdq
+from qatflow.export.onnx_tidy import tidy
+from qatflow.export.program import exported
+from qatflow.export.signature import Example, Signature
+from qatflow.graph.capture_errors import first_sentence, quiet
+from qatflow.store import write_atomically
+
+OPSET = 18
+"""The opset that the exporter's translations are written for."""
+OPSET_OF_FEW_AND_MANY_BITS = 21
+"""The first whose QuantizeLinear and DequantizeLinear have 16 and 4 bits."""
+MOST_BYTES = 2**31 - 2**20
+"""A protobuf message holds no more; the weights then go into a file beside it."""
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How a file is written: its opset, and whether weights of up to 4 bits are packed, two to a byte."""
+
+    opset: int = OPSET
+    packed: bool = False
+
+
+def write_onnx(graph: fx.GraphModule, signature: Signature, example: Example, path: Path, options: OnnxOptions) -> None:
+    """Write a graph, with its marked quantize and dequantize calls as Q/DQ.
+
+    Args:
+        graph: of `quantized_graph` with `OnnxForm`, or a float graph.
+        signature: of the same model.
+        example: inputs.
+        path: the file.
+        options: opset and packing.
+
+    Raises:
+        ExportError: `torch.onnx.export` has no translation for an op, or none to the opset.
+    """
+    program = exported(graph, signature, example)
+    try:
+        with torch.no_grad(), quiet():
+            converted = torch.onnx.export(program, dynamo=True, opset_version=options.opset, verbose=False)
+    except Exception as error:
+        message = f"the model cannot be written as ONNX: {first_sentence(_root(error))}"
+        raise ExportError(message) from error
+    assert converted is not None
+    model = converted.model
+    insert_qdq(model, packed=options.packed)
+    tidy(model, signature.inputs, signature.outputs)
+    model.producer_name, model.producer_version = "qatflow", __version__
+    model.graph.name = "model"
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    beside = f"{path.name}.data" if size > MOST_BYTES else None
+    write_atomically(path, lambda aside: ir.save(model, aside, external_data=beside))
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

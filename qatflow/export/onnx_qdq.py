@@ -1,0 +1,117 @@
+"""Replace the marked calls of an exported model by QuantizeLinear and DequantizeLinear.
+
+Scales and zero points become initializers, named after their tensor; zero points are always written, since ONNX
+Runtime rewrites some graphs only where they are. Integers that are held in a wider type than they need (3-bit
+activations in a byte) are clipped before QuantizeLinear, which would use the whole byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from qatflow.export.onnx_form import DOMAIN
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """The attributes of a marked call."""
+
+    name: str
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    per_channel: int
+    axis: int
+    low: int
+    high: int
+    bits: int
+    signed: int
+
+    @staticmethod
+    def of(node: ir.Node) -> _Marked:
+        return _Marked(**{name: node.attributes[name].value for name in _Marked.__dataclass_fields__})
+
+
+def insert_qdq(model: ir.Model, *, packed: bool) -> None:
+    """Replace every marked call of `model`, in place.
+
+    Args:
+        model: as `torch.onnx.export` gave it.
+        packed: hold weights of up to 4 bits as INT4, two to a byte, instead of in bytes.
+    """
+    for node in list(model.graph):
+        if node.domain != DOMAIN:
+            continue
+        marked = _Marked.of(node)
+        new = _quantize(model.graph, node, marked) if node.op_type == "Quantize" else None
+        new = new or _dequantize(model.graph, node, marked, packed)
+        new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+        model.graph.insert_before(node, new)
+        ir.convenience.replace_all_uses_with(node.outputs[0], new.outputs[0], replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+    model.opset_imports.pop(DOMAIN, None)
+
+
+def _quantize(graph: ir.Graph, node: ir.Node, marked: _Marked) -> ir.Node:
+    source = node.inputs[0]
+    dtype = node.outputs[0].dtype
+    assert dtype is not None
+    whole = np.iinfo(dtype.numpy())
+    if (marked.low, marked.high) != (whole.min, whole.max):
+        scale, zero_point = np.float32(marked.scale[0]), marked.zero_point[0]
+        bounds = [
+            initializer(graph, f"{marked.name}_{side}", np.asarray(scale * np.float32(bound - zero_point)))
+            for side, bound in (("low", marked.low), ("high", marked.high))
+        ]
+        clip = ir.node("Clip", [source, *bounds], name=f"{marked.name}_clip")
+        clip.outputs[0].name = f"{marked.name}_clipped"
+        graph.insert_before(node, clip)
+        source = clip.outputs[0]
+    new = ir.node("QuantizeLinear", [source, *_grid(graph, marked, dtype)], name=f"{marked.name}_QuantizeLinear")
+    new.outputs[0].name = f"{marked.name}_quantized"
+    return new
+
+
+def _dequantize(graph: ir.Graph, node: ir.Node, marked: _Marked, packed: bool) -> ir.Node:
+    source = node.inputs[0]
+    assert source is not None
+    assert source.dtype is not None
+    dtype = source.dtype
+    if source.is_initializer() and packed and marked.bits <= 4 and marked.signed:
+        dtype = ir.DataType.INT4
+        integers = source.const_value.numpy().astype(ml_dtypes.int4)  # type: ignore[union-attr]
+        source.const_value = ir.Tensor(integers, dtype=dtype, name=source.name)
+        source.type = ir.TensorType(dtype)
+    attributes = {"axis": marked.axis} if marked.per_channel else {}
+    new = ir.node(
+        "DequantizeLinear",
+        [source, *_grid(graph, marked, dtype)],
+        attributes,
+        name=f"{marked.name}_DequantizeLinear",
+    )
+    new.outputs[0].name = marked.name if source.is_initializer() else f"{marked.name}_dequantized"
+    return new
+
+
+def _grid(graph: ir.Graph, marked: _Marked, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
+    """Return scale and zero point, shared by all calls for one tensor."""
+    scale, zero_point = np.array(marked.scale, np.float32), np.array(marked.zero_point, np.int64).astype(dtype.numpy())
+    if not marked.per_channel:
+        scale, zero_point = scale[0], zero_point[0]
+    return (
+        initializer(graph, f"{marked.name}_scale", np.asarray(scale)),
+        initializer(graph, f"{marked.name}_zero_point", np.asarray(zero_point), dtype),
+    )
+
+
+def initializer(graph: ir.Graph, name: str, value: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+    """Return the initializer called `name`, made where there is none yet."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.Tensor(value, dtype=dtype, name=name)
+    made = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(made)
+    return made

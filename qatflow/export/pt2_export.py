@@ -1,0 +1,34 @@
+"""The quantized graph as PyTorch's own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from qatflow.export.integer_biases import integer_biases
+from qatflow.export.program import exported
+from qatflow.export.quantized_graph import quantized_graph
+from qatflow.export.signature import Example, Signature
+from qatflow.export.torch_form import TorchForm
+from qatflow.quant.simulation import Simulation
+from qatflow.store import write_atomically
+
+
+def export_pt2(simulation: Simulation, example: Example, path: Path) -> None:
+    """Write a simulation as an `ExportedProgram` with PyTorch's quantize and dequantize ops and a dynamic batch.
+
+    `torch.export.load` reads it in a process that has imported `torch.ao.quantization.fx._decomposed`, which registers
+    those ops; qatflow is not needed.
+
+    Args:
+        simulation: calibrated or trained.
+        example: positional and keyword inputs, at least 2 samples.
+        path: the file.
+
+    Raises:
+        ExportError: `torch.export` cannot take the graph.
+    """
+    graph = quantized_graph(integer_biases(simulation), simulation.placement, simulation.target, TorchForm())
+    program = exported(graph, Signature.of(graph, example), example)
+    write_atomically(path, lambda aside: torch.export.save(program, aside))

@@ -1,0 +1,130 @@
+"""A simulation as an ExecuTorch program whose layers XNNPACK runs on integers, and that program as a function.
+
+ExecuTorch is an extra: `pip install qatflow[executorch]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from qatflow.errors import ExportError
+from qatflow.export.integer_biases import integer_biases
+from qatflow.export.onnx_export import Exported
+from qatflow.export.quantized_graph import quantized_graph
+from qatflow.export.signature import Example, Signature
+from qatflow.export.torch_form import TorchForm
+from qatflow.graph.capture_errors import first_sentence, quiet
+from qatflow.quant.simulation import Simulation
+from qatflow.store import void, write_atomically
+
+MISSING = "export.pte needs ExecuTorch: pip install 'qatflow[executorch]', or set export.pte=false"
+
+
+def export_pte(simulation: Simulation, example: Example, path: Path) -> Exported:
+    """Write a simulation as a program for batches of one sample, its layers given to XNNPACK.
+
+    Args:
+        simulation: calibrated or trained, of target `xnnpack`.
+        example: positional and keyword inputs.
+        path: the file.
+
+    Raises:
+        ExportError: ExecuTorch is not installed, or cannot take the graph.
+    """
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+    except ImportError as error:
+        raise ExportError(MISSING) from error
+    content, placement = integer_biases(simulation), simulation.placement
+    graph = quantized_graph(content, placement, simulation.target, TorchForm())
+    signature = Signature.of(graph, example)
+    _give_readers_their_own(graph)
+    args, kwargs = one_sample(signature.ordered(example))
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.export.export(graph, args, kwargs)
+            buffer = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+    except Exception as error:
+        message = f"ExecuTorch cannot take the model: {first_sentence(error)}"
+        raise ExportError(message) from error
+    write_atomically(path, lambda aside: void(aside.write_bytes(buffer)))
+    twin = simulation.of(content.network, content.encodings)
+    return Exported(path, signature, twin.model, placement, graph, "int8")
+
+
+class PteModel:
+    """A program in ExecuTorch's runtime, called like the model: sample by sample, on the CPU.
+
+    Args:
+        path: the file.
+        signature: of the model.
+
+    Raises:
+        ExportError: the runtime cannot load it.
+    """
+
+    def __init__(self, path: Path, signature: Signature) -> None:
+        self.signature = signature
+        self.name = f"ExecuTorch {version('executorch')}"
+        try:
+            from executorch.runtime import Runtime
+
+            with _silent():
+                self._program = Runtime.get().load_program(path)
+                self._method = self._program.load_method("forward")
+        except Exception as error:  # the runtime's errors share no base class
+            message = f"ExecuTorch cannot load {path.name}: {error}"
+            raise ExportError(message) from error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model returns, on the device of its inputs."""
+        feed = self.signature.feed(args, kwargs)
+        device = next(iter(feed.values())).device
+        samples = [[value[i : i + 1].cpu().contiguous() for value in feed.values()] for i in range(_size(feed))]
+        with _silent():
+            outputs = [[one.clone() for one in self._method.execute(sample)] for sample in samples]
+        return self.signature.result([torch.cat(parts).to(device) for parts in zip(*outputs, strict=True)])
+
+
+def _give_readers_their_own(graph: fx.GraphModule) -> None:
+    """Repeat a dequantize call for every reader: ExecuTorch's partitioner takes an op together with its own."""
+    for node in list(graph.graph.nodes):
+        if "dequantize" not in str(node.target):
+            continue
+        for reader in list(node.users)[1:]:
+            with graph.graph.inserting_before(reader):
+                own = graph.graph.node_copy(node)
+            reader.replace_input_with(node, own)
+    graph.recompile()
+
+
+def one_sample(example: Example) -> Example:
+    """Return the first sample of an example, as a batch."""
+    return pytree.tree_map_only(Tensor, lambda one: one[:1], example)  # type: ignore[no-any-return]
+
+
+def _size(feed: dict[str, Tensor]) -> int:
+    return len(next(iter(feed.values())))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the runtime's C++ writes to stderr from the terminal."""
+    saved = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,190 @@
+"""Run the exported file in its runtime: does it compute what was promised, on integers, and faster?
+
+The metric is measured on the whole evaluation part, and the outputs are compared with the simulation's. Inside the
+model every quantized tensor is compared as well, each computed from the runtime's own integers of the tensors before
+it, so that a tensor that is named is the one that goes wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from qatflow.bench import Bench, Candidate
+from qatflow.export.compare import Difference, compare
+from qatflow.export.integer_kernels import kernel_counts, layer_kernels
+from qatflow.export.latency import Latency, interleaved
+from qatflow.export.onnx_export import Exported, weight_bits
+from qatflow.export.onnx_file import OnnxOptions, write_onnx
+from qatflow.export.processor import exact_on, processor_name
+from qatflow.export.pte_export import PteModel
+from qatflow.export.runtime import OnnxModel
+from qatflow.export.signature import Example
+from qatflow.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
+from qatflow.tasks.evaluate import decibel, powers
+from qatflow.tasks.metrics import logits
+
+COMPARED = 16
+"""Evaluation samples on which tensors inside the model are compared."""
+SHOWN = 20
+LEAST_SQNR = 35.0
+"""A tensor with less, in dB, or with more elements off by over a step than the next, is computed in another way."""
+MOST_OFF_BY_MORE = 1e-3
+
+
+def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[CandidateRecord, Verification]:
+    """Return the exported file's row, judged by the gate, and what else was found.
+
+    Raises:
+        ExportError: the runtime cannot load the file.
+    """
+    started = time.perf_counter()
+    is_onnx, target = exported.path.suffix == ".onnx", bench.recipe.target
+    own_runtime = target == "onnxruntime" if is_onnx else target == "xnnpack"
+    model: OnnxModel | PteModel
+    if is_onnx:
+        model = OnnxModel(exported.path, exported.signature, as_written=not own_runtime)
+    else:
+        model = PteModel(exported.path, exported.signature)
+    watched = _Watched(model, exported.simulation)
+    evaluation = bench.evaluator.evaluate(watched)
+    record = bench.deployed_record(evaluation, winner, time.perf_counter() - started)
+    differences = _differences(bench, exported, own_runtime) if is_onnx else []
+    found = Verification(
+        file=f"export/{exported.path.name}",
+        runtime=model.name,
+        processor=processor_name(),
+        is_target=own_runtime,
+        exact_on=exact_on(exported.weights, weight_bits(exported.placement)),
+        weights=exported.weights,
+        samples=evaluation.samples,
+        agreement=watched.agreement,
+        sqnr_db=watched.sqnr_db,
+        compared=len(differences),
+        worst=_worst(differences, exported),
+        bytes=_size(exported.path),
+    )
+    return record, _timed(bench, exported, found) if own_runtime and is_onnx else found
+
+
+class _Watched:
+    """The file as a model; what it returns is compared with the simulation on the way."""
+
+    def __init__(self, model: OnnxModel | PteModel, simulation: fx.GraphModule) -> None:
+        self.model, self.simulation = model, simulation
+        self.same = self.classified = 0
+        self.signal = self.noise = 0.0
+        self.classes = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        got, wanted = self.model(*args, **kwargs), self.simulation(*args, **kwargs)
+        signal, noise = powers(wanted, got)
+        self.signal, self.noise = self.signal + signal, self.noise + noise
+        scores = logits(wanted)
+        if scores.dim() < 2 or scores.shape[1] < 2 or not scores.is_floating_point():
+            self.classes = False
+        else:
+            same = scores.argmax(1) == logits(got).argmax(1)
+            self.same, self.classified = self.same + int(same.sum()), self.classified + same.numel()
+        return got
+
+    @property
+    def agreement(self) -> float | None:
+        return self.same / self.classified if self.classes and self.classified else None
+
+    @property
+    def sqnr_db(self) -> float | None:
+        ratio = decibel(self.signal, self.noise)
+        return ratio if math.isfinite(ratio) else None
+
+
+def _differences(bench: Bench, exported: Exported, optimized: bool) -> list[Difference]:
+    """Compare the integers of every quantized activation on a few samples."""
+    names = [f"{point.tensor}_quantized" for point in exported.placement.points if not point.parameter]
+    model = OnnxModel(exported.path, exported.signature, also=names, as_written=not optimized)
+    return compare(exported.graph, model, _few(bench))
+
+
+def _few(bench: Bench) -> Iterator[Example]:
+    left = COMPARED
+    for batch in bench.task.test():
+        few = batch.to(bench.task.device)
+        yield _first(left, (few.args, few.kwargs))
+        left -= batch.size
+        if left <= 0:
+            return
+
+
+def _first(count: int, example: Example) -> Example:
+    """Return the first samples of a batch."""
+    return pytree.tree_map_only(Tensor, lambda one: one[:count], example)  # type: ignore[no-any-return]
+
+
+def _worst(differences: list[Difference], exported: Exported) -> tuple[TensorDifference, ...]:
+    layers = {point.tensor: point.layer for point in exported.placement.points}
+    found = [_record(one, layers.get(one.tensor, one.tensor)) for one in differences if one.elements]
+    wrong = sorted((one for one in found if not one.agrees), key=lambda one: one.sqnr_db)
+    rest = sorted((one for one in found if one.agrees), key=lambda one: (-one.differing, one.sqnr_db))
+    return (*wrong, *rest[: max(0, SHOWN - len(wrong))])
+
+
+def _record(one: Difference, layer: str) -> TensorDifference:
+    ratio = decibel(one.signal, one.noise)
+    agrees = one.by_more <= MOST_OFF_BY_MORE * one.elements and ratio >= LEAST_SQNR
+    return TensorDifference(
+        tensor=one.tensor,
+        layer=layer,
+        differing=one.differing / one.elements,
+        steps=one.steps,
+        sqnr_db=ratio,
+        agrees=agrees or one.noise == 0,
+    )
+
+
+def _timed(bench: Bench, exported: Exported, found: Verification) -> Verification:
+    """Add what only the target itself can tell: its kernels, its latency, and FP32's beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized, fp32 = Path(folder) / "optimized.onnx", Path(folder) / "fp32.onnx"
+        model = OnnxModel(exported.path, exported.signature, optimized=optimized)
+        kernels = layer_kernels(exported.path, optimized)
+        counts = kernel_counts(optimized)
+        example = bench.task.example()
+        write_onnx(bench.base.graph, exported.signature, example, fp32, OnnxOptions())
+        args, kwargs = _first(1, example)
+        float_model = OnnxModel(fp32, exported.signature)
+        int8, float32 = interleaved(lambda: model.run(args, kwargs), lambda: float_model.run(args, kwargs))
+        fp32_bytes = _size(fp32)
+    return found.model_copy(
+        update={
+            "layers": len(kernels),
+            "integer_layers": sum(one.integer for one in kernels),
+            "float_layers": tuple(
+                FloatLayer(layer=one.layer, op=one.op, reason=one.reason) for one in kernels if not one.integer
+            ),
+            "kernels": counts,
+            "latency": _latency(int8, float32),
+            "fp32_bytes": fp32_bytes,
+        }
+    )
+
+
+def _latency(int8: Latency, fp32: Latency) -> LatencyRecord:
+    return LatencyRecord(
+        batch=1,
+        int8=int8.median,
+        int8_quartiles=(int8.low, int8.high),
+        fp32=fp32.median,
+        fp32_quartiles=(fp32.low, fp32.high),
+    )
+
+
+def _size(path: Path) -> int:
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
