@@ -2,7 +2,8 @@
 
 The grid is the input's scale times the weight's. A channel whose weights are next to nothing has one so fine that its
 bias would not fit: its weight scale is raised until it does, as ONNX Runtime's own `quantize_static` has it. The
-weights lose nothing that the bias does not drown.
+weights lose nothing that the bias does not drown. (There the limit is 2^31; with a bias that close to it the sum of
+bias and products overflows, as a real EfficientNet-Lite0 shows.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from qatflow.quant.placement import Placement
 from qatflow.quant.simulation import Simulation
 
 BIAS_GRID = Grid(32, signed=True, symmetric=True)
-LARGEST = 2**31 - 1
+LARGEST = 2**30
+"""Of a bias's integers: the sum of the products, which is added in 32 bits as well, needs room beside it."""
 
 
 @dataclass(frozen=True)
