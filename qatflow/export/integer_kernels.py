@@ -72,9 +72,9 @@ def _reason(node: ir.Node) -> str:
     for what, source in zip(("input", "weight"), inputs, strict=True):
         if source is None or source.op_type != "DequantizeLinear":
             return f"its {what} is not quantized"
-    wide = {value.dtype for source in inputs if source is not None for value in source.inputs[:1] if value is not None}
-    if not wide <= {ir.DataType.INT8, ir.DataType.UINT8}:
-        return f"{', '.join(sorted(str(one) for one in wide))} has no integer kernel in ONNX Runtime"
+    types = {value.dtype for source in inputs if source is not None for value in source.inputs[:1] if value is not None}
+    if other := types - {ir.DataType.INT8, ir.DataType.UINT8}:
+        return f"{', '.join(sorted(str(one) for one in other))} has no integer kernel in ONNX Runtime"
     if node.op_type == "ConvTranspose":
         return "ONNX Runtime has no integer kernel for transposed convolutions"
     users = [use.node.op_type for use in node.outputs[0].uses()]

@@ -42,6 +42,8 @@ def tidy(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None
         passes.TopologicalSortPass(),
     ):
         one(model)
+    for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
+        value.metadata_props.clear()
     _name_layers(model.graph)
     _name_ends(model.graph, inputs, outputs)
     _name_batch(model.graph)
@@ -105,9 +107,24 @@ def _take_padding(node: ir.Node) -> None:
     pads = _spatial_pads(pad)
     if pads is None or ("auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() != "NOTSET"):
         return
+    if len(chain) > 1 and not _same_grid(chain[0], pad.inputs[0]):
+        return
     own = list(node.attributes["pads"].as_ints()) if "pads" in node.attributes else [0] * len(pads)
     node.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(own, pads, strict=True)])
     node.replace_input_with(0, pad.inputs[0])
+
+
+def _same_grid(after: ir.Node, before: ir.Value | None) -> bool:
+    """Tell whether what is padded is on the grid of the result already, so that quantizing that changes nothing."""
+    source = None if before is None else before.producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return False
+    pairs = zip(after.inputs[1:], source.inputs[1:], strict=True)
+    return all(
+        np.array_equal(a.const_value.numpy(), b.const_value.numpy())
+        for a, b in pairs
+        if a is not None and b is not None and a.const_value is not None and b.const_value is not None
+    )
 
 
 def _spatial_pads(pad: ir.Node) -> list[int] | None:

@@ -24,7 +24,7 @@ class OnnxModel:
     Args:
         path: the file.
         signature: of the model.
-        also: names of tensors inside the model that `run` returns as well.
+        also: names of tensors inside the model that `run` returns as well, as far as the file has them.
         optimized: where to write the graph as the runtime has optimized it.
         as_written: run the nodes as they stand in the file, without optimizing: what another runtime starts from.
 
@@ -43,7 +43,6 @@ class OnnxModel:
     ) -> None:
         self.signature = signature
         self.name = f"ONNX Runtime {onnxruntime.__version__}"
-        self._names = [*signature.outputs, *also]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if as_written:
@@ -53,6 +52,7 @@ class OnnxModel:
         try:
             source = _with_outputs(path, also) if also else str(path)
             self._session = onnxruntime.InferenceSession(source, options, providers=CPU)
+            self._names = [output.name for output in self._session.get_outputs()]
         except Exception as error:  # the runtime's errors share no base class
             message = f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {error}"
             raise ExportError(message) from error

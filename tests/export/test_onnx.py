@@ -1,0 +1,180 @@
+"""The ONNX file: it computes what the simulation does, on integers, with the names and types that it should have."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from qatflow.export.compare import compare
+from qatflow.export.integer_kernels import kernel_counts, layer_kernels
+from qatflow.export.onnx_export import Exported, export_onnx
+from qatflow.export.runtime import OnnxModel
+from qatflow.quant.grid import sqnr_db
+from qatflow.quant.network import Network
+from qatflow.quant.simulation import Simulation
+from qatflow.recipe import Export, Precision
+from tests.export.exported import MINMAX, Attention, Net, exported, inputs_of, simulated
+
+TARGETS = ("onnxruntime", "qnn", "tensorrt", "openvino")
+
+
+def loaded(file: Exported) -> onnx.ModelProto:
+    model = onnx.load(file.path)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    return {one.name: one for one in model.graph.initializer}
+
+
+def inside(file: Exported) -> list[str]:
+    return [f"{point.tensor}_quantized" for point in file.placement.points if not point.parameter]
+
+
+@pytest.mark.parametrize("model", [Net, Attention])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("weights", "activations"), [(8, 8), (4, 8), (8, 16), (3, 5)])
+def test_the_file_computes_what_the_simulation_does(
+    model: type[nn.Module], target: str, weights: int, activations: int
+) -> None:
+    file = exported(model, target, weights, activations)
+    loaded(file)
+    own = target == "onnxruntime" and activations <= 8  # wider ones it multiplies by weights in a way of its own
+    runtime = OnnxModel(file.path, file.signature, as_written=not own)
+    for count, seed in ((5, 1), (1, 2)):
+        args, kwargs = inputs_of(model, count, seed)
+        with torch.no_grad():
+            wanted = file.simulation(*args, **kwargs)
+        got = runtime(*args, **kwargs)
+        assert pytree.tree_structure(got) == pytree.tree_structure(wanted)
+        for a, b in zip(pytree.tree_leaves(wanted), pytree.tree_leaves(got), strict=True):
+            assert a.shape == b.shape
+            assert sqnr_db(a, b) > 35
+    found = compare(
+        file.graph, OnnxModel(file.path, file.signature, also=inside(file), as_written=not own), [inputs_of(model, 5)]
+    )
+    missing = {name.removesuffix("_quantized") for name in inside(file)} - {one.tensor for one in found}
+    assert missing <= {"pad"}  # may have gone into the convolution
+    for one in found:
+        assert one.steps <= 1
+        assert one.differing <= 0.01 * one.elements
+
+
+@pytest.mark.parametrize("storage", ["int8", "uint8"])
+def test_every_layer_runs_on_integers(storage: str, tmp_path: Path) -> None:
+    for model in (Net, Attention):
+        file = exported(model, config=Export(weights=storage))
+        OnnxModel(file.path, file.signature, optimized=tmp_path / "optimized.onnx")
+        kernels = layer_kernels(file.path, tmp_path / "optimized.onnx")
+        assert [one.reason for one in kernels if not one.integer] == []
+        assert len(kernels) == 4
+        assert sum(kernel_counts(tmp_path / "optimized.onnx").values()) > 4
+    assert {one.layer for one in layer_kernels(exported(Net).path, tmp_path / "optimized.onnx")} >= {"stem", "head"}
+
+
+def test_layers_in_float_are_told_with_the_reason(tmp_path: Path) -> None:
+    file = exported(Net, activations=16)
+    OnnxModel(file.path, file.signature, optimized=tmp_path / "optimized.onnx")
+    kernels = layer_kernels(file.path, tmp_path / "optimized.onnx")
+    assert not any(one.integer for one in kernels)
+    assert {one.reason for one in kernels} == {"UINT16 has no integer kernel in ONNX Runtime"}
+    narrow = exported(Net, activations=5)
+    OnnxModel(narrow.path, narrow.signature, optimized=tmp_path / "narrow.onnx")
+    reasons = {one.layer: one.reason for one in layer_kernels(narrow.path, tmp_path / "narrow.onnx")}
+    assert "read by" in reasons["stem"]
+
+
+def test_weights_are_integers_behind_one_dequantize(tmp_path: Path) -> None:
+    for storage, dtype, zero in (("int8", TensorProto.INT8, 0), ("uint8", TensorProto.UINT8, 128)):
+        model = loaded(exported(Net, config=Export(weights=storage)))
+        stored = initializers(model)
+        assert stored["stem.weight_quantized"].data_type == dtype
+        zero_points = numpy_helper.to_array(stored["stem.weight_zero_point"])
+        assert zero_points.shape == (16,)
+        assert set(zero_points.tolist()) == {zero}
+        assert stored["stem.bias_quantized"].data_type == TensorProto.INT32
+        readers = [node for node in model.graph.node if "stem.weight_quantized" in node.input]
+        assert [(node.op_type, list(node.output)) for node in readers] == [("DequantizeLinear", ["stem.weight"])]
+    assert all(len(node.input) == 3 for node in model.graph.node if node.op_type.endswith("uantizeLinear"))
+
+
+def test_biases_are_as_the_target_wants_them() -> None:
+    for target, dtype in (("qnn", TensorProto.INT32), ("tensorrt", None), ("openvino", None)):
+        stored = initializers(loaded(exported(Net, target)))
+        assert ("stem.bias_quantized" in stored) == (dtype is not None)
+        assert ("stem.bias" in stored) == (dtype is None)
+
+
+def test_a_bias_is_on_the_grid_of_the_products() -> None:
+    stored = {name: numpy_helper.to_array(one) for name, one in initializers(loaded(exported(Net))).items()}
+    source = next(name for name in stored if name.endswith("pad_scale") or name == "image_scale")
+    np.testing.assert_allclose(stored["stem.bias_scale"], stored[source] * stored["stem.weight_scale"], rtol=1e-6)
+    torch.manual_seed(0)
+    bias = Net().stem.bias.detach().numpy()
+    np.testing.assert_allclose(stored["stem.bias_quantized"] * stored["stem.bias_scale"], bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_few_bits_are_packed_where_the_runtime_gains_by_it(bits: int) -> None:
+    for target, packed in (("onnxruntime", False), ("tensorrt", True)):
+        model = loaded(exported(Net, target, bits))
+        kind = initializers(model)["stem.weight_quantized"].data_type
+        assert kind == (TensorProto.INT4 if packed else TensorProto.INT8)
+        assert model.opset_import[0].version == (21 if packed else 18)
+    asked = loaded(exported(Net, weights=bits, config=Export(packed_int4=True)))
+    assert initializers(asked)["stem.weight_quantized"].data_type == TensorProto.INT4
+
+
+def test_the_opset_is_chosen_by_need() -> None:
+    assert loaded(exported(Net)).opset_import[0].version == 18
+    assert loaded(exported(Net, activations=16)).opset_import[0].version == 21
+    assert loaded(exported(Net, config=Export(opset=20))).opset_import[0].version == 20
+
+
+def test_names_are_the_models_own_and_the_batch_is_free() -> None:
+    for model, inputs, outputs in (
+        (Net, ["image"], ["logits", "features"]),
+        (Attention, ["tokens", "scale"], ["output_0", "output_1"]),
+    ):
+        graph = loaded(exported(model)).graph
+        assert [value.name for value in graph.input] == inputs
+        assert [value.name for value in graph.output] == outputs
+        for value in (*graph.input, *graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_nothing_dangles_and_nothing_of_the_exporter_is_left() -> None:
+    for target in TARGETS:
+        model = loaded(exported(Net, target))
+        read = {name for node in model.graph.node for name in node.input} | {one.name for one in model.graph.output}
+        assert {one.name for one in model.graph.initializer} <= read
+        assert all(set(node.output) & read for node in model.graph.node)
+        assert not {"Identity", "Pad"} & {node.op_type for node in model.graph.node if target == "onnxruntime"}
+        assert [one.domain for one in model.opset_import] == [""]
+        assert not model.metadata_props
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        assert not any(value.metadata_props for value in (*model.graph.input, *model.graph.output))
+        assert model.producer_name == "qatflow"
+
+
+def test_a_dead_channel_with_a_bias_keeps_its_bias(tmp_path: Path) -> None:
+    simulation = simulated(Net, "onnxruntime", Precision())
+    with torch.no_grad():
+        simulation.model.get_parameter("stem.weight")[3] *= 1e-12
+        simulation.model.get_parameter("stem.bias")[3] = 0.75
+    fresh = Simulation(Network(simulation.to_network().graph), simulation.target, Precision())
+    fresh.calibrate([inputs_of(Net, 16)], MINMAX)
+    file = export_onnx(fresh, inputs_of(Net, 2), tmp_path / "model.onnx")
+    args, _ = inputs_of(Net, 4, 3)
+    got, wanted = OnnxModel(file.path, file.signature)(*args), fresh.model(*args)
+    stored = initializers(loaded(file))
+    assert sqnr_db(wanted["logits"], got["logits"]) > 40
+    bias = numpy_helper.to_array(stored["stem.bias_quantized"])[3]
+    assert bias * numpy_helper.to_array(stored["stem.bias_scale"])[3] == pytest.approx(0.75, rel=1e-5)
+    assert abs(int(bias)) <= 2**30

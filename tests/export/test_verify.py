@@ -1,0 +1,133 @@
+"""The last gate: what is found of a file that is right, and of one that is not."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import qatflow
+from qatflow.export import verify as module
+from qatflow.export.compare import compare
+from qatflow.export.latency import interleaved
+from qatflow.export.runtime import OnnxModel
+from qatflow.recipe import Export, Recipe
+from qatflow.result import RunResult, Verdict
+from tests.export.exported import Net, exported, inputs_of
+
+
+def recipe(**changes: object) -> Recipe:
+    settings = {
+        "name": "test",
+        "model": {"name": "digits_mobilenet"},
+        "data": {"name": "digits"},
+        "steps": {"fold_batch_norms": {}},
+        "qat": {"when": "never"},
+        "gate": {"max_drop": 0.05},
+    }
+    return Recipe.model_validate({**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    return qatflow.run(recipe(), folder), folder
+
+
+def test_the_deployed_file_is_measured_like_a_candidate(run: tuple[RunResult, Path]) -> None:
+    result, folder = run
+    last = result.candidates[-1]
+    assert (last.id, last.stage, last.notes) == ("deployed", "deployed", {"of": result.best})
+    assert result.deployed == last.value
+    assert last.drop_low is not None
+    assert result.passed
+    assert "deployed" in (folder / "results.csv").read_text()
+
+
+def test_what_was_found_is_in_the_folder(run: tuple[RunResult, Path]) -> None:
+    result, folder = run
+    found = result.verification
+    assert found is not None
+    written = json.loads((folder / "export" / "verification.json").read_text())
+    assert written["verdict"] == found.verdict
+    assert (written["agreement"], written["layers"]) == (found.agreement, found.layers)
+    assert (found.is_target, found.disagreeing) == (True, ())
+    assert found.agreement is not None
+    assert found.agreement >= 0.99
+    assert found.sqnr_db is not None
+    assert found.sqnr_db > 35
+    assert found.integer_layers == found.layers == 20
+    assert found.compared > 20
+    assert found.latency is not None
+    assert found.latency.int8_quartiles[0] <= found.latency.int8 <= found.latency.int8_quartiles[1]
+    assert found.fp32_bytes is not None
+    assert found.bytes < found.fp32_bytes
+    page = (folder / "report.html").read_text()
+    assert "Exported file" in page
+    assert "20 of 20" in page
+
+
+def test_a_deployed_metric_that_misses_the_gate_turns_the_verdict(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module.OnnxModel, "run", _with_shuffled_classes(module.OnnxModel.run))
+    result = qatflow.run(recipe(), tmp_path)
+    assert result.winner is not None
+    assert result.winner.passed
+    assert (result.passed, result.verdict) == (False, Verdict.MISSED)
+    assert "the file exported from it does not" in (tmp_path / "report.html").read_text()
+
+
+def _with_shuffled_classes(run):
+    def wrong(self, args, kwargs):
+        return {
+            name: value.roll(1, 1) if value.dim() == 2 else value for name, value in run(self, args, kwargs).items()
+        }
+
+    return wrong
+
+
+def test_another_target_is_checked_but_not_timed(tmp_path: Path) -> None:
+    found = qatflow.run(recipe(target="qnn"), tmp_path).verification
+    assert found is not None
+    assert (found.is_target, found.latency, found.layers, found.verdict) == (False, None, 0, "verified")
+
+
+def test_the_recipe_may_leave_it_out(tmp_path: Path) -> None:
+    result = qatflow.run(recipe(export=Export(verify=False, onnx=False, pt2=True)), tmp_path)
+    assert (result.verification, result.deployed) == (None, None)
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == [
+        "model.encodings",
+        "model.pt2",
+        "model.safetensors",
+    ]
+    assert "The recipe does not run it" in (tmp_path / "report.html").read_text()
+
+
+def test_the_tensor_that_goes_wrong_is_named_and_no_other(tmp_path: Path) -> None:
+    file = exported(Net)
+    model = onnx.load(file.path)
+    for one in model.graph.initializer:
+        if one.name == "depthwise.weight_quantized":
+            wrong = numpy_helper.to_array(one).copy()
+            wrong[2] = -wrong[2]
+            one.CopyFrom(numpy_helper.from_array(wrong, one.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    names = [f"{point.tensor}_quantized" for point in file.placement.points if not point.parameter]
+    broken = OnnxModel(tmp_path / "wrong.onnx", file.signature, also=names)
+    records = [module._record(one, one.tensor) for one in compare(file.graph, broken, [inputs_of(Net, 8)])]
+    wrong_ones = [one.tensor for one in records if not one.agrees]
+    assert len(wrong_ones) == 1
+    assert "hardtanh" in wrong_ones[0] or "relu6" in wrong_ones[0] or "conv2d_1" in wrong_ones[0]
+
+
+def test_latencies_are_taken_in_turn() -> None:
+    calls: list[str] = []
+    slow, fast = interleaved(
+        lambda: (calls.append("slow"), torch.randn(300, 300) @ torch.randn(300, 300)),
+        lambda: calls.append("fast"),
+        seconds=0.05,
+    )
+    assert calls[:4] == ["slow", "fast", "slow", "fast"]
+    assert slow.low <= slow.median <= slow.high
+    assert fast.median < slow.median
