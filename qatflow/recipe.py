@@ -231,7 +231,7 @@ class Search(Config):
 class Export(Config):
     """What is written to `export/`, besides the weights and the encodings file."""
 
-    encodings_version: Literal["1.0.0"] = "1.0.0"
+    encodings_version: Literal["0.6.1", "1.0.0", "2.0.0"] = "1.0.0"
     """Of AIMET's file."""
     onnx: bool | None = None
     """An ONNX file with Q/DQ; null writes one for every target but xnnpack."""

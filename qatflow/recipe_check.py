@@ -27,6 +27,9 @@ OPEN_PACKAGES = ("qatflow", "torchvision", "timm", "transformers", "torchmetrics
 
 SOURCES = {"model": MODELS, "data": DATASETS}
 LEFT_OPEN = "???"
+BITS = ("weights", "activations")
+OPSET_OF_FEW_AND_MANY_BITS = 21
+"""The first ONNX opset whose QuantizeLinear has 4 and 16 bits."""
 
 
 def recipe_from(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> Recipe:
@@ -60,6 +63,7 @@ def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe
         mistakes += _source_mistakes(section, cleaned.get(section), names, trust)
     mistakes += _metric_mistakes(_section(cleaned, "gate"), _section(cleaned, "data"), trust)
     mistakes += _grid_mistakes(cleaned.get("target"), _section(cleaned, "precision"))
+    mistakes += _export_mistakes(cleaned.get("target"), _section(cleaned, "precision"), _section(cleaned, "export"))
     mistakes.sort(key=lambda mistake: _place(mistake.path))
     return (None, mistakes) if mistakes or recipe is None else (recipe, [])
 
@@ -199,6 +203,22 @@ def _grid_mistakes(target: Any, precision: Mapping[str, Any]) -> Iterator[Mistak
     if target in SYMMETRIC_TARGETS and precision.get("activations_symmetric") is False:
         problem = f"false, but target {target} has symmetric activations only"
         yield Mistake("precision.activations_symmetric", problem, "remove it")
+
+
+def _export_mistakes(target: Any, precision: Mapping[str, Any], export: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Find files that cannot be written, before hours are spent on what goes into them."""
+    opset, fix = export.get("opset"), "remove it, or write 21"
+    if isinstance(opset, int) and opset < OPSET_OF_FEW_AND_MANY_BITS:
+        widest = max((one for one in (precision.get(key) for key in BITS) if isinstance(one, int)), default=8)
+        if widest > 8:
+            yield Mistake("export.opset", f"{opset} has no Q/DQ of {widest} bits", fix)
+        if export.get("packed_int4"):
+            yield Mistake("export.opset", f"{opset} has no INT4, which export.packed_int4 asks for", fix)
+    if export.get("pte") and target != "xnnpack":
+        fix = "write target: xnnpack, or export.pte: false"
+        yield Mistake("export.pte", f"an ExecuTorch program is for target xnnpack, not {target!r}", fix)
+    elif export.get("pte") and importlib.util.find_spec("executorch") is None:
+        yield Mistake("export.pte", "the package 'executorch' is not installed", "pip install 'qatflow[executorch]'")
 
 
 def _factory_mistakes(path: str, factory: str, trust: Sequence[str]) -> Iterator[Mistake]:

@@ -37,7 +37,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Pat
 def test_naive_collapses_equalization_recovers_and_the_ladder_stops(quickstart: tuple[RunResult, Path]) -> None:
     result, _ = quickstart
     values = {record.id: record.value for record in result.candidates}
-    assert list(values) == ["fp32", "naive", "fold_batch_norms", "equalize"]
+    assert list(values) == ["fp32", "naive", "fold_batch_norms", "equalize", "deployed"]
     assert values["fp32"] >= 0.97
     assert values["naive"] < 0.5
     assert values["equalize"] > values["fp32"] - 0.01
@@ -106,6 +106,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path) -> Non
         "naive": True,
         "fold_batch_norms": True,
         "equalize": False,
+        "deployed": False,
     }
     assert result.passed
 
@@ -156,7 +157,7 @@ def test_left_out_rung_is_recorded_and_not_built_on(tmp_path: Path) -> None:
         }
     )
     result = qatflow.run(recipe, tmp_path)
-    skipped = result.candidates[-1]
+    skipped = result.candidates[-2]
     assert (skipped.id, skipped.kept) == ("equalize", False)
     assert "left out" in skipped.reason
     assert result.best == "fold_batch_norms"

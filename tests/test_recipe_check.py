@@ -58,6 +58,20 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "precision: 'w8a8' is not a section; write its keys below it; "
         "a named choice goes under `defaults`, as `override /precision: w8a8`",
     ),
+    (
+        {"precision": {"activations": 16}, "export": {"opset": 18}},
+        "export.opset: 18 has no Q/DQ of 16 bits; remove it, or write 21",
+    ),
+    (
+        {"export": {"opset": 20, "packed_int4": True}},
+        "export.opset: 20 has no INT4, which export.packed_int4 asks for; remove it, or write 21",
+    ),
+    ({"export": {"opset": 22}}, "export.opset: 22 is too large; allowed: 13 to 21"),
+    (
+        {"target": "qnn", "export": {"pte": True}},
+        "export.pte: an ExecuTorch program is for target xnnpack, not 'qnn'; "
+        "write target: xnnpack, or export.pte: false",
+    ),
     ({"calibration": [1]}, "calibration: [1] is not a section; write its keys below it"),
     (
         {"calibration": {"percentile": 50}},

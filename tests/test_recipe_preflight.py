@@ -67,7 +67,11 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("ladder=all", "ladder: 'all' is not an option; allowed: all_rungs, stop_at_gate"),
         ("qat=off", "qat: 'off' is not an option; allowed: both, fixed_ranges, never, range_learning"),
         ("search=slow", "search: 'slow' is not an option; allowed: quick, standard, thorough"),
-        ("export=onnx", "export: 'onnx' is not an option; allowed: encodings_1_0_0"),
+        (
+            "export=onnx",
+            "export: 'onnx' is not an option; "
+            "allowed: encodings_0_6_1, encodings_1_0_0, encodings_2_0_0, pt2",
+        ),
         ("report=htm", "report: 'htm' is not an option; did you mean 'html'? allowed: html, tables"),
         ("steps=[fold_batch_norm]", "steps: unknown step 'fold_batch_norm'; did you mean 'fold_batch_norms'? "
          "allowed: absorb_bias, adaround, correct_bias, equalize, fold_batch_norms, reestimate_batch_norms, "
@@ -128,10 +132,15 @@ def test_stand_ins_are_gone_afterwards() -> None:
     assert told("recipe=tiny", "model=xyz")[0].endswith("allowed: digits_mobilenet, digits_mobilenet_skewed")
 
 
-def test_a_list_of_steps_on_the_command_line_drops_the_recipes_options() -> None:
-    assert planned("recipe=quickstart_qat", "steps=[fold_batch_norms]").dropped == [("adaround",)]
-    assert planned("recipe=quickstart_qat").dropped == [()]
-    swept = planned("recipe=quickstart_qat", "steps=[fold_batch_norms],[adaround]", multirun=True)
+def test_a_list_of_steps_on_the_command_line_drops_the_recipes_options(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    lines = ["defaults:", "  - override /model: digits_mobilenet", "  - override /data: digits"]
+    lines += ["  - override /steps: [fold_batch_norms, adaround]", "steps:", "  adaround:", "    iterations: 500"]
+    (folder / "mine.yaml").write_text("# @package _global_\n" + "\n".join(lines) + "\n")
+    assert planned("recipe=mine", "steps=[fold_batch_norms]", config_dir=tmp_path).dropped == [("adaround",)]
+    assert planned("recipe=mine", config_dir=tmp_path).dropped == [()]
+    swept = planned("recipe=mine", "steps=[fold_batch_norms],[adaround]", multirun=True, config_dir=tmp_path)
     assert swept.dropped == [("adaround",), ()]
 
 

@@ -24,7 +24,7 @@ OK, MISTAKE, FOUND = 0, 1, 2
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Tell a mistake in the command line and exit with 1."""
-        self.exit(MISTAKE, f"error: {message}; see {self.prog} --help\n")
+        self.exit(MISTAKE, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +67,6 @@ def _check(path: Path, file: EncodingsFile, model: ModelFacts | None) -> int:
         coverage = "which tensors need an entry was not checked: that needs --model"
     else:
         findings = _compared(with_model(file, model), model)
-        coverage = f"{len(findings.missing)} missing, {len(findings.unknown)} unknown to {path.name}'s model"
         coverage = f"{len(findings.missing)} missing, {len(findings.unknown)} unknown to the model"
     for kind in ("wrong", "missing", "unknown"):
         for found in getattr(findings, kind):
@@ -85,9 +84,10 @@ def _compared(file: EncodingsFile, model: ModelFacts) -> Findings:
 
 
 def _say(stream: TextIO, line: str) -> None:
-    """Write a line; characters that the stream's encoding lacks are escaped."""
+    """Write a line; line breaks and what else cannot be shown, or the stream's encoding lacks, are escaped."""
     encoding = stream.encoding or "utf-8"
-    stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in line)
+    stream.write(shown.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,12 @@ def _without_biases(file: EncodingsFile, version: str, model: ModelFacts | None)
             "point, were taken for parameters; a model would tell"
         )
     kept = tuple(tensor for tensor in file.tensors if tensor.role != "bias")
+    unsigned = [tensor.name for tensor in kept if tensor.signed and not tensor.symmetric]
+    if unsigned:
+        notes.append(f"{version} does not tell signed from unsigned; read back as unsigned: {_listed(unsigned)}")
+    elsewhere = [f"{shown(tensor.name)} ({tensor.axis})" for tensor in kept if tensor.axis]
+    if elsewhere:
+        notes.append(f"{version} does not tell the axis of scales per channel; other than 0: {', '.join(elsewhere)}")
     return replace(file, version=version, tensors=kept), notes
 
 

@@ -152,7 +152,10 @@ def as_float(value: float) -> float:
 
 def shown(value: object) -> str:
     """Return a JSON value on one short line."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except (RecursionError, TypeError, ValueError):  # nested too deeply, too many digits, or no JSON value at all
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def read(path: Path) -> EncodingsFile:
     """
     problems: list[str] = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, problems))
     except OSError as error:
         message = f"cannot read {path}: {error.strerror or error}"
@@ -91,6 +92,9 @@ def write(path: Path, file: EncodingsFile, version: str) -> Path:
         reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
         message = f"cannot write {path}: {reason}"
         raise EncodingsError(message) from error
+    except (ValueError, RecursionError) as error:
+        message = f"cannot write {path}: a number is not finite, or producer or quantizer_args hold no JSON ({error})"
+        raise EncodingsError(message) from error
 
 
 def _from_json(content: object, problems: list[str]) -> EncodingsFile:
@@ -103,8 +107,8 @@ def _object(pairs: list[tuple[str, Any]], problems: list[str]) -> dict[str, Any]
     """Return an object of the file; two fields of one name, of which JSON keeps the last, are a problem."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
+        counts = Counter(key for key, _ in pairs)
         problems += [
-            f"{shown(key)} is there {names.count(key)} times; expected once" for key in found if names.count(key) > 1
+            f"{shown(key)} is there {count} times; expected once" for key, count in counts.items() if count > 1
         ]
     return found

@@ -29,7 +29,7 @@ def load(path: Path) -> onnx.GraphProto:
         raise EncodingsError(message) from error
     broken: type[Exception] = import_module("google.protobuf.message").DecodeError
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as error:
         message = f"cannot read {path}: {error.strerror or error}"
         raise EncodingsError(message) from error
@@ -49,6 +49,6 @@ def constants(graph: onnx.GraphProto) -> dict[str, tuple[tuple[int, ...], int]]:
     """Return the shape and ONNX's number of the type of every initializer and every constant with a tensor."""
     tensors = {one.name: one for one in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.output:
             tensors.update((node.output[0], one.t) for one in node.attribute if one.name == "value")
     return {name: (tuple(one.dims), one.data_type) for name, one in tensors.items()}

@@ -105,7 +105,7 @@ def _weights(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> t
     names: dict[str, None] = {}
     axes: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type not in WEIGHTED:
+        if node.op_type not in WEIGHTED or len(node.input) < 2:
             continue
         names |= {name: None for name in node.input[:2] if name in shapes}
         weight = node.input[1]
@@ -114,7 +114,7 @@ def _weights(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> t
         if node.op_type == "ConvTranspose":
             axes[weight] = 1
         elif node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB", 0)):
-            axes[weight] = len(shapes[weight]) - 1
+            axes[weight] = max(len(shapes[weight]) - 1, 0)
     return tuple(names), axes
 
 

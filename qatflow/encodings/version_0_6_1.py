@@ -51,7 +51,7 @@ def single(value: float) -> float:
     rounding it once gives what single-precision arithmetic gives.
     """
     try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         return value
 
@@ -68,12 +68,15 @@ def from_json(top: Fields) -> EncodingsFile:
 
 def _tensor(name: str, entries: object, where: str, role: Role, problems: list[str]) -> TensorEncoding | None:
     """Return the tensor of one list of entries; None where they are not supported or do not go together."""
+    if not name:
+        problems.append(f"{where}: has no name; expected that of a tensor")
+        return None
     if not isinstance(entries, list) or not entries:
         problems.append(f"{where}: is {shown(entries)}; expected a list with one object per scale")
         return None
     before = len(problems)
     parts = [Fields(entry, f"{where}[{index}]", problems) for index, entry in enumerate(entries)]
-    sound = [part.is_object and part.supported() for part in parts]  # all of them, for their problems
+    sound = [part.supported() for part in parts]  # all of them, for their problems
     if not all(sound):
         return None
     kinds = {part.text("dtype", ("int", "float")) for part in parts}

@@ -10,6 +10,7 @@ from qatflow.encodings.tensor import EncodingsFile, Role, TensorEncoding
 
 VERSION = "1.0.0"
 PER_TENSOR, PER_CHANNEL = "PER_TENSOR", "PER_CHANNEL"
+OTHER_KINDS = ("PER_BLOCK", "LPBQ", "VECTOR")
 
 
 def to_json(file: EncodingsFile) -> dict[str, Any]:
@@ -49,9 +50,8 @@ def _tensor(entry: object, where: str, role: Role, problems: list[str]) -> Tenso
     if not fields.supported():
         return None
     kind = fields.text("enc_type")
-    if kind not in (PER_TENSOR, PER_CHANNEL):
-        if kind:
-            fields.unsupported(kind)
+    if kind not in ("", PER_TENSOR, PER_CHANNEL):
+        fields.unsupported(kind if kind in OTHER_KINDS else f"enc_type {shown(kind)}")
         return None
     if fields.text("dtype", ("INT", "FLOAT")) == "FLOAT":
         fields.only("name", "dtype", "bw", "enc_type")

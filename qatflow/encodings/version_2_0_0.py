@@ -56,13 +56,16 @@ def _tensor(entry: object, where: str, problems: list[str]) -> TensorEncoding | 
     name = fields.text("name")
     fields.where = f"{where} {shown(name)}" if name else where
     before = len(problems)
-    if not fields.supported() or not _has_scales(fields):
+    if not fields.supported():
         return None
+    has_scales = _has_scales(fields)
     fields.only("name", "output_dtype", "y_scale", "y_zero_point", "axis")
     kind = fields.text("output_dtype")
-    grid = re.fullmatch(r"(u?)int(\d{1,2})", kind)
+    grid = re.fullmatch(r"(u?)int([1-9][0-9]?)", kind)
     if kind and (grid is None or int(grid[2]) not in BITS):
         fields.unsupported(f"output_dtype {shown(kind)}")
+    if not has_scales:
+        return None
     per_channel = isinstance(fields.values["y_scale"], list)
     if per_channel != ("axis" in fields.values):
         fields.problem("expected axis and a list in y_scale, or neither")

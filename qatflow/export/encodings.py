@@ -6,14 +6,16 @@ moves the values of another repeats that one's entry.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qatflow import __version__
-from qatflow.encodings import EncodingsFile, TensorEncoding, to_json
+from qatflow.encodings import EncodingsFile, TensorEncoding, to_json, validate
 from qatflow.encodings.tensor import Role
 from qatflow.errors import EncodingsError
 from qatflow.quant.grid import Encoding
@@ -63,7 +65,7 @@ def aimet_encodings(
             "param_bitwidth": precision.weights,
             "activation_bitwidth": precision.activations,
             "dtype": "int",
-            "is_symmetric": True,
+            "is_symmetric": precision.weights_symmetric,
             "per_channel_quantization": precision.per_channel,
         },
     )
@@ -83,24 +85,36 @@ def _entry(name: str, role: Role, encoding: Encoding) -> TensorEncoding:
     )
 
 
-def encodings_from_file(file: EncodingsFile, placement: Placement) -> dict[str, Encoding]:
+def encodings_from_file(
+    file: EncodingsFile, placement: Placement, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Encoding]:
     """Return what a file says of a placement's tensors, for `Simulation.load_encodings`.
 
     Signedness and axis, which old versions do not tell, are the placement's.
 
+    Args:
+        file: what was read.
+        placement: which tensors are quantized.
+        weights: the model's parameters by name, its state dict for example. They tell how many channels there are;
+            0.6.1 cannot tell a parameter with one channel from one with one scale for all of it.
+
     Raises:
-        EncodingsError: a tensor is missing, or has another grid than the placement; all such tensors are named.
+        EncodingsError: the file contradicts itself, a tensor is missing, or has another grid than the placement; all
+            such tensors are named.
     """
     known = {tensor.name: tensor for tensor in file.tensors}
     found: dict[str, Encoding] = {}
-    problems = []
+    problems = list(validate(file).wrong)
     for point in placement.points:
         name = point.parameter or point.tensor
-        entry = known.get(name)
-        problem = f"{name} has no encoding" if entry is None else _misfit(point, entry)
+        entry, channels = known.get(name), _channels(point, weights)
+        if entry is not None and channels == 1 and entry.axis is None and len(entry.scales) == 1:
+            entry = replace(entry, axis=point.axis)
+        tells_axis = file.version.startswith("2.")
+        problem = f"{name} has no encoding" if entry is None else _misfit(point, entry, channels, tells_axis)
         if problem:
             problems.append(problem)
-        elif entry is not None:
+        elif entry is not None and not problems:
             found[point.tensor] = _encoding(point, entry)
     if problems:
         message = "the encodings do not fit this model and target: " + "; ".join(problems)
@@ -108,17 +122,34 @@ def encodings_from_file(file: EncodingsFile, placement: Placement) -> dict[str, 
     return found
 
 
-def _misfit(point: Point, entry: TensorEncoding) -> str:
+def _channels(point: Point, weights: Mapping[str, Tensor] | None) -> int | None:
+    """Return how many scales a parameter with one per channel has; None where that is not known."""
+    if weights is None or point.parameter is None or point.parameter not in weights or point.axis is None:
+        return None
+    return weights[point.parameter].shape[point.axis]
+
+
+def _misfit(point: Point, entry: TensorEncoding, channels: int | None, tells_axis: bool) -> str:
     """Say in what way an entry has another grid than its tensor wants; empty where it has not."""
     if entry.in_float or entry.bits != point.grid.bits:
         found = "float" if entry.in_float else f"{entry.bits} bits"
         return f"{entry.name} has {found}, expected {point.grid.bits} bits"
-    if entry.symmetric != point.grid.symmetric and any(_on(point, entry).zero_points):
+    if point.grid.symmetric and any(_on(point, entry).zero_points):
         return f"{entry.name} is asymmetric, expected a symmetric grid"
     if (entry.axis is None) != (point.axis is None):
         found, expected = ("per tensor", "per channel") if entry.axis is None else ("per channel", "per tensor")
         return f"{entry.name} is {found}, expected {expected}"
+    if tells_axis and entry.axis != point.axis:
+        return f"{entry.name} has its scales along axis {entry.axis}, expected axis {point.axis}"
+    if channels is not None and len(entry.scales) != channels:
+        return f"{entry.name} has {len(entry.scales)} scales, expected one for each of {channels} channels"
+    if any(_is_positive(scale) and not _is_positive(torch.tensor(scale).float().item()) for scale in entry.scales):
+        return f"{entry.name} has a scale that single precision does not hold"
     return ""
+
+
+def _is_positive(scale: float) -> bool:
+    return scale > 0 and math.isfinite(scale)
 
 
 def _on(point: Point, entry: TensorEncoding) -> TensorEncoding:
@@ -129,7 +160,8 @@ def _on(point: Point, entry: TensorEncoding) -> TensorEncoding:
 
 def _encoding(point: Point, entry: TensorEncoding) -> Encoding:
     zero_points = [float(one) for one in _on(point, entry).zero_points]
-    scale, zero_point = torch.tensor(entry.scales), torch.tensor(zero_points)
+    scale = torch.tensor(entry.scales, dtype=torch.float32)
+    zero_point = torch.tensor(zero_points, dtype=torch.float32)
     if point.axis is None:
         scale, zero_point = scale[0], zero_point[0]
     return Encoding(point.grid, scale, zero_point, point.axis)

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from qatflow.report.html import flat_items, relative_href, render, worst_first
-from qatflow.result import FloatTensor, RunResult, TensorRecord, Verdict
+from qatflow.result import (
+    FloatLayer,
+    FloatTensor,
+    LatencyRecord,
+    RunResult,
+    TensorDifference,
+    TensorRecord,
+    Verdict,
+    Verification,
+)
 
 SCRIPT = "<script>alert(1)</script>"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -146,9 +155,41 @@ def test_missing_numbers_are_dashes(met_run: RunResult) -> None:
 
 
 def test_the_deployed_file_is_shown_where_it_was_measured(met_run: RunResult) -> None:
-    assert "Exported file" not in page_of(met_run).text
-    run = met_run.model_copy(update={"deployed": 0.98})
-    assert "Exported file in its runtime 0.9800" in page_of(run).text
+    assert "No ONNX file was written, so none was run." in page_of(met_run).text
+    found = Verification(
+        file="export/model.onnx",
+        runtime="ONNX Runtime 1.32.0",
+        processor="Some Xeon (avx2)",
+        is_target=True,
+        exact_on="every processor",
+        weights="uint8",
+        samples=1000,
+        agreement=0.998,
+        sqnr_db=41.5,
+        compared=30,
+        worst=(
+            TensorDifference(
+                tensor="conv2d_3", layer="<b>block</b>", differing=0.77, steps=47, sqnr_db=9.0, agrees=False
+            ),
+            TensorDifference(tensor="relu", layer="stem", differing=0.0, steps=0, sqnr_db=300.0, agrees=True),
+        ),
+        layers=20,
+        integer_layers=19,
+        float_layers=(FloatLayer(layer="up", op="ConvTranspose", reason="ONNX Runtime has no integer kernel"),),
+        latency=LatencyRecord(batch=1, int8=2.5, int8_quartiles=(2.4, 2.7), fp32=5.0, fp32_quartiles=(4.9, 5.2)),
+        bytes=3_900_000,
+        fp32_bytes=14_000_000,
+    )
+    text = page_of(met_run.model_copy(update={"deployed": 0.98, "verification": found})).text
+    assert "Exported file 0.9800 ONNX Runtime 1.32.0: disagrees with the simulation" in text
+    assert "ONNX Runtime 1.32.0 computes conv2d_3 in another way than the simulation." in text
+    assert "99.80 % agree outputs 41.5 dB, 1000 samples" in text
+    assert "19 of 20" in text
+    assert "2.5 ms FP32 5 ms: 2.00 times as fast" in text
+    assert "3.9 MB FP32 14 MB" in text
+    assert "<b>block</b> conv2d_3 77.0000 % 47 steps 9.0 disagrees" in text
+    assert "relu 0.0000 %" not in text
+    assert "up ConvTranspose ONNX Runtime has no integer kernel" in text
 
 
 def test_trials_are_listed_and_drawn(trained_run: RunResult) -> None:
