@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qatflow.api import run
+    from qatflow.export.onnx_export import export_onnx
+    from qatflow.export.pt2_export import export_pt2
+    from qatflow.export.pte_export import export_pte
     from qatflow.graph.capture import capture
     from qatflow.quant.network import Network
     from qatflow.quant.prepare import prepare
@@ -30,6 +33,9 @@ __all__ = [
     "Simulation",
     "__version__",
     "capture",
+    "export_onnx",
+    "export_pt2",
+    "export_pte",
     "prepare",
     "run",
 ]
@@ -37,6 +43,9 @@ __all__ = [
 HOMES = {
     "run": "qatflow.api",
     "capture": "qatflow.graph.capture",
+    "export_onnx": "qatflow.export.onnx_export",
+    "export_pt2": "qatflow.export.pt2_export",
+    "export_pte": "qatflow.export.pte_export",
     "Network": "qatflow.quant.network",
     "Simulation": "qatflow.quant.simulation",
     "prepare": "qatflow.quant.prepare",

@@ -151,7 +151,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"search": {"trials": "???"}},
         "search.trials: is left open (???); give it on the command line as search.trials=VALUE",
     ),
-    ({"export": {"encodings_version": "2"}}, "export.encodings_version: '2' is not an option; allowed: 1.0.0"),
+    (
+        {"export": {"encodings_version": "2"}},
+        "export.encodings_version: '2' is not an option; allowed: 0.6.1, 1.0.0, 2.0.0",
+    ),
     ({"report": {"html": "perhaps"}}, "report.html: 'perhaps' is not true or false"),
     ({"run": {"dir": 5}}, "run.dir: 5 is not text"),
     (

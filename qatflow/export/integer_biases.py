@@ -23,6 +23,7 @@ from qatflow.quant.placement import Placement
 from qatflow.quant.simulation import Simulation
 
 BIAS_GRID = Grid(32, signed=True, symmetric=True)
+FEWEST_BITS = 8
 LARGEST = 2**30
 """Of a bias's integers: the sum of the products, which is added in 32 bits as well, needs room beside it."""
 
@@ -84,13 +85,14 @@ def _adds_its_bias(node: fx.Node) -> bool:
 def _product_scale(node: fx.Node, placement: Placement, encodings: Mapping[str, Encoding]) -> Tensor | None:
     """Return the scale of a layer's integer products, float64, shape `[]` or `[out channels]`.
 
-    None where the layer has no integer products, since its input or its weight stays in float.
+    None where the layer has no integer products, since its input or its weight stays in float, and where the input has
+    so few bits that no runtime multiplies it as it is: the grid would be too coarse for a bias.
     """
     source, weight = node.args[:2]
     assert isinstance(source, fx.Node)
     assert isinstance(weight, fx.Node)
     read, own = _encoding_read(node, source, placement, encodings), encodings.get(weight.name)
-    if read is None or own is None:
+    if read is None or own is None or read.grid.bits < FEWEST_BITS:
         return None
     if kind_of(node) == "conv_transpose" and own.axis is not None and argument(node, 6, "groups", 1) != 1:
         return None  # the scales repeat from group to group

@@ -26,8 +26,8 @@ class Exported:
     Attributes:
         path: the file.
         signature: names of its inputs and outputs.
-        simulation: the simulation, its biases on the grid that they have in the file.
-        graph: the same with PyTorch's quantize and dequantize calls.
+        simulation: what it must compute; biases are in float there.
+        graph: the same with PyTorch's quantize and dequantize calls, and biases as in the file.
         weights: how signed weights of up to 8 bits are stored.
     """
 
@@ -60,9 +60,8 @@ def export_onnx(simulation: Simulation, example: Example, path: Path, config: Ex
     signature = Signature.of(content.network.graph, example)
     options = OnnxOptions(config.opset or needed_opset(placement, packed), packed)
     write_onnx(graph, signature, example, path, options)
-    twin = simulation.of(content.network, content.encodings)
     torch_graph = quantized_graph(content, placement, target, TorchForm())
-    return Exported(path, signature, twin.model, placement, torch_graph, stored)
+    return Exported(path, signature, simulation.model, placement, torch_graph, stored)
 
 
 def weight_bits(placement: Placement) -> int:

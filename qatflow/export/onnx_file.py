@@ -22,6 +22,7 @@ OPSET = 18
 """The opset that the exporter's translations are written for."""
 OPSET_OF_FEW_AND_MANY_BITS = 21
 """The first whose QuantizeLinear and DequantizeLinear have 16 and 4 bits."""
+LEAVE_OUT = "export.onnx=false on the same run folder ends the run without that file"
 MOST_BYTES = 2**31 - 2**20
 """A protobuf message holds no more; the weights then go into a file beside it."""
 
@@ -52,7 +53,7 @@ def write_onnx(graph: fx.GraphModule, signature: Signature, example: Example, pa
         with torch.no_grad(), quiet():
             converted = torch.onnx.export(program, dynamo=True, opset_version=options.opset, verbose=False)
     except Exception as error:
-        message = f"the model cannot be written as ONNX: {first_sentence(_root(error))}"
+        message = f"the model cannot be written as ONNX: {first_sentence(_root(error))}; {LEAVE_OUT}"
         raise ExportError(message) from error
     assert converted is not None
     model = converted.model

@@ -58,8 +58,7 @@ def export_pte(simulation: Simulation, example: Example, path: Path) -> Exported
         message = f"ExecuTorch cannot take the model: {first_sentence(error)}"
         raise ExportError(message) from error
     write_atomically(path, lambda aside: void(aside.write_bytes(buffer)))
-    twin = simulation.of(content.network, content.encodings)
-    return Exported(path, signature, twin.model, placement, graph, "int8")
+    return Exported(path, signature, simulation.model, placement, graph, "int8")
 
 
 class PteModel:

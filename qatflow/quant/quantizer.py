@@ -135,6 +135,7 @@ class WeightQuantizer(nn.Module):
 
     scale: Tensor
     reach: Tensor
+    moved: Tensor
 
     def __init__(self, grid: Grid, axis: int | None, channels: int) -> None:
         super().__init__()
@@ -143,6 +144,7 @@ class WeightQuantizer(nn.Module):
         shape = () if axis is None else (channels,)
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("reach", torch.ones(shape))
+        self.register_buffer("moved", torch.zeros(shape))
         self.log_ratio = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.enabled = True
         self._last: tuple[Tensor, list[int], Tensor] | None = None
@@ -157,7 +159,7 @@ class WeightQuantizer(nn.Module):
         if torch.is_grad_enabled() and (weight.requires_grad or self.log_ratio.requires_grad):
             self._last = None
             return self._rounded(weight)
-        versions = [one._version for one in (weight, self.scale, self.reach, self.log_ratio)]
+        versions = [one._version for one in (weight, self.scale, self.reach, self.moved, self.log_ratio)]
         if self._last is None or self._last[0] is not weight or self._last[1] != versions:
             self._last = weight, versions, self._rounded(weight.detach())
         return self._last[2]
@@ -174,7 +176,8 @@ class WeightQuantizer(nn.Module):
         """Return the scale and zero point for `weight`: to the last bit what was adopted, if it has not moved."""
         full = encoding_of_range(self.grid, *channel_range(weight.detach(), self.axis), self.axis)
         growth = torch.where(full.scale > TINY_SCALE, full.scale / self.reach, 1.0)
-        return self.scale * growth * self.log_ratio.exp(), full.zero_point
+        zero_point = (full.zero_point + self.moved).clamp(self.grid.qmin, self.grid.qmax)
+        return self.scale * growth * self.log_ratio.exp(), zero_point
 
     def settle(self, weight: Tensor, method: str) -> None:
         """Take the range that `method` finds for `weight`."""
@@ -186,9 +189,10 @@ class WeightQuantizer(nn.Module):
         A channel of zeros has no range: once it moves, its scale is min-max.
         """
         with torch.no_grad():
-            full = encoding_of_range(self.grid, *channel_range(weight, self.axis), self.axis).scale
+            full = encoding_of_range(self.grid, *channel_range(weight, self.axis), self.axis)
             self.scale.copy_(encoding.scale)
-            self.reach.copy_(torch.where(full > TINY_SCALE, full, self.scale))
+            self.reach.copy_(torch.where(full.scale > TINY_SCALE, full.scale, self.scale))
+            self.moved.copy_(encoding.zero_point - full.zero_point)
             self.log_ratio.zero_()
 
     def encoding_of(self, weight: Tensor) -> Encoding:

@@ -236,12 +236,6 @@ class Simulation:
             else:
                 quantizer.encoding = encoding
 
-    def of(self, network: Network, encodings: Mapping[str, Encoding]) -> Simulation:
-        """Return a simulation for the same target of another network, with these encodings."""
-        twin = Simulation(network, self.target, self.precision)
-        twin.load_encodings(encodings)
-        return twin
-
     def learn_ranges(self, learn: bool) -> None:
         """Let training change the ranges, or freeze those of activations; weight scales follow in both cases."""
         for point in self.placement.points:

@@ -55,7 +55,7 @@ def test_the_file_computes_what_the_simulation_does(
         assert pytree.tree_structure(got) == pytree.tree_structure(wanted)
         for a, b in zip(pytree.tree_leaves(wanted), pytree.tree_leaves(got), strict=True):
             assert a.shape == b.shape
-            assert sqnr_db(a, b) > 35
+            assert sqnr_db(a, b) > (35 if activations >= 8 else 25)  # a step is a larger part of few
     found = compare(
         file.graph, OnnxModel(file.path, file.signature, also=inside(file), as_written=not own), [inputs_of(model, 5)]
     )

@@ -1,6 +1,7 @@
 """A simulation is called like the model, computes what the encodings say, and can be stored and continued."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -334,3 +335,19 @@ def test_more_bits_mean_less_noise(folded: Network) -> None:
     assert noise[-1] > 70
     gain = (noise[-2] - noise[1]) / 8
     assert 5 < gain < 7
+
+
+def test_a_loaded_zero_point_of_a_weight_is_used() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    network = Network(capture(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), (x[:2],)))
+    simulation = Simulation(network, TARGETS["onnxruntime"], Precision(weights_symmetric=False))
+    simulation.calibrate([((x,), {})], Calibration())
+    before, encodings = simulation.model(x), simulation.encodings()
+    name = next(point.tensor for point in simulation.placement.points if point.parameter)
+    raised = replace(encodings[name], zero_point=encodings[name].zero_point + 9)
+    simulation.load_encodings({**encodings, name: raised})
+    assert torch.equal(simulation.encodings()[name].zero_point, raised.zero_point)
+    assert not torch.equal(simulation.model(x), before)
+    simulation.load_encodings(encodings)
+    assert torch.equal(simulation.model(x), before)
