@@ -85,9 +85,10 @@ class _Beside(fx.Interpreter):
         result = super().run_node(n)
         if n.name not in self.runtime or not isinstance(result, Tensor):
             return result
-        got = self.runtime[n.name].to(result.device)
-        tensor = n.name.removesuffix("_quantized")
-        zero_point = n.args[2]
+        zero_point, low, high = n.args[2:5]
         assert isinstance(zero_point, int)
+        # Few bits in a byte are clipped after the byte.
+        got = self.runtime[n.name].to(result.device).long().clamp(low, high).to(result.dtype)  # type: ignore[arg-type]
+        tensor = n.name.removesuffix("_quantized")
         self.found.setdefault(tensor, Difference(tensor)).add(result, got, zero_point)
         return got

@@ -70,6 +70,8 @@ def _reason(node: ir.Node) -> str:
     """Say why a layer of the file has no integer kernel."""
     inputs = [None if value is None else value.producer() for value in node.inputs[:2]]
     for what, source in zip(("input", "weight"), inputs, strict=True):
+        if source is not None and source.op_type == "Clip" and (source.name or "").endswith("_clip"):
+            return f"its {what} has fewer than 8 bits, which no integer kernel takes"
         if source is None or source.op_type != "DequantizeLinear":
             return f"its {what} is not quantized"
     types = {value.dtype for source in inputs if source is not None for value in source.inputs[:1] if value is not None}

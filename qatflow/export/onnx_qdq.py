@@ -2,7 +2,8 @@
 
 Scales and zero points become initializers, named after their tensor; zero points are always written, since ONNX
 Runtime rewrites some graphs only where they are. Integers that are held in a wider type than they need (3-bit
-activations in a byte) are clipped before QuantizeLinear, which would use the whole byte.
+activations in a byte) are clipped behind DequantizeLinear, since QuantizeLinear uses the whole byte; before it a Clip
+would let ONNX Runtime round the biases of such layers to a grid that is much too coarse.
 """
 
 from __future__ import annotations
@@ -56,21 +57,10 @@ def insert_qdq(model: ir.Model, *, packed: bool) -> None:
 
 
 def _quantize(graph: ir.Graph, node: ir.Node, marked: _Marked) -> ir.Node:
-    source = node.inputs[0]
     dtype = node.outputs[0].dtype
     assert dtype is not None
-    whole = np.iinfo(dtype.numpy())
-    if (marked.low, marked.high) != (whole.min, whole.max):
-        scale, zero_point = np.float32(marked.scale[0]), marked.zero_point[0]
-        bounds = [
-            initializer(graph, f"{marked.name}_{side}", np.asarray(scale * np.float32(bound - zero_point)))
-            for side, bound in (("low", marked.low), ("high", marked.high))
-        ]
-        clip = ir.node("Clip", [source, *bounds], name=f"{marked.name}_clip")
-        clip.outputs[0].name = f"{marked.name}_clipped"
-        graph.insert_before(node, clip)
-        source = clip.outputs[0]
-    new = ir.node("QuantizeLinear", [source, *_grid(graph, marked, dtype)], name=f"{marked.name}_QuantizeLinear")
+    grid = _grid(graph, marked, dtype)
+    new = ir.node("QuantizeLinear", [node.inputs[0], *grid], name=f"{marked.name}_QuantizeLinear")
     new.outputs[0].name = f"{marked.name}_quantized"
     return new
 
@@ -79,21 +69,34 @@ def _dequantize(graph: ir.Graph, node: ir.Node, marked: _Marked, packed: bool) -
     source = node.inputs[0]
     assert source is not None
     assert source.dtype is not None
-    dtype = source.dtype
-    if source.is_initializer() and packed and marked.bits <= 4 and marked.signed:
+    dtype, stored = source.dtype, source.is_initializer()
+    if stored and packed and marked.bits <= 4 and marked.signed:
         dtype = ir.DataType.INT4
         integers = source.const_value.numpy().astype(ml_dtypes.int4)  # type: ignore[union-attr]
         source.const_value = ir.Tensor(integers, dtype=dtype, name=source.name)
         source.type = ir.TensorType(dtype)
     attributes = {"axis": marked.axis} if marked.per_channel else {}
-    new = ir.node(
-        "DequantizeLinear",
-        [source, *_grid(graph, marked, dtype)],
-        attributes,
-        name=f"{marked.name}_DequantizeLinear",
-    )
-    new.outputs[0].name = marked.name if source.is_initializer() else f"{marked.name}_dequantized"
-    return new
+    name, grid = f"{marked.name}_DequantizeLinear", _grid(graph, marked, dtype)
+    new = ir.node("DequantizeLinear", [source, *grid], attributes, name=name)
+    whole = np.iinfo(dtype.numpy()) if not stored else None
+    if whole is None or (marked.low, marked.high) == (whole.min, whole.max):
+        new.outputs[0].name = marked.name if stored else f"{marked.name}_dequantized"
+        return new
+    new.outputs[0].name = f"{marked.name}_wide"
+    graph.insert_before(node, new)
+    return _clip(graph, new.outputs[0], marked)
+
+
+def _clip(graph: ir.Graph, wide: ir.Value, marked: _Marked) -> ir.Node:
+    """Return the Clip that keeps integers of few bits within their grid, in floats."""
+    scale, zero_point = np.float32(marked.scale[0]), marked.zero_point[0]
+    bounds = [
+        initializer(graph, f"{marked.name}_{side}", np.asarray(scale * np.float32(bound - zero_point)))
+        for side, bound in (("low", marked.low), ("high", marked.high))
+    ]
+    clip = ir.node("Clip", [wide, *bounds], name=f"{marked.name}_clip")
+    clip.outputs[0].name = f"{marked.name}_dequantized"
+    return clip
 
 
 def _grid(graph: ir.Graph, marked: _Marked, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:

@@ -63,7 +63,7 @@ def test_the_file_computes_what_the_simulation_does(
     assert missing <= {"pad"}  # may have gone into the convolution
     for one in found:
         assert one.steps <= 1
-        assert one.differing <= 0.01 * one.elements
+        assert one.differing <= max(1, 0.01 * one.elements)
 
 
 @pytest.mark.parametrize("storage", ["int8", "uint8"])
@@ -87,7 +87,7 @@ def test_layers_in_float_are_told_with_the_reason(tmp_path: Path) -> None:
     narrow = exported(Net, activations=5)
     OnnxModel(narrow.path, narrow.signature, optimized=tmp_path / "narrow.onnx")
     reasons = {one.layer: one.reason for one in layer_kernels(narrow.path, tmp_path / "narrow.onnx")}
-    assert "read by" in reasons["stem"]
+    assert reasons["stem"] == "its input has fewer than 8 bits, which no integer kernel takes"
 
 
 def test_weights_are_integers_behind_one_dequantize(tmp_path: Path) -> None:
