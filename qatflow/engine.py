@@ -20,7 +20,7 @@ from qatflow.graph.capture import capture
 from qatflow.journal import Journal
 from qatflow.ladder import climb, shippable
 from qatflow.progress import Progress, Silent
-from qatflow.qat.search import search
+from qatflow.qat.check import check_training
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import prepare
 from qatflow.quant.targets import TARGETS
@@ -49,12 +49,12 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         journal.stage("load: model, data and metric")
         task = load_task(recipe, trust)
         write_json(folder / "environment.json", environment(str(task.device), recipe.seed))
-        if recipe.qat.when != "never":
-            task.require_training_parts()
         journal.stage("capture: export the model as one graph")
         base = Network(prepare(capture(task.model, *task.example()), TARGETS[recipe.target]))
         bench = Bench(recipe, task, base, folder, journal)
         bench.placement(base)  # tells mistakes about layers before anything is measured
+        if recipe.qat.when != "never":
+            check_training(bench)
         journal.stage("fp32: measure the model as it is")
         fp32 = bench.baseline()
         if fp32.value is None:
@@ -66,6 +66,8 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         best = bench.best(candidates)
         _tell_best(journal, best)
         if recipe.qat.when == "always" or (recipe.qat.when == "missed" and not best.record.passed):
+            from qatflow.qat.search import search  # Lightning Fabric takes seconds to import
+
             trained = search(bench, best, folder)
             best = bench.best([*candidates, *([trained] if trained is not None else [])])
             _tell_best(journal, best)

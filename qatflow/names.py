@@ -36,3 +36,14 @@ TARGETS: dict[str, str] = {
 
 SYMMETRIC_TARGETS: tuple[str, ...] = ("tensorrt",)
 """Targets whose activations have no zero point."""
+
+LOSSES: dict[str, str] = {
+    "cross_entropy": "of class scores and labels",
+    "mean_squared_error": "from a real-valued label",
+    "distillation": "mean squared difference from FP32's outputs; needs no labels",
+    "soft_targets": "divergence of class probabilities from FP32's; needs no labels",
+}
+
+LABELLED_LOSSES: tuple[str, ...] = ("cross_entropy", "mean_squared_error")
+
+OPTIMIZERS: tuple[str, ...] = ("adam", "adamw", "sgd")

@@ -192,39 +192,101 @@ class Ladder(Config):
     """Before weights are rounded better, look whether activations alone meet the gate, and what helps if not."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Qat(Config):
     """Quantization-aware training, launched when no rung meets the gate."""
 
     when: Literal["missed", "never", "always"] = "missed"
     range_learning: bool | None = None
     """Train activation ranges (true), freeze them (false), or let the search choose (null)."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    loss: Literal["auto", "cross_entropy", "mean_squared_error", "distillation"] = "auto"
-    """`auto`: cross entropy with class labels, mean squared error with real-valued ones, else distillation."""
+    optimizer: str = "adam"
+    """`adam`, `adamw`, `sgd` (with momentum 0.9), or `package.module:function`, called with groups of parameters."""
+    optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
+    loss: str = "auto"
+    """`cross_entropy`, `mean_squared_error`, `distillation`, `soft_targets`, or `package.module:function`, which
+    returns a loss `(outputs, target) -> scalar`. `auto`: cross entropy with class labels, mean squared error with
+    real-valued ones, else distillation."""
+    loss_kwargs: dict[str, Any] = Field(default_factory=dict)
+    distillation: Share | None = 0.0
+    """Weight of distillation from FP32 beside the loss on labels; null lets the search choose."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """Of the soft targets that class scores are distilled with."""
+    features: tuple[str, ...] = ()
+    """Module paths whose outputs are to match FP32's as well."""
+    feature_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of that match beside the rest of the loss."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Training batch size; null takes `data.batch_size`."""
+    """Training batch size over all processes of a trial; null takes `data.batch_size`."""
     range_lr_scale: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of ranges, as a multiple of that of weights."""
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """`step` divides the rate by 10 every `decay_period` epochs."""
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs in which the rate rises to its first value."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are scaled down to this norm."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` trains under autocast."""
+    batch_norms: Literal["frozen", "reestimate"] = "frozen"
+    """Statistics of batch norms that are not folded: as they are, or taken anew from calibration data afterwards."""
+    oscillations: Literal["measure", "freeze"] = "measure"
+    """Weights that jump to and fro between two steps of the grid: count them, or hold them where they are most."""
 
 
 Span = tuple[int, int]
+DURATION = re.compile(
+    r"(?:(\d+(?:\.\d+)?)\s*d)?\s*(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m)?\s*(?:(\d+(?:\.\d+)?)\s*s)?"
+)
+
+
+def _as_seconds(value: Any) -> Any:
+    """Turn `2h`, `1d 12h` or `90m` into seconds; leave a number alone."""
+    if not isinstance(value, str):
+        return value
+    found = DURATION.fullmatch(value.strip())
+    if found is None or not any(found.groups()):
+        raise ValueError("write a time such as 90m, 2h or '1d 12h', or a number of seconds")
+    return sum(float(number or 0) * unit for number, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
 
 
 class Search(Config):
     """The Optuna study over QAT's hyper-parameters."""
 
-    trials: Annotated[int, Field(ge=1)] = 8
+    max_trials: Annotated[int, Field(ge=1)] = 8
+    max_time: Annotated[float, Field(gt=0), BeforeValidator(_as_seconds)] | None = None
+    """A time such as `90m` or `2h`, after which no epoch is begun; null is no limit."""
+    stop_at_gate: bool = True
+    """End the study with the first trial that meets the gate on the validation part."""
     lr: tuple[float, float] | None = None
     """Lowest and highest learning rate, searched on a log scale; null is a tenth of `model.final_lr` to ten times."""
     epochs: Span = (15, 20)
     decay_period: Span = (5, 10)
     """The learning rate is divided by 10 every so many epochs."""
+    distillation: tuple[Share, Share] = (0.0, 1.0)
+    """Where `qat.distillation` is null: its lowest and highest weight."""
+    storage: str | None = None
+    """Optuna storage URL, such as `postgresql://user@host/database`; null is a file in the run folder."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes that train trials at the same time; each takes its share of the processor's cores."""
+    engine: Literal["local", "ray"] = "local"
+    """What starts the workers: this machine, or a Ray cluster (`pip install qatflow[ray]`)."""
+    devices_per_trial: Annotated[int, Field(ge=1)] = 1
+    """GPUs (without any: processes) that one trial trains on, by distributed data parallelism."""
 
     @field_validator("lr", "epochs", "decay_period")
     @classmethod
     def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not 0 < value[0] <= value[1]:
             raise ValueError("write [low, high] with 0 < low <= high")
+        return value
+
+    @field_validator("distillation")
+    @classmethod
+    def _weights_in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("write [low, high] with low <= high")
         return value
 
 

@@ -17,7 +17,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
-from qatflow.names import DATASETS, FIDELITY_METRICS, METRICS, MODELS, SYMMETRIC_TARGETS
+from qatflow.names import (
+    DATASETS,
+    FIDELITY_METRICS,
+    LABELLED_LOSSES,
+    LOSSES,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    SYMMETRIC_TARGETS,
+)
 from qatflow.pydantic_sentences import mistake_of, shown
 from qatflow.recipe import Recipe
 from qatflow.step_configs import STEP_CONFIGS, StepConfig
@@ -27,6 +36,9 @@ OPEN_PACKAGES = ("qatflow", "torchvision", "timm", "transformers", "torchmetrics
 
 SOURCES = {"model": MODELS, "data": DATASETS}
 LEFT_OPEN = "???"
+FACTORY = "package.module:function"
+TORCH_MODULES = {"loss": ("torch.nn",), "optimizer": ("torch.optim",)}
+"""Modules of torch itself that a recipe may take a loss or an optimizer from."""
 BITS = ("weights", "activations")
 OPSET_OF_FEW_AND_MANY_BITS = 21
 """The first ONNX opset whose QuantizeLinear has 4 and 16 bits."""
@@ -62,6 +74,7 @@ def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe
     for section, names in SOURCES.items():
         mistakes += _source_mistakes(section, cleaned.get(section), names, trust)
     mistakes += _metric_mistakes(_section(cleaned, "gate"), _section(cleaned, "data"), trust)
+    mistakes += _training_mistakes(cleaned, trust)
     mistakes += _grid_mistakes(cleaned.get("target"), _section(cleaned, "precision"))
     mistakes += _export_mistakes(cleaned.get("target"), _section(cleaned, "precision"), _section(cleaned, "export"))
     mistakes.sort(key=lambda mistake: _place(mistake.path))
@@ -197,6 +210,28 @@ def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Se
     if metric in METRICS and data.get("labels") is False and metric not in FIDELITY_METRICS:
         fix = f"allowed without labels: {', '.join(FIDELITY_METRICS)}"
         yield Mistake("gate.metric", f"{metric!r} needs labels, and data.labels is false", fix)
+
+
+def _training_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterator[Mistake]:
+    """Tell of losses, optimizers and engines that are not there, before a ladder is climbed for them."""
+    qat, search = _section(cleaned, "qat"), _section(cleaned, "search")
+    labels = _section(cleaned, "data").get("labels")
+    for key, names in (("loss", ("auto", *LOSSES)), ("optimizer", OPTIMIZERS)):
+        value = qat.get(key, names[0])
+        if not isinstance(value, str):
+            continue
+        if ":" in value:
+            if value.partition(":")[0] not in TORCH_MODULES[key]:
+                yield from _factory_mistakes(f"qat.{key}", value, trust)
+        elif value not in names:
+            yield Mistake(f"qat.{key}", f"unknown {key} {value!r}", f"{allowed_values(value, names)}, or {FACTORY}")
+        elif key == "loss" and qat.get("loss_kwargs"):
+            yield Mistake("qat.loss_kwargs", f"{value!r} is a loss of ours and takes no arguments", "remove them")
+    if labels is False and (qat.get("loss") in LABELLED_LOSSES or ":" in str(qat.get("loss"))):
+        fix = "remove it, or write distillation or soft_targets"
+        yield Mistake("qat.loss", f"{qat['loss']!r} needs labels, and data.labels is false", fix)
+    if search.get("engine") == "ray" and importlib.util.find_spec("ray") is None:
+        yield Mistake("search.engine", "the package 'ray' is not installed", "pip install 'qatflow[ray]'")
 
 
 def _grid_mistakes(target: Any, precision: Mapping[str, Any]) -> Iterator[Mistake]:

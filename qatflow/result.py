@@ -102,6 +102,10 @@ class EpochRecord(Record):
     value: float | None
     """The metric on the validation part."""
     seconds: float
+    oscillating: float = 0.0
+    """Share of weights that jump to and fro between two steps of the grid."""
+    frozen: float = 0.0
+    """Share of weights that are held where they are, since they did."""
 
 
 class TrialRecord(Record):
@@ -113,12 +117,14 @@ class TrialRecord(Record):
     epochs: int
     decay_period: int
     range_learning: bool
+    distillation: float = 0.0
+    """Weight of FP32's outputs in the loss, beside the labels."""
     value: float | None
     """Best metric on the validation part."""
     best_epoch: int | None
     seconds: float
     reason: str = ""
-    """Why it failed or what was rolled back."""
+    """Why it failed, why it was ended early, or what was rolled back."""
     history: tuple[EpochRecord, ...] = ()
 
 

@@ -170,7 +170,7 @@ def test_a_users_encoder_without_labels_is_distilled(tmp_path: Path) -> None:
             "data": {"factory": "tests.token_task:tokens", "labels": False},
             "precision": {"weights": 4, "activations": 4},
             "gate": {"metric": "agreement", "max_drop": 0.0},
-            "search": {"trials": 1, "lr": (1e-3, 1e-3), "epochs": (3, 3), "decay_period": (2, 2)},
+            "search": {"max_trials": 1, "lr": (1e-3, 1e-3), "epochs": (3, 3), "decay_period": (2, 2)},
         }
     )
     result = qatflow.run(recipe, tmp_path, trust=("tests",))
@@ -186,7 +186,7 @@ def test_qat_takes_over_where_the_ladder_misses(tmp_path: Path) -> None:
     recipe = skewed(
         precision={"weights": 3, "activations": 3, "per_channel": False},
         steps={"fold_batch_norms": {}, "equalize": {}},
-        search={"trials": 2, "lr": (1e-3, 1e-2), "epochs": (3, 3), "decay_period": (2, 2)},
+        search={"max_trials": 2, "lr": (1e-3, 1e-2), "epochs": (3, 3), "decay_period": (2, 2)},
         qat={"range_learning": None},
     )
     result = qatflow.run(recipe, tmp_path)

@@ -148,8 +148,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"search": {"epochs": [1, 2, 3]}}, "search.epochs: [1, 2, 3] has too many values; write [low, high]"),
     ({"search": {"epochs": [1, "x"]}}, "search.epochs[1]: 'x' is not an integer"),
     (
-        {"search": {"trials": "???"}},
-        "search.trials: is left open (???); give it on the command line as search.trials=VALUE",
+        {"search": {"max_trials": "???"}},
+        "search.max_trials: is left open (???); give it on the command line as search.max_trials=VALUE",
     ),
     (
         {"export": {"encodings_version": "2"}},

@@ -2,37 +2,33 @@
 
 The space is AIMET's guide: the learning rate on a log scale around the FP32 model's final one, 15 to 20 epochs, the
 rate divided by 10 every 5 to 10 epochs, range learning on or off. The guide's own recommendation is the first trial,
-TPE (Bergstra et al. 2011) proposes the others, and a median pruner ends those that lag behind. The study lives in the
-run folder; a second start of the same command goes on with it. Every finished trial that is the best so far is stored
-at once.
+TPE (Bergstra et al. 2011) proposes the others, and a median pruner ends those that lag behind. Trials are trained
+here, one after another, or by workers. The study lives in the run folder or in a database; a second start of the same
+command goes on with it. Every finished trial that is the best so far is stored at once.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
-import torch
-from optuna.trial import FrozenTrial, TrialState
 
 from qatflow.bench import Bench, Candidate
-from qatflow.errors import RunFolderError
-from qatflow.gate import Measurement
-from qatflow.qat.losses import choose_loss
-from qatflow.qat.train import Outcome, Settings, Training, train
-from qatflow.quant.saved import finite, load, save
-from qatflow.recipe import Recipe
-from qatflow.result import EpochRecord, TrialRecord
+from qatflow.errors import QatflowError, RunFolderError
+from qatflow.qat import study as studies
+from qatflow.qat.launch import ENGINES, Started, log_path
+from qatflow.qat.space import recommended
+from qatflow.qat.trial import Start, Worker, done, trial_folder
+from qatflow.quant import fused
+from qatflow.quant.saved import load
 from qatflow.store import key_of, read_json, write_json
-from qatflow.tasks.evaluate import Evaluator
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+SPACE = {"lr", "epochs", "decay_period", "distillation"}
+"""Keys of `search` that say what is searched; the others say how long and where, and a study outlives a change."""
+POLL = 0.5
+"""Seconds between two looks at what workers have finished."""
 
 
 def search(bench: Bench, start: Candidate, folder: Path) -> Candidate | None:
@@ -44,192 +40,127 @@ def search(bench: Bench, start: Candidate, folder: Path) -> Candidate | None:
         folder: the run folder; `study.db` is made in it, or continued.
 
     Raises:
-        DataError: the data has no training or no validation part.
+        DataError: the data has no training part, or no validation part and none can be split off.
+        RecipeError: the storage cannot be opened.
+        QatflowError: workers end without having trained anything.
     """
-    bench.task.require_training_parts()
-    key = key_of(start.key, bench.recipe.model_dump(mode="json", include={"qat", "search", "model"}))
-    study = _open_study(bench, key, folder)
-    training = _training(bench)
-    bench.progress.stage(f"qat: {bench.recipe.search.trials} trials from {start.record.id}")
-    for trial in bench.progress.track(_finished(study), "qat: trials taken over", len(_finished(study))):
-        bench.progress.trial(_trial_record(trial))
-    while len(_finished(study)) < bench.recipe.search.trials:
-        _run_trial(bench, start, study, training)
+    config, dumped = bench.recipe.search, bench.recipe.model_dump(mode="json", include={"qat", "search", "model"})
+    dumped["search"] = {name: value for name, value in dumped["search"].items() if name in SPACE}
+    key = key_of(start.key, dumped)
+    storage = studies.open_storage(studies.storage_url(config.storage, folder))
+    study = studies.open_study(storage, key, bench.task.metric.higher_is_better)
+    study.set_user_attr("folder", str(folder.resolve()))
+    studies.set_deadline(study, config.max_time)
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(recommended(bench.recipe))
+    write_json(folder / "study.json", {"study": key, "start": start.record.id, "bench": bench.key})
+    bench.progress.stage(f"qat: up to {config.max_trials} trials from {start.record.id}")
+    _tell_ways(bench)
+    told = _Told(bench, study)
+    told()
+    studies.stop_at_gate(study, config.stop_at_gate)
+    if config.workers == 1 and config.devices_per_trial == 1 and config.engine == "local":
+        _alone(bench, start, study, told)
+    else:
+        _with_workers(bench, study, told, folder)
+    if why := studies.stopped(study):
+        bench.progress.note(f"the search ended early: {why}")
+    elif studies.late(study):
+        bench.progress.note(f"the search ended early: search.max_time, {config.max_time:g} s, is over")
     return _winner(bench, start, study, key)
 
 
-def _open_study(bench: Bench, key: str, folder: Path) -> optuna.Study:
-    """Return the study of this work, its sampler seeded by how far it has come."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = f"sqlite:///{(folder / 'study.db').resolve()}"
-    study = optuna.create_study(
-        storage=storage,
-        study_name=key,
-        load_if_exists=True,
-        direction="maximize" if bench.task.metric.higher_is_better else "minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
-    )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params, skip_if_exists=False)
-    done = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=bench.recipe.seed + done, n_startup_trials=4)
-    if done == 0:
-        study.enqueue_trial(recommended(bench.recipe))
-    return study
+def _tell_ways(bench: Bench) -> None:
+    """Say what a user should know before days are spent."""
+    split = bench.task.require_training_parts()
+    if split:
+        bench.progress.note(split)
+    kernels = fused.kernels(bench.task.device.type)
+    if isinstance(kernels, str):
+        bench.progress.note(f"{kernels}; QAT trains op by op, which takes longer")
 
 
-def recommended(recipe: Recipe) -> dict[str, Any]:
-    """Return the guide's own recommendation as Optuna parameters, moved into the recipe's space where it is not."""
-    low, high = rate_span(recipe)
-    return {
-        "lr": min(max(recipe.model.final_lr, low), high),
-        "epochs": recipe.search.epochs[1],
-        "decay_period": recipe.search.decay_period[0],
-        **({"range_learning": True} if recipe.qat.range_learning is None else {}),
-    }
+class _Told:
+    """Tells of every finished trial once, whoever trained it."""
+
+    def __init__(self, bench: Bench, study: optuna.Study) -> None:
+        self.bench = bench
+        self.study = study
+        self.numbers: set[int] = set()
+
+    def __call__(self) -> None:
+        for trial in studies.finished(self.study):
+            if trial.number not in self.numbers:
+                self.numbers.add(trial.number)
+                self.bench.progress.trial(studies.record_of(trial))
 
 
-def rate_span(recipe: Recipe) -> tuple[float, float]:
-    """Return the lowest and highest learning rate of the search."""
-    return recipe.search.lr or (recipe.model.final_lr / 10, recipe.model.final_lr * 10)
+def _alone(bench: Bench, start: Candidate, study: optuna.Study, told: _Told) -> None:
+    """Train all trials in this process, and wait for those that other machines have begun."""
+    trials = bench.recipe.search.max_trials
+    if done(study, trials, begun=False):
+        return
+    worker = Worker(bench, Start(start.network, start.encodings), study)
+    bench.progress.note(f"QAT trains on {worker.training.objective.name}")
+    while not done(study, trials, begun=False):
+        worker.work(told)
+        if not done(study, trials, begun=False):
+            time.sleep(POLL)
+        told()
 
 
-def _suggest(trial: optuna.Trial, recipe: Recipe) -> Settings:
-    low, high = rate_span(recipe)
-    fixed = recipe.qat.range_learning
-    return Settings(
-        lr=trial.suggest_float("lr", low, high, log=True),
-        epochs=trial.suggest_int("epochs", *recipe.search.epochs),
-        decay_period=trial.suggest_int("decay_period", *recipe.search.decay_period),
-        range_learning=trial.suggest_categorical("range_learning", [True, False]) if fixed is None else fixed,
-    )
+def _with_workers(bench: Bench, study: optuna.Study, told: _Told, folder: Path) -> None:
+    """Let workers train, and tell of what they finish; those that are cut off are replaced while there is progress."""
+    config, trust = bench.recipe.search, bench.task.trust
+    while not done(study, config.max_trials, begun=False):
+        before = _progress(study)
+        workers = ENGINES[config.engine](config, folder, trust)
+        _wait(workers, told)
+        failed = [number for number, one in enumerate(workers) if one.poll()]
+        if failed:
+            logs = ", ".join(log_path(folder, number).name for number in failed)
+            bench.progress.note(f"{len(failed)} of {len(workers)} workers failed: see {logs}")
+        if failed and _progress(study) == before:
+            message = f"QAT's workers ended without training anything: see {log_path(folder, failed[0])}"
+            raise QatflowError(message)
+        while not done(study, config.max_trials, begun=False) and studies.running(study):
+            time.sleep(POLL)  # another machine trains the last ones
+            studies.take_over_abandoned(study)
+            told()
 
 
-def _training(bench: Bench) -> Training:
-    """Return what all trials train with."""
-    task, recipe = bench.task, bench.recipe
-    evaluator = Evaluator(bench.base.graph, task.validation, task.metric, task.device)
-    train_batches = task.train(recipe.qat.batch_size, recipe.seed)
-    name, loss = choose_loss(recipe, next(iter(train_batches)).target)
-    bench.progress.note(f"QAT trains on {name}")
-
-    def validate(model: Any) -> Measurement:
-        return evaluator.evaluate(model).measurement
-
-    fp32 = bench.base.graph if name == "distillation" else None
-    return Training(train_batches, validate, loss, fp32, recipe.qat, task.device)
+def _progress(study: optuna.Study) -> tuple[int, int]:
+    """Return how many trials are finished and how many epochs were reported: what workers leave even if they die."""
+    trials = study.get_trials(deepcopy=False)
+    return len(studies.finished(study)), sum(len(trial.intermediate_values) for trial in trials)
 
 
-def _run_trial(bench: Bench, start: Candidate, study: optuna.Study, training: Training) -> None:
-    """Train one trial, store it if it is the best so far, and tell Optuna."""
-    trial = study.ask()
-    settings = _suggest(trial, bench.recipe)
-    torch.manual_seed(bench.recipe.seed)
-    simulation = bench.simulate(start.network, start.encodings)
-    ticks = bench.progress.track(range(settings.epochs), f"qat: trial {trial.number}", settings.epochs)
-
-    def report(epoch: int, value: float) -> bool:
-        next(ticks, None)
-        trial.report(value, epoch)
-        return trial.should_prune()
-
-    own = replace(training, train=bench.task.train(bench.recipe.qat.batch_size, bench.recipe.seed), report=report)
-    started = time.perf_counter()
-    outcome = train(simulation, own, settings)
-    for _ in ticks:
-        pass
-    seconds = time.perf_counter() - started
-    failed = outcome.failed or not math.isfinite(outcome.best)
-    if not failed and _is_best(study, outcome.best):
-        folder = _trial_folder(bench, trial.number)
-        save(folder, bench.base.graph, simulation.to_network(), simulation.encodings())
-        write_json(folder / "meta.json", {"study": study.study_name, "trial": trial.number})
-    _remember(trial, outcome, settings, seconds)
-    if failed:
-        study.tell(trial, state=TrialState.FAIL)
-    else:
-        study.tell(trial, outcome.best)
-    _drop_outdone(bench, study)
-    bench.progress.trial(_trial_record(study.get_trials(deepcopy=False)[trial.number]))
-
-
-def _trial_folder(bench: Bench, number: int) -> Path:
-    return bench.folder / f"qat-trial-{number}"
-
-
-def _drop_outdone(bench: Bench, study: optuna.Study) -> None:
-    """Remove the models of trials that a later one has beaten."""
-    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        best = _trial_folder(bench, _best(study).number)
-        for folder in bench.folder.glob("qat-trial-*"):
-            if folder != best:
-                shutil.rmtree(folder)
-
-
-def _is_best(study: optuna.Study, value: float) -> bool:
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        return True
-    best = _best(study).value
-    assert best is not None
-    return value > best if study.direction == optuna.study.StudyDirection.MAXIMIZE else value < best
-
-
-def _best(study: optuna.Study) -> FrozenTrial:
-    """Return the best trial, of equal ones the first: many end on epoch 0, and only the first of them is stored."""
-    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(done, key=lambda trial: (sign * (trial.value or 0.0), -trial.number))
-
-
-def _remember(trial: optuna.Trial, outcome: Outcome, settings: Settings, seconds: float) -> None:
-    """Store with the trial what Optuna has no field for."""
-    trial.set_user_attr("history", json.dumps([record.model_dump() for record in outcome.history]))
-    trial.set_user_attr("best_epoch", outcome.best_epoch)
-    trial.set_user_attr("best", finite(outcome.best))
-    trial.set_user_attr("seconds", seconds)
-    trial.set_user_attr("reason", outcome.reason)
-    trial.set_user_attr("range_learning", settings.range_learning)
-    trial.set_user_attr("pruned", outcome.pruned)
-
-
-def _finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that count: one that a killed run left behind has no history and does not."""
-    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if "history" in trial.user_attrs]
-
-
-def _trial_record(trial: FrozenTrial) -> TrialRecord:
-    notes = trial.user_attrs
-    state = "failed" if trial.state == TrialState.FAIL else "pruned" if notes.get("pruned") else "complete"
-    return TrialRecord.model_validate(
-        {
-            "number": trial.number,
-            "state": state,
-            "lr": trial.params["lr"],
-            "epochs": trial.params["epochs"],
-            "decay_period": trial.params["decay_period"],
-            "range_learning": notes.get("range_learning", trial.params.get("range_learning", False)),
-            "value": notes.get("best"),
-            "best_epoch": notes.get("best_epoch"),
-            "seconds": notes.get("seconds", 0.0),
-            "reason": notes.get("reason", ""),
-            "history": [EpochRecord.model_validate(one) for one in json.loads(notes.get("history", "[]"))],
-        }
-    )
+def _wait(workers: list[Started], told: _Told) -> None:
+    """Wait for all workers; where that is interrupted, none outlives this process."""
+    try:
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(POLL)
+            told()
+        told()
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
 
 
 def _winner(bench: Bench, start: Candidate, study: optuna.Study, key: str) -> Candidate | None:
     """Measure the best trial's model on the evaluation part."""
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        bench.progress.note("every QAT trial failed: the best rung of the ladder stays the winner")
+    trial = studies.best(study)
+    if trial is None:
+        why = "no trial was finished" if not studies.finished(study) else "every QAT trial failed"
+        bench.progress.note(f"{why}: the best rung of the ladder stays the winner")
         return None
-    trial = _best(study)
     own_key = key_of(key, trial.number)
     found = bench.recall("qat", own_key)
     if found is not None:
         bench.progress.candidate(found.record)
         return found
-    folder = _trial_folder(bench, trial.number)
+    folder = trial_folder(bench, trial.number)
     stored = read_json(folder / "meta.json")
     if stored != {"study": study.study_name, "trial": trial.number}:
         message = f"{folder} is not the model of the study's best trial {trial.number}; remove study.db and run again"
@@ -245,6 +176,6 @@ def _winner(bench: Bench, start: Candidate, study: optuna.Study, key: str) -> Ca
         started=time.perf_counter(),
         encodings=encodings,
     )
-    seconds = sum(one.user_attrs.get("seconds", 0.0) for one in _finished(study))
+    seconds = sum(one.user_attrs.get("seconds", 0.0) for one in studies.finished(study))
     record = candidate.record.model_copy(update={"seconds": candidate.record.seconds + seconds})
     return bench.keep(replace(candidate, record=record), kept=True)

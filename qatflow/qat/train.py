@@ -2,8 +2,9 @@
 
 Training starts from a calibrated candidate. Weight scales follow the weights; activation ranges are frozen, or trained
 with range learning. The learning rate is divided by 10 every few epochs. The candidate itself is epoch 0: it is
-measured first, and training that never beats it returns it. A loss that is not finite takes training back to the best
-epoch and halves the rate, once; the second time ends the trial as failed.
+measured first, and training that never beats it returns it. An epoch that diverges takes training back to the best
+epoch and halves the rate, once; the second time ends the trial as failed. After every epoch all that a later process
+needs to go on is written down.
 """
 
 from __future__ import annotations
@@ -11,34 +12,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from lightning_fabric import Fabric
+from torch import Tensor, fx, nn
 
 from qatflow.gate import Measurement
-from qatflow.qat.losses import Loss
+from qatflow.qat.features import Watched, feature_loss
+from qatflow.qat.losses import Objective
+from qatflow.qat.optimizers import MakeOptimizer
+from qatflow.qat.oscillation import Oscillations
+from qatflow.qat.schedule import Settings
 from qatflow.quant.simulation import QUANTIZERS, Simulation
 from qatflow.recipe import Qat
 from qatflow.result import EpochRecord
+from qatflow.store import write_atomically
 from qatflow.tasks.data import Batches
 
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The hyper-parameters of one trial."""
-
-    lr: float
-    epochs: int
-    decay_period: int
-    range_learning: bool
-
-    def rate(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 1: divided by 10 every `decay_period` epochs."""
-        return self.lr / float(10 ** ((epoch - 1) // self.decay_period))
+DIVERGED = 10.0
+"""An epoch whose mean loss is this many times the first batch's, and whose metric is below the start's, diverged."""
+CHECK_EVERY = 50
+"""Batches after which a loss that is not finite is noticed."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,28 @@ class Training:
     Attributes:
         train: training batches.
         validate: measures a model on the validation part.
-        loss: see `qatflow.qat.losses`.
-        fp32: the model that a distilling loss compares with; None for a loss on labels alone.
-        qat: optimizer and the learning rate of ranges.
-        device: where batches go.
-        report: called after every epoch with `(epoch, value)`; returning True stops the trial.
+        objective: the loss.
+        fp32: the model that distillation compares with.
+        qat: everything else that the recipe says.
+        optimizer: makes the optimizer from groups of parameters.
+        fabric: devices, processes and precision.
+        seed: of the order of batches, and of whatever is random in the data.
+        features: nodes whose values are to match FP32's.
+        start: epoch 0's measurement where it is known already.
+        report: called after every epoch; the reason to stop the trial, or an empty string.
     """
 
     train: Batches
     validate: Callable[[fx.GraphModule], Measurement]
-    loss: Loss
-    fp32: Callable[..., Any] | None
+    objective: Objective
+    fp32: fx.GraphModule
     qat: Qat
-    device: torch.device
-    report: Callable[[int, float], bool] = lambda epoch, value: False
+    optimizer: MakeOptimizer
+    fabric: Fabric
+    seed: int = 0
+    features: tuple[str, ...] = ()
+    start: Measurement | None = None
+    report: Callable[[EpochRecord], str] = lambda record: ""
 
 
 @dataclass
@@ -72,8 +78,8 @@ class Outcome:
         history: one record an epoch, epoch 0 first.
         best_epoch: the epoch with the best validation value.
         best: that value.
-        failed: whether it ended on losses that are not finite.
-        pruned: whether `report` stopped it.
+        failed: whether it ended because training diverged.
+        stopped: the reason that `report` gave to stop it.
         reason: why it failed, or what was rolled back.
     """
 
@@ -81,107 +87,202 @@ class Outcome:
     best_epoch: int = 0
     best: float = math.nan
     failed: bool = False
-    pruned: bool = False
+    stopped: str = ""
     reason: str = ""
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs are over."""
+        return len(self.history) - 1
 
-def train(simulation: Simulation, training: Training, settings: Settings) -> Outcome:
+
+def train(simulation: Simulation, training: Training, settings: Settings, checkpoint: Path | None = None) -> Outcome:
     """Train `simulation.model` in place, and leave it at its best epoch.
 
     Epochs are compared by the validation metric; a tie stays with the earlier one.
+
+    Args:
+        simulation: calibrated.
+        training: data, loss, optimizer and devices.
+        settings: the hyper-parameters.
+        checkpoint: where to write how far it got; one that is there is gone on from.
     """
-    model = simulation.model
-    parameters = _trainable(simulation, settings.range_learning)
-    outcome = Outcome()
-    start = time.perf_counter()
-    measurement = training.validate(model)
-    sign = 1.0 if measurement.higher_is_better else -1.0
-    outcome.best = measurement.value
-    outcome.history.append(_record(0, 0.0, math.nan, measurement.value, start))
-    best, factor = _snapshot(model), 1.0
-    optimizer = _optimizer(parameters, training.qat)
-    for epoch in range(1, settings.epochs + 1):
-        start, rate = time.perf_counter(), settings.rate(epoch) * factor
-        loss = _epoch(model, optimizer, rate, training)
-        value = training.validate(model).value if math.isfinite(loss) else math.nan
-        outcome.history.append(_record(epoch, rate, loss, value, start))
-        if not math.isfinite(value):
-            model.load_state_dict(best)
-            optimizer = _optimizer(parameters, training.qat)
-            _note_divergence(outcome, epoch, rate)
-            if outcome.failed:
+    trial = _Trial(simulation, training, settings)
+    if checkpoint is None or not checkpoint.exists():
+        trial.measure_start()
+    else:
+        trial.restore(torch.load(checkpoint, map_location=training.fabric.device, weights_only=True))
+    while trial.outcome.epochs < settings.epochs and not trial.outcome.failed and not trial.outcome.stopped:
+        trial.epoch()
+        if checkpoint is not None and training.fabric.is_global_zero:
+            write_atomically(checkpoint, trial.save)
+    simulation.model.load_state_dict(trial.best)
+    return trial.outcome
+
+
+class _Trial:
+    """A trial under way."""
+
+    def __init__(self, simulation: Simulation, training: Training, settings: Settings) -> None:
+        self.simulation = simulation
+        self.model = simulation.model
+        self.training = training
+        self.settings = settings
+        self.outcome = Outcome()
+        self.factor = 1.0
+        self.first_loss = math.nan
+        self.groups = _groups(simulation, settings.range_learning, training.qat)
+        names = list(training.features)
+        self.called: nn.Module = Watched(self.model, names) if names else self.model
+        self.teacher: nn.Module = Watched(training.fp32, names) if names else training.fp32
+        self.called, self.optimizer = training.fabric.setup(self.called, training.optimizer(self.groups))
+        self.oscillations = Oscillations(simulation, training.qat.oscillations == "freeze")
+        self.best = _snapshot(self.model)
+
+    def measure_start(self) -> None:
+        """Make the candidate that training starts from its epoch 0."""
+        started = time.perf_counter()
+        measurement = self.training.start or self.training.validate(self.model)
+        self.outcome.best = measurement.value
+        self.sign = 1.0 if measurement.higher_is_better else -1.0
+        self.outcome.history.append(self._record(0, 0.0, math.nan, measurement.value, started))
+
+    def epoch(self) -> None:
+        """Train an epoch, measure it, keep it if it is the best, and go back where it diverged."""
+        outcome, started, epoch = self.outcome, time.perf_counter(), self.outcome.epochs + 1
+        loss, rate = self._pass(epoch)
+        value = self.training.validate(self.model).value if math.isfinite(loss) else math.nan
+        record = self._record(epoch, rate, loss, value, started)
+        outcome.history.append(record)
+        if not math.isfinite(value) or self._diverged(loss, value):
+            self._go_back(epoch, rate, "diverged" if math.isfinite(value) else "not finite")
+            return
+        if not math.isfinite(outcome.best) or self.sign * (value - outcome.best) > 0:
+            outcome.best, outcome.best_epoch, self.best = value, epoch, _snapshot(self.model)
+        outcome.stopped = self.training.report(record)
+
+    def _pass(self, epoch: int) -> tuple[float, float]:
+        """Go through the training data once; returns the mean loss, NaN where it is not finite, and the last rate."""
+        fabric, training = self.training.fabric, self.training
+        seed = training.seed * 1_000_003 + epoch
+        torch.manual_seed(seed)
+        training.train.reshuffle(seed)
+        total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
+        count, rate = len(training.train), 0.0
+        for number, batch in enumerate(training.train):
+            rate = self.settings.rate(epoch - 1 + (number + (self.settings.warmup > 0)) / count) * self.factor
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            loss = self._step(batch.to(fabric.device))
+            total[0] += batch.size
+            total[1] += loss.double() * batch.size
+            if math.isnan(self.first_loss):
+                self.first_loss = _mean(fabric, total)
+            if number % CHECK_EVERY == CHECK_EVERY - 1 and not math.isfinite(_mean(fabric, total)):
                 break
-            factor /= 2
-            continue
-        if not math.isfinite(outcome.best) or sign * (value - outcome.best) > 0:
-            outcome.best, outcome.best_epoch, best = value, epoch, _snapshot(model)
-        if training.report(epoch, value):
-            outcome.pruned = True
-            break
-    model.load_state_dict(best)
-    return outcome
+        mean = _mean(fabric, total)
+        return (mean if math.isfinite(mean) else math.nan), rate
+
+    def _step(self, batch: Any) -> Tensor:
+        """Train on one batch; returns its loss."""
+        training, fabric, weight = self.training, self.training.fabric, self.settings.distillation
+        outputs = self.called(*batch.args, **batch.kwargs)
+        reference: Any = None
+        if training.features or training.objective.needs_fp32(weight):
+            with torch.no_grad():
+                reference = self.teacher(*batch.args, **batch.kwargs)
+        matched = None
+        if training.features:
+            (outputs, features), (reference, wanted) = outputs, reference
+            matched = feature_loss(features, wanted) * training.qat.feature_weight
+        loss = training.objective.loss(outputs, batch.target, reference, weight)
+        loss = loss if matched is None else loss + matched
+        self.optimizer.zero_grad()
+        fabric.backward(loss)
+        if training.qat.max_gradient_norm is not None:
+            limit = training.qat.max_gradient_norm
+            fabric.clip_gradients(self.called, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.oscillations.step()
+        return loss.detach()
+
+    def _diverged(self, loss: float, value: float) -> bool:
+        start = self.outcome.history[0].value
+        worse = start is not None and self.sign * (value - start) < 0
+        return worse and loss > DIVERGED * self.first_loss
+
+    def _go_back(self, epoch: int, rate: float, what: str) -> None:
+        """Return to the best epoch with half the rate; the second time fails the trial."""
+        outcome = self.outcome
+        outcome.failed = bool(outcome.reason)
+        told = f"{what} in epoch {epoch} at learning rate {rate:.3g}: back to epoch {outcome.best_epoch}"
+        told += ", and given up" if outcome.failed else ", rate halved"
+        outcome.reason = f"{outcome.reason}; {told}" if outcome.reason else told
+        self.factor /= 2
+        self.model.load_state_dict(self.best)
+        made = self.training.fabric.setup_optimizers(self.training.optimizer(self.groups))
+        self.optimizer = made
+        self.oscillations = Oscillations(self.simulation, self.training.qat.oscillations == "freeze")
+
+    def _record(self, epoch: int, rate: float, loss: float, value: float, started: float) -> EpochRecord:
+        oscillating, frozen = self.oscillations.shares()
+        return EpochRecord(
+            epoch=epoch,
+            lr=rate,
+            train_loss=loss if math.isfinite(loss) else None,
+            value=value if math.isfinite(value) else None,
+            seconds=time.perf_counter() - started,
+            oscillating=oscillating,
+            frozen=frozen,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write all that a later process needs to go on."""
+        outcome = {**asdict(self.outcome), "history": [one.model_dump() for one in self.outcome.history]}
+        state = {
+            "outcome": outcome,
+            "sign": self.sign,
+            "factor": self.factor,
+            "first_loss": self.first_loss,
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "oscillations": self.oscillations.state(),
+        }
+        torch.save(state, path)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `save` wrote."""
+        told = dict(state["outcome"])
+        self.outcome = Outcome(**{**told, "history": [EpochRecord(**one) for one in told["history"]]})
+        self.sign, self.factor, self.first_loss = state["sign"], state["factor"], state["first_loss"]
+        self.model.load_state_dict(state["model"])
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.oscillations.load_state(state["oscillations"])
 
 
-def _note_divergence(outcome: Outcome, epoch: int, rate: float) -> None:
-    """Record a roll-back; the second one fails the trial."""
-    outcome.failed = bool(outcome.reason)
-    told = f"not finite in epoch {epoch} at learning rate {rate:.3g}: back to epoch {outcome.best_epoch}"
-    told += ", and given up" if outcome.failed else ", rate halved"
-    outcome.reason = f"{outcome.reason}; {told}" if outcome.reason else told
+def _mean(fabric: Fabric, total: Tensor) -> float:
+    """Return the mean of `[samples, sum of losses]` over all processes."""
+    summed = fabric.all_reduce(total.clone(), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    samples, losses = summed.tolist()
+    return float(losses / samples) if samples else math.nan
 
 
-def _trainable(simulation: Simulation, range_learning: bool) -> list[tuple[list[torch.nn.Parameter], bool]]:
-    """Return the parameters to train in groups of `(parameters, are they ranges)`."""
+def _groups(simulation: Simulation, range_learning: bool, qat: Qat) -> list[dict[str, Any]]:
+    """Return the parameters to train in groups: weights, and ranges with a learning rate of their own."""
     for parameter in simulation.model.parameters():
         parameter.requires_grad_(True)
     simulation.learn_ranges(range_learning)
-    weights: list[torch.nn.Parameter] = []
-    ranges: list[torch.nn.Parameter] = []
+    weights: list[nn.Parameter] = []
+    ranges: list[nn.Parameter] = []
     for name, parameter in simulation.model.named_parameters():
         if parameter.requires_grad:
             (ranges if name.startswith(f"{QUANTIZERS}.") else weights).append(parameter)
-    return [(weights, False), (ranges, True)] if ranges else [(weights, False)]
-
-
-def _optimizer(parameters: list[tuple[list[torch.nn.Parameter], bool]], qat: Qat) -> torch.optim.Optimizer:
-    groups = [
-        {"params": group, "scale": qat.range_lr_scale if ranges else 1.0, "lr": 0.0} for group, ranges in parameters
-    ]
-    if qat.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
-    return (torch.optim.Adam if qat.optimizer == "adam" else torch.optim.AdamW)(groups, lr=1.0)
-
-
-def _epoch(model: fx.GraphModule, optimizer: torch.optim.Optimizer, rate: float, training: Training) -> float:
-    """Train one epoch; returns the mean loss, NaN as soon as one is not finite."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
-    total, samples = 0.0, 0
-    for cpu_batch in training.train:
-        batch = cpu_batch.to(training.device)
-        outputs = model(*batch.args, **batch.kwargs)
-        with torch.no_grad():
-            reference = training.fp32(*batch.args, **batch.kwargs) if training.fp32 is not None else None
-        loss = training.loss(outputs, batch.target, reference)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            return math.nan
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total, samples = total + value * batch.size, samples + batch.size
-    return total / samples if samples else math.nan
+    groups = [{"params": weights, "scale": 1.0, "lr": 0.0}]
+    return [*groups, {"params": ranges, "scale": qat.range_lr_scale, "lr": 0.0}] if ranges else groups
 
 
 def _snapshot(model: fx.GraphModule) -> State:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _record(epoch: int, rate: float, loss: float, value: float, start: float) -> EpochRecord:
-    return EpochRecord(
-        epoch=epoch,
-        lr=rate,
-        train_loss=loss if math.isfinite(loss) else None,
-        value=value if math.isfinite(value) else None,
-        seconds=time.perf_counter() - start,
-    )

@@ -6,13 +6,14 @@ magnitude: `scale * exp(log_ratio)`. At zero, where training starts, the correct
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qatflow.quant.calibrate import activation_encoding, weight_encoding
-from qatflow.quant.fake_quantize import fake_quantize
+from qatflow.quant.fake_quantize import NO_BOUNDS, fake_quantize, narrowed
 from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.rounding import round_to_grid
@@ -63,13 +64,24 @@ class ActivationQuantizer(nn.Module):
         if not self.enabled:
             return x if clip is None else clipped(x, clip)
         learning = torch.is_grad_enabled() and (x.requires_grad or self.log_ratio.requires_grad)
-        if learning or self.observing is not None:
+        if self.observing is not None:
             x = x if clip is None else clipped(x, clip)
-            if self.observing is not None:
-                self.observing.update(x if self.softmax is None else self.softmax.clamp(x))
-                return x
-            return fake_quantize(x, self.scale * self.log_ratio.exp(), self._zero_point(), self.grid)
-        return self._rounded(x.detach(), clip, overwrite)
+            self.observing.update(x if self.softmax is None else self.softmax.clamp(x))
+            return x
+        return self._trained(x, clip) if learning else self._rounded(x.detach(), clip, overwrite)
+
+    def _trained(self, x: Tensor, clip: Clip | None) -> Tensor:
+        """Round where a gradient is wanted."""
+        bounds = NO_BOUNDS
+        if clip is not None:
+            least, most = clip
+            if isinstance(most, Tensor):
+                x = clipped(x, clip)
+            else:
+                bounds = least, most
+        a_sample = x.numel() // x.shape[0] if x.dim() and x.shape[0] else 1
+        scale = self.scale * self.log_ratio.exp()
+        return fake_quantize(x, scale, self._zero_point(), self.grid, clip=bounds, values=a_sample)
 
     def _rounded(self, x: Tensor, clip: Clip | None, overwrite: bool) -> Tensor:
         """Round where no gradient is wanted: clipping costs nothing then, it only narrows the grid."""
@@ -79,9 +91,8 @@ class ActivationQuantizer(nn.Module):
             least, most = clip
             if isinstance(most, Tensor):
                 x, overwrite = torch.minimum(x, most, out=x if overwrite else None), True
-            else:
-                high = torch.minimum(high, (most / scale).round())
-            low = torch.maximum(low, (least / scale).round())
+                most = math.inf
+            low, high = narrowed(scale, low, high, (least, most))
         return round_to_grid(x, scale.detach(), low, high, overwrite=overwrite)
 
     def _zero_point(self) -> Tensor:

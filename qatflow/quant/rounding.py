@@ -59,7 +59,7 @@ def _pieces(x: Tensor, result: Tensor, axis: int | None) -> tuple[list[Tensor], 
     if x.device.type != "cpu" or x.numel() <= PIECE:
         return None
     if axis is None:
-        flat = [_in_memory_order(one) for one in (x, result)]
+        flat = [in_memory_order(one) for one in (x, result)]
         if flat[0] is None or flat[1] is None:
             return None
         return list(torch.split(flat[0], PIECE)), list(torch.split(flat[1], PIECE))
@@ -69,7 +69,7 @@ def _pieces(x: Tensor, result: Tensor, axis: int | None) -> tuple[list[Tensor], 
     return list(torch.split(x.flatten(1), rows)), list(torch.split(result.flatten(1), rows))
 
 
-def _in_memory_order(x: Tensor) -> Tensor | None:
+def in_memory_order(x: Tensor) -> Tensor | None:
     """View a tensor that has no gaps as one row; None where it has some."""
     if x.is_contiguous():
         return x.view(-1)

@@ -13,7 +13,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
 from qatflow import recipe
 from qatflow.errors import DataError
@@ -60,6 +69,12 @@ class Batches:
         self._loader = loader
         self._labels = labels
 
+    def reshuffle(self, seed: int) -> None:
+        """Let `seed` alone decide the order of the next pass."""
+        generator = self._loader.generator
+        if generator is not None:
+            generator.manual_seed(seed)
+
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self._loader)
@@ -81,6 +96,7 @@ def batches(
     seed: int = 0,
     drop_last: bool = False,
     limit: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Batches:
     """Return `dataset` in batches of `config.batch_size`.
 
@@ -91,22 +107,39 @@ def batches(
         seed: of that order, and of the worker processes.
         drop_last: leave out the last batch where it is not full; an only batch stays.
         limit: take at most so many samples, spread evenly over the dataset (many datasets are sorted by class).
+        shard: which of how many equal parts of every batch to take: `(rank, processes)`.
     """
     size = len(dataset)
     chosen = cast("Dataset[Any]", dataset)
     if limit is not None and limit < size:
         chosen = Subset(chosen, [index * size // limit for index in range(limit)])
         size = limit
+    generator = torch.Generator().manual_seed(seed)
+    order = RandomSampler(chosen, generator=generator) if shuffle else SequentialSampler(chosen)  # type: ignore[arg-type]
     loader = DataLoader(
         chosen,
-        batch_size=config.batch_size,
-        shuffle=shuffle,
+        batch_sampler=_Shard(BatchSampler(order, config.batch_size, drop_last and size > config.batch_size), *shard),
         num_workers=config.workers,
         collate_fn=_collate,
-        drop_last=drop_last and size > config.batch_size,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generator,
     )
     return Batches(loader, config.labels)
+
+
+class _Shard(Sampler[list[int]]):
+    """Every so-many-th index of every batch."""
+
+    def __init__(self, whole: BatchSampler, rank: int, processes: int) -> None:
+        self.whole = whole
+        self.rank = rank
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.whole:
+            yield indices[self.rank :: self.processes]
+
+    def __len__(self) -> int:
+        return len(self.whole)
 
 
 def as_batch(raw: Any, labels: bool) -> Batch:

@@ -8,7 +8,7 @@ nothing was fitted to or chosen by.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from qatflow.errors import DataError, near_match
@@ -53,6 +53,48 @@ class Splits:
             raise DataError(message)
 
 
+def with_validation(splits: Splits) -> tuple[Splits, int]:
+    """Return splits that have a validation part, and how many samples of the training part were split off for it.
+
+    A validation part that is missing is every tenth training sample, which QAT then does not train on: epochs and
+    trials are never chosen by test data.
+
+    Raises:
+        DataError: there is no training part, or one too small to split.
+    """
+    if splits.validation is not None:
+        return splits, 0
+    if splits.train is None or len(splits.train) < FEWEST_TO_SPLIT:
+        found = "no training part either" if splits.train is None else f"only {len(splits.train)} training samples"
+        message = (
+            "QAT needs a validation part of the data to choose epochs and trials by. This data has none and "
+            f"{found}, of which at least {FEWEST_TO_SPLIT} are needed to split one off: add `validation` to what the "
+            "factory returns, or turn QAT off with qat.when=never"
+        )
+        raise DataError(message)
+    indices = range(len(splits.train))
+    apart = list(indices[::TAKEN])
+    rest = [index for index in indices if index % TAKEN]
+    train, validation = _Part(splits.train, rest), _Part(splits.train, apart)
+    return replace(splits, train=train, validation=validation), len(apart)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some samples of a dataset."""
+
+    whole: Samples
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.whole[self.indices[index]]
+
+
+TAKEN = 10
+FEWEST_TO_SPLIT = 20
 PARTS = tuple(field.name for field in fields(Splits))
 REQUIRED = ("calibration", "test")
 

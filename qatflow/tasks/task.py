@@ -17,6 +17,7 @@ from qatflow.store import key_of
 from qatflow.tasks.data import Batch, Batches, Samples, Splits, batches, load_data
 from qatflow.tasks.metrics import Metric, load_metric
 from qatflow.tasks.models import load_model
+from qatflow.tasks.splits import with_validation
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Task:
         metric: what the gate looks at.
         device: where everything runs.
         fingerprint: hash of the weights, of samples of every part, and of the metric.
+        trust: packages that factories may come from, besides the well-known ones.
     """
 
     recipe: Recipe
@@ -37,6 +39,7 @@ class Task:
     metric: Metric
     device: torch.device
     fingerprint: str
+    trust: tuple[str, ...] = ()
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs of two calibration samples; one sample alone is taken twice."""
@@ -58,36 +61,53 @@ class Task:
         return batches(self.splits.test, self.recipe.data)
 
     def validation(self) -> Iterable[Batch]:
-        """Return the part that epochs and trials are chosen by.
+        """Return the part that epochs and trials are chosen by; see `with_validation`.
 
         Raises:
-            DataError: the data has none.
+            DataError: the data has none, and none can be split off the training part.
         """
-        return batches(self._required("validation"), self.recipe.data)
+        return batches(self._training_parts()[1], self.recipe.data)
 
-    def train(self, batch_size: int | None, seed: int) -> Batches:
-        """Return the training part, shuffled anew on every pass.
+    def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> Batches:
+        """Return the training part in batches of `qat.batch_size`, shuffled anew on every pass.
+
+        Args:
+            seed: of the order.
+            shard: which of how many equal parts of every batch to take: `(rank, processes)`.
 
         Raises:
-            DataError: the data has none.
+            DataError: the data has none, or a batch cannot be cut into equal parts.
         """
-        config = self._data(batch_size=batch_size or self.recipe.data.batch_size)
-        return batches(self._required("train"), config, shuffle=True, seed=seed, drop_last=True)
+        size = self.recipe.qat.batch_size or self.recipe.data.batch_size
+        if size % shard[1]:
+            message = f"qat.batch_size: {size} cannot be shared equally by {shard[1]} processes; write a multiple of it"
+            raise DataError(message)
+        config = self._data(batch_size=size)
+        return batches(self._training_parts()[0], config, shuffle=True, seed=seed, drop_last=True, shard=shard)
 
-    def require_training_parts(self) -> None:
-        """Raise a DataError where QAT would lack a part of the data."""
-        self._required("train")
-        self._required("validation")
+    def require_training_parts(self) -> str:
+        """Return what a user should know of the parts that QAT uses, empty where there is nothing to say.
 
-    def _required(self, part: str) -> Samples:
-        samples = getattr(self.splits, part)
-        if samples is None:
+        Raises:
+            DataError: QAT would lack a part.
+        """
+        self._training_parts()
+        if self.splits.validation is not None:
+            return ""
+        _, taken = with_validation(self.splits)
+        return f"the data has no validation part: QAT takes every tenth training sample for it, {taken} in all"
+
+    def _training_parts(self) -> tuple[Samples, Samples]:
+        if self.splits.train is None:
             message = (
-                f"QAT needs a {part} part of the data and this data has none: add `{part}` to what the factory "
-                "returns, or turn QAT off with qat.when=never"
+                "QAT needs a train part of the data and this data has none: add `train` to what the factory returns, "
+                "or turn QAT off with qat.when=never"
             )
             raise DataError(message)
-        return samples  # type: ignore[no-any-return]
+        splits, _ = with_validation(self.splits)
+        assert splits.train is not None
+        assert splits.validation is not None
+        return splits.train, splits.validation
 
     def _data(self, **changes: Any) -> Any:
         return self.recipe.data.model_copy(update=changes)
@@ -104,7 +124,7 @@ def load_task(recipe: Recipe, trust: tuple[str, ...] = ()) -> Task:
     splits = load_data(recipe.data, trust)
     model = load_model(recipe.model, trust).to(device)
     metric = load_metric(recipe.gate, trust)
-    return Task(recipe, model, splits, metric, device, _fingerprint(recipe, model, splits))
+    return Task(recipe, model, splits, metric, device, _fingerprint(recipe, model, splits), trust)
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,39 +5,60 @@ import math
 import pytest
 import torch
 
-from qatflow.errors import DataError
-from qatflow.qat.losses import LOSSES, choose_loss, cross_entropy, distillation, mean_squared_error
+from qatflow import names
+from qatflow.errors import DataError, RecipeError
+from qatflow.qat.losses import (
+    FROM_TEACHER,
+    ON_LABELS,
+    choose_objective,
+    cross_entropy,
+    distillation,
+    mean_squared_error,
+    soft_targets,
+)
 from qatflow.recipe import Recipe
 
 
-def recipe(loss: str = "auto", labels: bool = True) -> Recipe:
-    return Recipe(model={"name": "digits_mobilenet"}, data={"name": "digits", "labels": labels}, qat={"loss": loss})
+def recipe(loss: str = "auto", labels: bool = True, **qat: object) -> Recipe:
+    source = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits", "labels": labels}}
+    return Recipe(**source, qat={"loss": loss, **qat})
+
+
+def user_loss(power: int = 2):
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (outputs.sum(1) - target).abs().pow(power).mean()
+
+    return loss
+
+
+def no_loss() -> int:
+    return 3
 
 
 def test_cross_entropy_by_hand() -> None:
     outputs, target = {"logits": torch.tensor([[1.0, 2.0], [0.5, -0.5]])}, torch.tensor([1, 1])
     wanted = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1))) / 2
-    assert float(cross_entropy(outputs, target, None)) == pytest.approx(wanted)
+    assert float(cross_entropy(outputs, target)) == pytest.approx(wanted)
 
 
 def test_mean_squared_error_by_hand_with_a_dimension_more_or_less() -> None:
     target = torch.tensor([1.0, 3.0, 5.0])
     for outputs in (torch.tensor([1.0, 2.0, 7.0]), torch.tensor([[1.0], [2.0], [7.0]])):
-        assert float(mean_squared_error(outputs, target, None)) == pytest.approx(5 / 3)
+        assert float(mean_squared_error(outputs, target)) == pytest.approx(5 / 3)
 
 
 def test_targets_of_another_shape_are_refused() -> None:
     with pytest.raises(DataError, match=r"shape \[3, 2\].*\[3\]"):
-        mean_squared_error(torch.zeros(3, 2), torch.zeros(3), None)
+        mean_squared_error(torch.zeros(3, 2), torch.zeros(3))
 
 
 def test_distillation_weighs_every_output_by_its_own_size() -> None:
     wanted = {"big": torch.tensor([100.0, -100.0]), "small": (torch.tensor([0.1, 0.1]), torch.tensor([3, 4]))}
     got = {"big": torch.tensor([110.0, -100.0]), "small": (torch.tensor([0.1, 0.12]), torch.tensor([3, 5]))}
     loss = 50 / 10_000 + 0.0002 / 0.01
-    assert float(distillation(got, None, wanted)) == pytest.approx(loss, rel=1e-4)
-    assert float(distillation(wanted, None, wanted)) == 0
-    assert math.isfinite(float(distillation(torch.zeros(2), None, torch.zeros(2))))
+    assert float(distillation(got, wanted)) == pytest.approx(loss, rel=1e-4)
+    assert float(distillation(wanted, wanted)) == 0
+    assert math.isfinite(float(distillation(torch.zeros(2), torch.zeros(2))))
 
 
 @pytest.mark.parametrize(
@@ -50,9 +71,66 @@ def test_distillation_weighs_every_output_by_its_own_size() -> None:
     ],
 )
 def test_auto_looks_at_the_targets(target: object, labels: bool, name: str) -> None:
-    assert choose_loss(recipe(labels=labels), target) == (name, LOSSES[name])
+    objective = choose_objective(recipe(labels=labels), target)
+    assert objective.name == name
+    assert objective.on_labels is ON_LABELS.get(name)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", names.LOSSES)
 def test_a_named_loss_is_taken(name: str) -> None:
-    assert choose_loss(recipe(name), torch.tensor([1])) == (name, LOSSES[name])
+    objective = choose_objective(recipe(name), torch.tensor([1]))
+    assert objective.name == name
+    assert objective.on_labels is ON_LABELS.get(name)
+    assert objective.needs_fp32(0.0) == (name not in ON_LABELS)
+
+
+def test_names_and_functions_belong_together() -> None:
+    assert set(names.LOSSES) == {*ON_LABELS, *FROM_TEACHER}
+    assert set(names.LABELLED_LOSSES) == set(ON_LABELS)
+
+
+def test_soft_targets_by_hand() -> None:
+    got, wanted = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[2.0, 0.0, 1.5]])
+    p, q = (torch.softmax(one.double() / 2, 1) for one in (wanted, got))
+    assert float(soft_targets(got, wanted, 2.0)) == pytest.approx(4 * float((p * (p / q).log()).sum()), rel=1e-4)
+    assert float(soft_targets(wanted, wanted)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_mixture_weighs_labels_and_teacher() -> None:
+    objective = choose_objective(recipe(temperature=2.0), torch.tensor([1, 0]))
+    outputs, fp32, target = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([1, 0])
+    labels, teacher = float(cross_entropy(outputs, target)), float(soft_targets(outputs, fp32, 2.0))
+    for weight in (0.0, 0.25, 1.0):
+        wanted = (1 - weight) * labels + weight * teacher
+        assert float(objective.loss(outputs, target, fp32, weight)) == pytest.approx(wanted, rel=1e-6)
+        assert objective.needs_fp32(weight) == (weight > 0)
+    real = choose_objective(recipe(), torch.tensor([1.0, 0.0]))
+    assert float(real.loss(outputs[:, 0], fp32[:, 0], fp32[:, 0], 1.0)) == pytest.approx(
+        float(distillation(outputs[:, 0], fp32[:, 0]))
+    )
+
+
+def test_a_loss_of_the_users() -> None:
+    target = torch.tensor([1.0, 2.0])
+    objective = choose_objective(recipe(f"{__name__}:user_loss", loss_kwargs={"power": 1}), target, ("tests",))
+    assert float(objective.loss(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), target, None, 0.0)) == pytest.approx(1.5)
+    smooth = choose_objective(
+        recipe("torch.nn:CrossEntropyLoss", loss_kwargs={"label_smoothing": 0.1}), torch.tensor([1])
+    )
+    outputs, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    wanted = torch.nn.functional.cross_entropy(outputs, labels, label_smoothing=0.1)
+    assert float(smooth.loss(outputs, labels, None, 0.0)) == pytest.approx(float(wanted))
+
+
+@pytest.mark.parametrize(
+    ("loss", "kwargs", "error", "said"),
+    [
+        (f"{__name__}:user_loss", {"power": 1, "colour": 2}, RecipeError, "no such argument"),
+        (f"{__name__}:user_lost", {}, RecipeError, "did you mean 'user_loss'"),
+        (f"{__name__}:no_loss", {}, DataError, "returned a int"),
+        ("torch.hub:load", {"repo_or_dir": "evil"}, RecipeError, "'torch' is not trusted"),
+    ],
+)
+def test_losses_that_cannot_be_used(loss: str, kwargs: dict[str, object], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        choose_objective(recipe(loss, loss_kwargs=kwargs), torch.tensor([1]), ("tests",))

@@ -11,7 +11,8 @@ from qatflow.bench import Bench, Candidate
 from qatflow.errors import RunFolderError
 from qatflow.graph.capture import capture
 from qatflow.progress import Silent
-from qatflow.qat.search import rate_span, recommended, search
+from qatflow.qat.search import search
+from qatflow.qat.space import rate_span, recommended
 from qatflow.quant.network import Network
 from qatflow.recipe import Recipe
 from qatflow.result import TrialRecord
@@ -21,7 +22,7 @@ HERE = "tests.qat.tiny_task"
 
 
 def recipe(data: str = "data", qat: dict[str, object] | None = None, **search: object) -> Recipe:
-    space = {"trials": 4, "lr": (1e-4, 1e-1), "epochs": (1, 3), "decay_period": (1, 2)}
+    space = {"max_trials": 4, "lr": (1e-4, 1e-1), "epochs": (1, 3), "decay_period": (1, 2)}
     return Recipe(
         model={"factory": f"{HERE}:model", "final_lr": 1e-3},
         data={"factory": f"{HERE}:{data}", "batch_size": 32},
@@ -150,7 +151,7 @@ def test_the_same_seed_gives_the_same_study(finished, tmp_path: Path) -> None:
 
 def test_a_second_start_does_nothing_again(finished, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, winner, progress = finished
-    monkeypatch.setattr("qatflow.qat.search.train", None)
+    monkeypatch.setattr("qatflow.qat.trial.train", None)
     again, other = run(recipe(), folder)
     assert other.trials == progress.trials
     assert again is not None
@@ -174,7 +175,7 @@ def test_stopped_half_way_it_goes_on_and_redoes_the_abandoned_trial(tmp_path: Pa
 
 
 def test_interrupted_before_anything_was_trained(tmp_path: Path) -> None:
-    stopped = recipe(epochs=(2, 2), trials=2)
+    stopped = recipe(epochs=(2, 2), max_trials=2)
     with pytest.raises(KeyboardInterrupt):
         run(stopped, tmp_path, interrupt=0)
     winner, progress = run(stopped, tmp_path)
@@ -184,7 +185,7 @@ def test_interrupted_before_anything_was_trained(tmp_path: Path) -> None:
 
 
 def test_where_no_trial_beats_the_start_the_first_one_is_shipped(tmp_path: Path) -> None:
-    idle = recipe(lr=(1e-12, 1e-12), epochs=(1, 1), trials=3)
+    idle = recipe(lr=(1e-12, 1e-12), epochs=(1, 1), max_trials=3)
     winner, progress = run(idle, tmp_path)
     assert winner is not None
     assert winner.record.notes["trial"] == 0
@@ -192,7 +193,7 @@ def test_where_no_trial_beats_the_start_the_first_one_is_shipped(tmp_path: Path)
 
 
 def test_where_every_trial_fails_there_is_no_winner(tmp_path: Path) -> None:
-    winner, progress = run(recipe("data_that_spoils_training", trials=2, epochs=(2, 3)), tmp_path)
+    winner, progress = run(recipe("data_that_spoils_training", max_trials=2, epochs=(2, 3)), tmp_path)
     assert winner is None
     assert [one.state for one in progress.trials] == ["failed", "failed"]
     assert all("given up" in one.reason for one in progress.trials)
@@ -200,7 +201,7 @@ def test_where_every_trial_fails_there_is_no_winner(tmp_path: Path) -> None:
 
 
 def test_a_folder_whose_best_model_is_another_is_refused(tmp_path: Path) -> None:
-    one = recipe(trials=1, epochs=(1, 1))
+    one = recipe(max_trials=1, epochs=(1, 1))
     run(one, tmp_path)
     (tmp_path / "candidates" / "qat" / "meta.json").unlink()
     meta = tmp_path / "candidates" / "qat-trial-0" / "meta.json"
@@ -210,7 +211,7 @@ def test_a_folder_whose_best_model_is_another_is_refused(tmp_path: Path) -> None
 
 
 def test_a_lower_metric_is_searched_for_where_lower_is_better(tmp_path: Path) -> None:
-    lower = recipe(trials=2, epochs=(1, 2)).model_copy(
+    lower = recipe(max_trials=2, epochs=(1, 2)).model_copy(
         update={"gate": recipe().gate.model_copy(update={"metric": f"{HERE}:loss", "direction": "lower"})}
     )
     winner, progress = run(lower, tmp_path)

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, fx
 
 from qatflow.gate import Measurement
-from qatflow.qat.losses import LOSSES
-from qatflow.qat.train import Outcome, Settings, Training, train
+from qatflow.qat.devices import fabric_of
+from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, Objective
+from qatflow.qat.optimizers import choose_optimizer
+from qatflow.qat.schedule import Settings
+from qatflow.qat.train import Outcome, Training, train
 from qatflow.quant.grid import Encoding
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision, Qat
+from qatflow.result import EpochRecord
 from qatflow.tasks.data import Batch
 from tests import captured
 
@@ -41,8 +45,13 @@ class Data:
         self.spoiled = spoiled
         self.epoch = 0
 
+    def __len__(self) -> int:
+        return 2
+
+    def reshuffle(self, seed: int) -> None:
+        self.epoch = seed
+
     def __iter__(self) -> Iterator[Batch]:
-        self.epoch += 1
         for seed in (1, 2):
             x = samples(16, seed)
             with torch.no_grad():
@@ -60,8 +69,16 @@ def closeness(model: Callable[..., Tensor]) -> Measurement:
 
 
 def training(data: Data | None = None, loss: str = "distillation", **options: object) -> Training:
-    fp32 = captured.folded().graph if loss == "distillation" else None
-    return Training(data or Data(), closeness, LOSSES[loss], fp32, Qat(**options), CPU)
+    qat = Qat(**options)
+    return Training(
+        train=data or Data(),
+        validate=closeness,
+        objective=Objective(loss, ON_LABELS.get(loss), FROM_TEACHER["distillation"]),
+        fp32=captured.folded().graph,
+        qat=qat,
+        optimizer=choose_optimizer(qat),
+        fabric=fabric_of(CPU, qat),
+    )
 
 
 SETTINGS = Settings(lr=1e-3, epochs=4, decay_period=2, range_learning=False)
@@ -69,8 +86,30 @@ SETTINGS = Settings(lr=1e-3, epochs=4, decay_period=2, range_learning=False)
 
 def test_the_rate_is_divided_by_ten_every_so_many_epochs() -> None:
     settings = Settings(lr=2e-3, epochs=7, decay_period=3, range_learning=False)
-    rates = [settings.rate(epoch) for epoch in range(1, 8)]
+    rates = [settings.rate(done) for done in range(7)]
     assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 2e-4, 2e-4, 2e-4, 2e-5])
+    assert settings.rate(2.99) == settings.rate(2)
+
+
+def test_other_schedules_and_warm_up() -> None:
+    cosine = replace(SETTINGS, lr=2.0, epochs=4, schedule="cosine")
+    assert [cosine.rate(done) for done in (0, 1, 2, 4)] == pytest.approx([2, 1 + math.sqrt(0.5), 1, 0])
+    constant = replace(SETTINGS, lr=2.0, schedule="constant", warmup=0.5)
+    assert [constant.rate(done) for done in (0, 0.25, 0.5, 3.9)] == pytest.approx([0, 1, 2, 2])
+
+
+def test_which_trials_begin_alike() -> None:
+    longer = replace(SETTINGS, epochs=6)
+    assert SETTINGS.begins_like(longer)
+    assert not longer.begins_like(SETTINGS)
+    assert replace(SETTINGS, epochs=2).begins_like(replace(longer, decay_period=3))
+    assert not SETTINGS.begins_like(replace(longer, decay_period=3))
+    assert not SETTINGS.begins_like(replace(longer, lr=2e-3))
+    assert not SETTINGS.begins_like(replace(longer, range_learning=True))
+    assert not SETTINGS.begins_like(replace(longer, distillation=0.5))
+    cosine = replace(SETTINGS, schedule="cosine")
+    assert cosine.begins_like(cosine)
+    assert not cosine.begins_like(replace(cosine, epochs=6))
 
 
 def test_training_brings_the_outputs_closer_and_records_every_epoch(simulation: Simulation) -> None:
@@ -85,7 +124,7 @@ def test_training_brings_the_outputs_closer_and_records_every_epoch(simulation: 
     assert outcome.history[1].train_loss > outcome.history[4].train_loss
     assert outcome.best == max(record.value for record in outcome.history)
     assert outcome.history[outcome.best_epoch].value == outcome.best
-    assert not (outcome.failed or outcome.pruned or outcome.reason)
+    assert not (outcome.failed or outcome.stopped or outcome.reason)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -126,9 +165,9 @@ def test_the_best_epoch_is_kept_and_ties_stay_with_the_earlier(
 ) -> None:
     weights = []
 
-    def report(epoch: int, value: float) -> bool:
+    def report(record: EpochRecord) -> str:
         weights.append(simulation.model.head.weight.detach().clone())
-        return False
+        return ""
 
     weights.append(simulation.model.head.weight.detach().clone())
     own = replace(training(), validate=scripted(values, higher), report=report)
@@ -175,12 +214,12 @@ def test_the_second_loss_that_is_not_finite_fails_the_trial(simulation: Simulati
 def test_a_report_that_says_so_stops_the_trial(simulation: Simulation) -> None:
     told = []
 
-    def report(epoch: int, value: float) -> bool:
-        told.append((epoch, value))
-        return epoch == 2
+    def report(record: EpochRecord) -> str:
+        told.append((record.epoch, record.value))
+        return "enough" if record.epoch == 2 else ""
 
     outcome = train(simulation, replace(training(), report=report), SETTINGS)
-    assert outcome.pruned
+    assert outcome.stopped == "enough"
     assert [record.epoch for record in outcome.history] == [0, 1, 2]
     assert told == [(record.epoch, record.value) for record in outcome.history[1:]]
 

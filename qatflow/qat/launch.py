@@ -1,0 +1,118 @@
+"""Start the processes that train trials: on this machine, or on a Ray cluster.
+
+Every worker is the same command, `python -m qatflow.worker RUN_FOLDER`, under `torchrun` where a trial trains on
+several devices; an engine only decides where it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from qatflow.recipe import Search
+
+
+class Started(Protocol):
+    """A worker that was started."""
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+
+    def terminate(self) -> None:
+        """End it; what it finished stays, and its trial can be gone on with."""
+
+
+def command(folder: Path, trust: tuple[str, ...], devices: int) -> list[str]:
+    """Return the command line of one worker."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
+    trusted = [part for package in trust for part in ("--trust", package)]
+    return [sys.executable, "-m", *torchrun, "qatflow.worker", str(folder.resolve()), *trusted]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return the environment of a worker: it finds the same modules as this process, and uses so many cores."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": str(threads)}
+
+
+def start_local(search: Search, folder: Path, trust: tuple[str, ...]) -> list[Started]:
+    """Start workers on this machine; each writes to `worker-N.log` and has its share of cores and GPUs."""
+    devices = search.devices_per_trial
+    threads = max(1, (os.cpu_count() or 1) // (search.workers * devices))
+    gpus = torch.cuda.device_count()
+    started: list[Started] = []
+    for number in range(search.workers):
+        own = environment(threads)
+        if gpus:
+            chosen = [str((number * devices + one) % gpus) for one in range(devices)]
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+        with log_path(folder, number).open("ab") as log:
+            started.append(subprocess.Popen(command(folder, trust, devices), env=own, stdout=log, stderr=log))
+    return started
+
+
+def log_path(folder: Path, number: int) -> Path:
+    """Return where a worker's messages go."""
+    return folder / f"worker-{number}.log"
+
+
+@dataclass
+class _RayTask:
+    """A worker that Ray runs somewhere."""
+
+    ray: Any
+    reference: Any
+
+    def poll(self) -> int | None:
+        ready, _ = self.ray.wait([self.reference], timeout=0)
+        if not ready:
+            return None
+        try:
+            return int(self.ray.get(self.reference))
+        except self.ray.exceptions.RayError:
+            return 1
+
+    def terminate(self) -> None:
+        self.ray.cancel(self.reference, force=True)
+
+
+def start_ray(search: Search, folder: Path, trust: tuple[str, ...]) -> list[Started]:
+    """Start workers on the Ray cluster that `RAY_ADDRESS` names, or on one made here.
+
+    Each takes `devices_per_trial` GPUs where the cluster has any, else as many cores; the run folder must be reachable
+    from every node under the same path.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    devices = search.devices_per_trial
+    gpus = devices if ray.cluster_resources().get("GPU", 0) >= devices else 0  # type: ignore[no-untyped-call]
+    task = ray.remote(num_cpus=devices, num_gpus=gpus, max_retries=0)(_run)
+    line, own = command(folder, trust, devices), environment(1)
+    passed = {key: own[key] for key in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    return [
+        _RayTask(ray, task.remote(line, passed, str(log_path(folder, number)), str(Path.cwd())))
+        for number in range(search.workers)
+    ]
+
+
+def _run(line: list[str], added: dict[str, str], log: str, where: str) -> int:
+    """Run a worker on the node that Ray chose; Ray has set which GPUs it sees. Returns its exit code."""
+    import os  # what Ray pickles may not lean on this module's imports
+    import subprocess
+
+    with open(log, "ab") as out:  # noqa: PTH123
+        return subprocess.call(line, env={**os.environ, **added}, stdout=out, stderr=out, cwd=where)
+
+
+ENGINES: dict[str, Callable[[Search, Path, tuple[str, ...]], list[Started]]] = {
+    "local": start_local,
+    "ray": start_ray,
+}

@@ -1,0 +1,98 @@
+"""The kernels of fake-quantization, each one pass over memory, compiled by `torch.compile`.
+
+Run op by op, quantize-dequantize and its gradients read and write a large tensor a dozen times, and a training step is
+bound by memory. Compiled, the forward pass costs about as much as a ReLU and so does the backward pass. All shapes come
+as rows, `[channels, values]`, so that a handful of compiled variants serves every quantizer of every model.
+
+What the backward pass needs of an element is kept as one byte instead of the input's four: whether it fell off the
+grid, and on which side, and otherwise how far it was rounded, in 250ths of a step. The gradient of the tensor is exact
+with that; those of scale and zero point are sums of many elements, each off by at most a 500th of a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALLEST = 2**18
+"""Elements from which on a tensor no longer stays in a processor's cache, so that fewer passes pay."""
+BELOW, ABOVE = -128, 127
+"""Codes of elements that fell off the grid, or were clipped."""
+CODES_A_STEP = 250
+"""Codes of half a step down to half a step up are -125 to 125."""
+
+
+def forward(x: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `clamp(round(clamp(x, least, most) / scale), low, high) * scale` and a code of every element.
+
+    Args:
+        x: shape `[channels, values]`, float32 or bfloat16; rounding is in float32.
+        bounds: shape `[5, channels]`: scale, smallest and largest whole number of the grid, and the least and most
+            that `x` is clamped to before rounding.
+    """
+    scale, low, high, least, most = (row[:, None] for row in bounds.unbind())
+    wide = x.float()
+    steps = wide.clamp(least, most) / scale
+    rounded = steps.round()
+    below = (wide < least) | (rounded < low)
+    above = (wide > most) | (rounded > high)
+    moved = ((rounded - steps) * CODES_A_STEP).round()
+    code = torch.where(below, float(BELOW), torch.where(above, float(ABOVE), moved))
+    return (rounded.clamp(low, high) * scale).to(x.dtype), code.to(torch.int8)
+
+
+def backward(grad: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradient of the tensor, and three sums a channel that those of scale and zero point are made of.
+
+    The sums, shape `[channels]`: gradient times the rounding in steps inside the grid, gradient below, gradient above.
+    """
+    wide, codes = grad.float(), code.float()  # codes compared as floats are vectorised, as bytes they are not
+    below, above = codes == BELOW, codes == ABOVE
+    inside = torch.where(below | above, 0.0, wide)
+    sums = (inside * codes).sum(1) / CODES_A_STEP, torch.where(below, wide, 0.0).sum(1), torch.where(above, wide, 0.0)
+    return inside.to(grad.dtype), sums[0], sums[1], sums[2].sum(1)
+
+
+def backward_frozen(grad: Tensor, code: Tensor) -> Tensor:
+    """Return the gradient of the tensor alone."""
+    codes = code.float()
+    return torch.where((codes == BELOW) | (codes == ABOVE), 0.0, grad.float()).to(grad.dtype)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The three functions above, compiled."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    backward_frozen: Callable[..., Any]
+
+
+@functools.cache
+def kernels(device: str) -> Kernels | str:
+    """Return the compiled kernels for a type of device, or why there are none: then everything runs op by op."""
+    if device not in ("cpu", "cuda"):
+        return f"torch.compile is not used on {device}"
+    compiled = Kernels(*(torch.compile(one, dynamic=True) for one in (forward, backward, backward_frozen)))
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # what the compiler's own packages warn of is nobody's business here
+            compiled.forward(torch.zeros(2, 3, device=device), torch.ones(5, 2, device=device))
+    except Exception as error:  # noqa: BLE001  no compiler, a broken one, no Triton: there are many ways
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"torch.compile failed on this machine: {said}"
+    return compiled
+
+
+def usable(x: Tensor) -> Kernels | None:
+    """Return the kernels for a tensor that they make faster; None for a small one, other types, or no compiler."""
+    if x.numel() < SMALLEST or x.dtype not in (torch.float32, torch.bfloat16) or torch.compiler.is_compiling():
+        return None
+    found = kernels(x.device.type)
+    return found if isinstance(found, Kernels) else None

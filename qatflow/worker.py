@@ -1,0 +1,111 @@
+"""`python -m qatflow.worker RUN_FOLDER_OR_STORAGE`: train trials of a study that a run has begun, on any machine.
+
+The run folder has to be reachable: trials start from its candidates, and the best models are left there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+
+from qatflow.bench import Bench
+from qatflow.cli import INTERRUPTED, MET, guarded
+from qatflow.console import say
+from qatflow.errors import RunFolderError
+from qatflow.graph.capture import capture
+from qatflow.progress import Silent
+from qatflow.qat import study as studies
+from qatflow.qat.devices import local_rank, processes
+from qatflow.qat.trial import Start, Worker
+from qatflow.quant.network import Network
+from qatflow.quant.prepare import prepare
+from qatflow.quant.saved import load
+from qatflow.quant.targets import TARGETS
+from qatflow.recipe_check import recipe_from
+from qatflow.result import TrialRecord
+from qatflow.store import read_json
+from qatflow.tasks.task import load_task
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out a command line (that of the process unless given) and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m qatflow.worker", description=__doc__)
+    parser.add_argument("place", metavar="RUN_FOLDER_OR_STORAGE", help="the run folder, or the study's storage URL")
+    parser.add_argument("--trust", action="append", default=[], help="a package that the recipe may import from")
+    args = parser.parse_args(argv)
+    try:
+        return guarded(lambda: work(args.place, tuple(args.trust)))
+    except KeyboardInterrupt:
+        say(Console(stderr=True), "interrupted: the trial can be gone on with")
+        return INTERRUPTED
+
+
+def work(place: str, trust: tuple[str, ...] = ()) -> int:
+    """Join the study of a run and train trials until it needs no more; returns the exit code.
+
+    Raises:
+        QatflowError: there is no such study, or this machine's code or data are not those of the run.
+    """
+    folder = _folder_of(place) if "://" in place else Path(place)
+    if not (folder / "study.json").exists():
+        message = f"{folder} has no study yet: it is made when the run comes to QAT"
+        raise RunFolderError(message)
+    known = read_json(folder / "study.json")
+    recipe = recipe_from(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), trust)
+    if processes() > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    task = load_task(recipe, trust)
+    base = Network(prepare(capture(task.model, *task.example()), TARGETS[recipe.target]))
+    bench = Bench(recipe, task, base, folder, _Lines())
+    if bench.key != known["bench"]:
+        message = f"this machine's qatflow, model or data are not those of the run in {folder}: make them the same"
+        raise RunFolderError(message)
+    start = Start(*load(bench.folder / known["start"], base.graph))
+    leads = local_rank() == 0
+    study = None
+    if leads:
+        storage = studies.open_storage(studies.storage_url(recipe.search.storage, folder))
+        study = studies.open_study(storage, known["study"], task.metric.higher_is_better)
+    Worker(bench, start, study).work()
+    return MET
+
+
+def _folder_of(url: str) -> Path:
+    """Return the run folder of the newest study in a storage that still wants trials.
+
+    Raises:
+        RunFolderError: there is none, or its folder cannot be reached from here.
+    """
+    import optuna
+
+    storage = studies.open_storage(url)
+    found = [one for one in optuna.get_all_study_summaries(storage) if "folder" in one.user_attrs]
+    if not found:
+        message = f"no run has begun a study in {url}: start one with search.storage={url}"
+        raise RunFolderError(message)
+    newest = max(found, key=lambda one: (one.datetime_start is not None, one.datetime_start, one._study_id))
+    folder = Path(newest.user_attrs["folder"])
+    if not folder.is_dir():
+        message = (
+            f"the study's run folder {folder} cannot be reached from here: share it with this machine, and give the "
+            "path that it has here instead of the storage"
+        )
+        raise RunFolderError(message)
+    return folder
+
+
+class _Lines(Silent):
+    """Tells of trials in plain lines."""
+
+    def trial(self, record: TrialRecord) -> None:
+        """Say what a trial came to."""
+        say(Console(), f"trial {record.number}: {record.state}, value {record.value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
