@@ -138,7 +138,39 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
         {"qat": {"optimiser": "adam"}},
         "qat.optimiser: unknown key; did you mean 'optimizer'? "
-        "allowed: when, range_learning, optimizer, loss, batch_size, range_lr_scale",
+        "allowed: when, range_learning, optimizer, optimizer_kwargs, loss, loss_kwargs, distillation, temperature, "
+        "features, feature_weight, batch_size, range_lr_scale, schedule, warmup, max_gradient_norm, precision, "
+        "batch_norms, oscillations",
+    ),
+    (
+        {"qat": {"optimizer": "adm"}},
+        "qat.optimizer: unknown optimizer 'adm'; did you mean 'adam'? allowed: adam, adamw, sgd, or "
+        "package.module:function",
+    ),
+    (
+        {"qat": {"loss": "crossentropy"}},
+        "qat.loss: unknown loss 'crossentropy'; did you mean 'cross_entropy'? allowed: auto, cross_entropy, "
+        "mean_squared_error, distillation, soft_targets, or package.module:function",
+    ),
+    (
+        {"qat": {"loss": "cross_entropy", "loss_kwargs": {"a": 1}}},
+        "qat.loss_kwargs: 'cross_entropy' is a loss of ours and takes no arguments; remove them",
+    ),
+    (
+        {"qat": {"loss": "my_losses:focal"}},
+        "qat.loss: the package 'my_losses' is not trusted; if you trust it, add trust=[my_losses] on the command line",
+    ),
+    (
+        {"qat": {"loss": "torch.hub:load"}},
+        "qat.loss: the package 'torch' is not trusted",
+    ),
+    (
+        {"search": {"max_time": "soon"}},
+        "search.max_time: 'soon' cannot stand here; write a time such as 90m, 2h or '1d 12h', or a number of seconds",
+    ),
+    (
+        {"search": {"distillation": [0.5, 0.1]}},
+        "search.distillation: [0.5, 0.1] cannot stand here; write [low, high] with low <= high",
     ),
     ({"qat": {"batch_size": 0}}, "qat.batch_size: 0 is too small; allowed: at least 1"),
     (

@@ -16,8 +16,8 @@ from qatflow.graph.layers import tensor
 from qatflow.graph.ops import WEIGHTED, clip_bounds, kind
 from qatflow.graph.surgery import sole_user
 
-FRESH = WEIGHTED | {"add", "sub", "mul", "matmul", "concat", "avg_pool", "batch_norm", "relu", "clip", "minimum"}
-"""Kinds whose result shares no memory with an input."""
+FRESH = WEIGHTED | {"add", "sub", "mul", "matmul", "concat", "avg_pool", "batch_norm", "clip", "minimum"}
+"""Kinds whose result shares no memory with an input, and is not kept for their own gradient."""
 
 
 def absorb_clip(graph: fx.GraphModule, quantizer: fx.Node) -> None:

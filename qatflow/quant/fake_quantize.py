@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qatflow.quant.fused import Kernels, usable
-from qatflow.quant.grid import Grid, along, channels_first
+from qatflow.quant.grid import Grid, along, channel_range, channels_first
 from qatflow.quant.rounding import in_memory_order, round_to_grid
 
 Bounds = tuple[float, float]
@@ -37,6 +37,7 @@ def fake_quantize(
     *,
     clip: Bounds = NO_BOUNDS,
     values: int | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Return `x` rounded to the grid, as floats.
 
@@ -49,6 +50,7 @@ def fake_quantize(
         clip: bounds that hold before rounding, those of a ReLU for instance.
         values: how many values LSQ counts for a scale; None counts those of `x`. For an activation it is those of one
             sample, so that neither the batch size nor the number of processes changes the gradient.
+        overwrite: whether the result may be put where `x` is: nobody else reads it, its own gradient included.
 
     Gradients flow to all three tensors; those of scale and zero point carry LSQ's factor `1 / sqrt(values * qmax)`,
     which balances the updates of ranges and weights.
@@ -63,7 +65,7 @@ def fake_quantize(
     if found is None or rows is None:
         result = _OpByOp.apply(x, scale, zero_point, ends, axis, clip, factor)
     else:
-        result = _Fused.apply(x, scale, zero_point, ends, axis, clip, factor, found)
+        result = _Fused.apply(x, scale, zero_point, ends, axis, clip, factor, found, overwrite)
     assert isinstance(result, Tensor)
     return result
 
@@ -72,6 +74,16 @@ def narrowed(scale: Tensor, low: Tensor, high: Tensor, clip: Bounds) -> tuple[Te
     """Return the grid's ends, in whole steps, within `clip`: clamping to them is the same as clipping first."""
     least, most = clip
     return torch.maximum(low, (least / scale).round()), torch.minimum(high, (most / scale).round())
+
+
+def extent_of(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Return what `channel_range` does; in training, where it is wanted in every step, by the compiled kernel."""
+    found = usable(x) if torch.is_grad_enabled() else None
+    rows = _rows(x, axis)
+    if found is None or rows is None:
+        return channel_range(x, axis)
+    low, high = found.extent(rows)
+    return (low[0], high[0]) if axis is None else (low, high)
 
 
 class _OpByOp(torch.autograd.Function):
@@ -133,16 +145,23 @@ class _Fused(torch.autograd.Function):
         clip: Bounds,
         factor: float,
         kernels: Kernels,
+        overwrite: bool,
     ) -> Tensor:
         rows = _rows(x.detach(), axis)
         assert rows is not None
         limits = [torch.full_like(scale, bound) for bound in clip]
-        bounds = torch.stack([one.detach().reshape(-1).float() for one in (scale, *ends, *limits)])
-        result, code = kernels.forward(rows, bounds)
+        within = narrowed(scale, *ends, clip) if clip != NO_BOUNDS else ends
+        bounds = torch.stack([one.detach().reshape(-1).float() for one in (scale, *within, *limits)])
+        if overwrite:
+            result, code = x, kernels.forward_in_place(rows, bounds)
+            ctx.mark_dirty(x)
+        else:
+            result, code = kernels.forward(rows, bounds)
+            result = _from_rows(result, x.shape, x.stride())
         ctx.save_for_backward(code, scale, *ends)
         ctx.axis, ctx.clip, ctx.factor, ctx.kernels = axis, clip, factor, kernels
         ctx.shape, ctx.strides = x.shape, x.stride()
-        return _from_rows(result, x.shape, x.stride())
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -159,7 +178,7 @@ class _Fused(torch.autograd.Function):
             grad_scale, grad_zero_point = _of_sums(sums, scale, low, high, ctx.clip)
             grad_scale, grad_zero_point = grad_scale * ctx.factor, grad_zero_point * ctx.factor
         grad_x = _from_rows(grad_rows, ctx.shape, ctx.strides)
-        return grad_x, grad_scale, grad_zero_point, None, None, None, None, None
+        return grad_x, grad_scale, grad_zero_point, None, None, None, None, None, None
 
 
 def _of_sums(sums: list[Tensor], scale: Tensor, low: Tensor, high: Tensor, clip: Bounds) -> tuple[Tensor, Tensor]:

@@ -20,31 +20,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SMALLEST = 2**18
-"""Elements from which on a tensor no longer stays in a processor's cache, so that fewer passes pay."""
-BELOW, ABOVE = -128, 127
+SMALLEST = 2**14
+"""Elements from which on fewer passes over memory outweigh what a call of a compiled kernel costs, about 100 us."""
+BELOW, ABOVE = 254, 255
 """Codes of elements that fell off the grid, or were clipped."""
-CODES_A_STEP = 250
-"""Codes of half a step down to half a step up are -125 to 125."""
+CODES_A_STEP, NONE = 250, 125
+"""Codes of half a step down to half a step up are 0 to 250, of no rounding 125."""
 
 
 def forward(x: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `clamp(round(clamp(x, least, most) / scale), low, high) * scale` and a code of every element.
+    """Return `clamp(round(x / scale), low, high) * scale` and a code of every element.
 
     Args:
         x: shape `[channels, values]`, float32 or bfloat16; rounding is in float32.
-        bounds: shape `[5, channels]`: scale, smallest and largest whole number of the grid, and the least and most
-            that `x` is clamped to before rounding.
+        bounds: shape `[5, channels]`: scale, smallest and largest whole number, and the least and most that `x` itself
+            is clipped to; the whole numbers are within these.
     """
     scale, low, high, least, most = (row[:, None] for row in bounds.unbind())
     wide = x.float()
-    steps = wide.clamp(least, most) / scale
+    steps = wide / scale
     rounded = steps.round()
     below = (wide < least) | (rounded < low)
     above = (wide > most) | (rounded > high)
-    moved = ((rounded - steps) * CODES_A_STEP).round()
-    code = torch.where(below, float(BELOW), torch.where(above, float(ABOVE), moved))
-    return (rounded.clamp(low, high) * scale).to(x.dtype), code.to(torch.int8)
+    moved = (rounded - steps) * CODES_A_STEP + (NONE + 0.5)  # positive, so that cutting off rounds, and is vectorised
+    code = torch.where(below, float(BELOW), torch.where(above, float(ABOVE), moved)).to(torch.uint8)
+    return (rounded.clamp(low, high) * scale).to(x.dtype), code
+
+
+def forward_in_place(x: Tensor, bounds: Tensor) -> Tensor:
+    """Put the result of `forward` where `x` is, and return the codes."""
+    result, code = forward(x, bounds)
+    x.copy_(result)
+    return code
 
 
 def backward(grad: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -55,8 +62,14 @@ def backward(grad: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     wide, codes = grad.float(), code.float()  # codes compared as floats are vectorised, as bytes they are not
     below, above = codes == BELOW, codes == ABOVE
     inside = torch.where(below | above, 0.0, wide)
-    sums = (inside * codes).sum(1) / CODES_A_STEP, torch.where(below, wide, 0.0).sum(1), torch.where(above, wide, 0.0)
-    return inside.to(grad.dtype), sums[0], sums[1], sums[2].sum(1)
+    moved = (inside * (codes - NONE)).sum(1) / CODES_A_STEP
+    off_below, off_above = torch.where(below, wide, 0.0).sum(1), torch.where(above, wide, 0.0).sum(1)
+    return inside.to(grad.dtype), moved, off_below, off_above
+
+
+def extent(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest of every row of `x`, shape `[channels, values]`; shape `[channels]`."""
+    return x.amin(1), x.amax(1)
 
 
 def backward_frozen(grad: Tensor, code: Tensor) -> Tensor:
@@ -67,11 +80,16 @@ def backward_frozen(grad: Tensor, code: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The three functions above, compiled."""
+    """The functions above, compiled."""
 
     forward: Callable[..., Any]
+    forward_in_place: Callable[..., Any]
     backward: Callable[..., Any]
     backward_frozen: Callable[..., Any]
+    extent: Callable[..., Any]
+
+
+FUNCTIONS: tuple[Callable[..., Any], ...] = (forward, forward_in_place, backward, backward_frozen, extent)
 
 
 @functools.cache
@@ -79,7 +97,7 @@ def kernels(device: str) -> Kernels | str:
     """Return the compiled kernels for a type of device, or why there are none: then everything runs op by op."""
     if device not in ("cpu", "cuda"):
         return f"torch.compile is not used on {device}"
-    compiled = Kernels(*(torch.compile(one, dynamic=True) for one in (forward, backward, backward_frozen)))
+    compiled = Kernels(*(torch.compile(one, dynamic=True) for one in FUNCTIONS))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # what the compiler's own packages warn of is nobody's business here

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qatflow.quant.calibrate import activation_encoding, weight_encoding
-from qatflow.quant.fake_quantize import NO_BOUNDS, fake_quantize, narrowed
+from qatflow.quant.fake_quantize import NO_BOUNDS, extent_of, fake_quantize, narrowed
 from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.rounding import round_to_grid
@@ -59,7 +59,7 @@ class ActivationQuantizer(nn.Module):
         Args:
             x: any shape.
             clip: bounds that hold before rounding: what a ReLU or clip between the op and its quantizer does.
-            overwrite: whether nobody else reads `x`, so that its memory may be used where no gradient is wanted.
+            overwrite: whether nobody else reads `x`, the gradient of the op that made it included.
         """
         if not self.enabled:
             return x if clip is None else clipped(x, clip)
@@ -68,20 +68,21 @@ class ActivationQuantizer(nn.Module):
             x = x if clip is None else clipped(x, clip)
             self.observing.update(x if self.softmax is None else self.softmax.clamp(x))
             return x
-        return self._trained(x, clip) if learning else self._rounded(x.detach(), clip, overwrite)
+        return self._trained(x, clip, overwrite) if learning else self._rounded(x.detach(), clip, overwrite)
 
-    def _trained(self, x: Tensor, clip: Clip | None) -> Tensor:
+    def _trained(self, x: Tensor, clip: Clip | None, overwrite: bool) -> Tensor:
         """Round where a gradient is wanted."""
         bounds = NO_BOUNDS
         if clip is not None:
             least, most = clip
             if isinstance(most, Tensor):
-                x = clipped(x, clip)
+                x, overwrite = clipped(x, clip), False
             else:
                 bounds = least, most
         a_sample = x.numel() // x.shape[0] if x.dim() and x.shape[0] else 1
         scale = self.scale * self.log_ratio.exp()
-        return fake_quantize(x, scale, self._zero_point(), self.grid, clip=bounds, values=a_sample)
+        overwrite = overwrite and x.requires_grad and not x.is_leaf
+        return fake_quantize(x, scale, self._zero_point(), self.grid, clip=bounds, values=a_sample, overwrite=overwrite)
 
     def _rounded(self, x: Tensor, clip: Clip | None, overwrite: bool) -> Tensor:
         """Round where no gradient is wanted: clipping costs nothing then, it only narrows the grid."""
@@ -185,7 +186,7 @@ class WeightQuantizer(nn.Module):
 
     def _grid_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scale and zero point for `weight`: to the last bit what was adopted, if it has not moved."""
-        full = encoding_of_range(self.grid, *channel_range(weight.detach(), self.axis), self.axis)
+        full = encoding_of_range(self.grid, *extent_of(weight.detach(), self.axis), self.axis)
         growth = torch.where(full.scale > TINY_SCALE, full.scale / self.reach, 1.0)
         zero_point = (full.zero_point + self.moved).clamp(self.grid.qmin, self.grid.qmax)
         return self.scale * growth * self.log_ratio.exp(), zero_point
