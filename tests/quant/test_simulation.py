@@ -267,9 +267,11 @@ def test_a_channel_of_zeros_gets_a_range_once_it_moves() -> None:
 def test_learn_ranges_lets_ranges_be_trained_but_not_fixed_or_symmetric_ones(folded: Network, bits: int) -> None:
     simulation = simulate(folded, torch.randn(4, 3, 8, 8), precision=Precision(activations=bits))
     simulation.learn_ranges(True)
-    for position, point in enumerate(simulation.placement.points):
+    (given,) = (node.name for node in simulation.model.graph.nodes if node.op == "placeholder")
+    assert given in {point.tensor for point in simulation.placement.points}
+    for point in simulation.placement.points:
         quantizer = simulation.quantizer(point.tensor)
-        learned = position > 0 or bits < 8  # the first point is the input, whose range 8 bits need not move
+        learned = point.tensor != given or bits < 8
         assert quantizer.log_ratio.requires_grad == learned
         if isinstance(quantizer, ActivationQuantizer):
             assert quantizer.shift.requires_grad == learned
