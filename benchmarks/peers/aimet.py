@@ -37,7 +37,7 @@ PADDINGS = (nn.ZeroPad2d, nn.ConstantPad2d)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep AIMET from writing: its log, its progress bars, and warnings of the tracer that it uses."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -50,7 +50,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _aimet() -> Any:
-    with _quiet():
+    with quiet():
         try:
             import aimet_torch
             import aimet_torch.adaround.adaround_weight
@@ -131,7 +131,7 @@ def prepared(case: Case) -> fx.GraphModule:
     """
     aimet, example = _aimet(), case.calibration[0][:2]
     try:
-        with _quiet():
+        with quiet():
             model: fx.GraphModule = aimet.model_preparer.prepare_model(_plain(case.model, example)).eval()
     except (RuntimeError, TypeError, ValueError, KeyError, fx.proxy.TraceError) as error:
         message = f"prepare_model: {error}"
@@ -157,7 +157,7 @@ def _scheme(name: str) -> Any:
     return {"min_max": QuantScheme.min_max, "tf_enhanced": QuantScheme.post_training_tf_enhanced}[name]
 
 
-def _simulation(model: nn.Module, case: Case, scheme: str, *, equal_grids: bool) -> Any:
+def simulation(model: nn.Module, case: Case, scheme: str, *, equal_grids: bool) -> Any:
     """Return AIMET's simulation of a model, not calibrated."""
     sim = _aimet().QuantizationSimModel(
         model,
@@ -207,7 +207,9 @@ def quantizers(simulated: nn.Module) -> dict[str, int]:
     return counts
 
 
-def _calibrate(sim: Any, batches: Sequence[Tensor]) -> None:
+def calibrate(sim: Any, batches: Sequence[Tensor]) -> None:
+    """Let a simulation find its ranges from batches of inputs."""
+
     def forward(model: nn.Module) -> None:
         with torch.no_grad():
             for batch in batches:
@@ -216,9 +218,18 @@ def _calibrate(sim: Any, batches: Sequence[Tensor]) -> None:
     sim.compute_encodings(forward)
 
 
-def run(
+def run(case: Case, measure: Measure, **options: Any) -> None:
+    """Measure AIMET's steps; `options` are those of `simulations`.
+
+    Raises:
+        PeerError: AIMET is not installed, or cannot take the model.
+    """
+    for step, sim, seconds in simulations(case, **options):
+        measure(step, inference(sim.model), seconds)
+
+
+def simulations(
     case: Case,
-    measure: Measure,
     *,
     iterations: int | None = None,
     schemes: Sequence[str] = SCHEMES,
@@ -226,15 +237,15 @@ def run(
     equal_grids: bool = True,
     adaround_scheme: str = "tf_enhanced",
     **_: Any,
-) -> None:
-    """Measure AIMET's steps, each on top of the ones before it; AdaRound and SeqMSE are alternatives.
+) -> Iterator[tuple[str, Any, float]]:
+    """Yield AIMET's steps, each on top of the ones before it; AdaRound and SeqMSE are alternatives.
 
-    Every step is measured with each way of choosing ranges, named in brackets except for the first. Weights that
-    AdaRound has found keep its ranges, whichever way activations are calibrated.
+    A step is its name, the calibrated simulation after it, and the seconds that it took. It comes once with each way of
+    choosing ranges, named in brackets except for the first. Weights that AdaRound has found keep its ranges, whichever
+    way activations are calibrated.
 
     Args:
         case: what to quantize.
-        measure: called after each step.
         iterations: of AdaRound for each layer; AIMET's default is 10,000, and 15,000 below 8 bits.
         schemes: some of `SCHEMES`.
         steps: the ones to run; batch norms are always folded, and AdaRound and SeqMSE come after equalization if that
@@ -249,34 +260,34 @@ def run(
 
     def simulate(
         step: str, model: nn.Module, seconds: float, freeze: Callable[[Any], None] | None = None, *, equal: bool = True
-    ) -> None:
+    ) -> Iterator[tuple[str, Any, float]]:
         for scheme in schemes:
             start = time.perf_counter()
-            with _quiet():
-                sim = _simulation(model, case, scheme, equal_grids=equal and equal_grids)
+            with quiet():
+                sim = simulation(model, case, scheme, equal_grids=equal and equal_grids)
                 if freeze is not None:
                     freeze(sim)
-                _calibrate(sim, case.calibration)
+                calibrate(sim, case.calibration)
             took = seconds + time.perf_counter() - start
-            measure(step if scheme == schemes[0] else f"{step} ({scheme})", inference(sim.model), took)
+            yield (step if scheme == schemes[0] else f"{step} ({scheme})"), sim, took
 
     start = time.perf_counter()
     model = prepared(case)
     if "naive" in steps:
-        simulate("naive", model, time.perf_counter() - start, equal=False)
+        yield from simulate("naive", model, time.perf_counter() - start, equal=False)
 
     start = time.perf_counter()
-    with _quiet():
+    with quiet():
         aimet.batch_norm_fold.fold_all_batch_norms(model, None, dummy_input=example)
     if "fold_batch_norms" in steps:
-        simulate("fold_batch_norms", model, time.perf_counter() - start)
+        yield from simulate("fold_batch_norms", model, time.perf_counter() - start)
 
     if "equalize" in steps:
         start = time.perf_counter()
         model = prepared(case)  # the biases that equalization moves are known from batch norms that it folds itself
-        with _quiet():
+        with quiet():
             aimet.cross_layer_equalization.equalize_model(model, dummy_input=example)
-        simulate("equalize", model, time.perf_counter() - start)
+        yield from simulate("equalize", model, time.perf_counter() - start)
 
     if "adaround" in steps:
         start = time.perf_counter()
@@ -284,17 +295,17 @@ def run(
             rounded = _adarounded(case, model, iterations, folder, adaround_scheme)
             seconds = time.perf_counter() - start
             encodings = str(Path(folder) / "weights.encodings")
-            simulate("adaround", rounded, seconds, lambda sim: sim.set_and_freeze_param_encodings(encodings))
+            yield from simulate("adaround", rounded, seconds, lambda sim: sim.set_and_freeze_param_encodings(encodings))
 
     if "seqmse" in steps and case.weights <= MOST_BITS_FOR_SEQMSE:
         for scheme in schemes:
             start = time.perf_counter()
-            with _quiet():
-                sim = _simulation(model, case, scheme, equal_grids=equal_grids)
+            with quiet():
+                sim = simulation(model, case, scheme, equal_grids=equal_grids)
                 aimet.seq_mse.apply_seq_mse(sim, case.calibration)
-                _calibrate(sim, case.calibration)
+                calibrate(sim, case.calibration)
             took = time.perf_counter() - start
-            measure("seqmse" if scheme == schemes[0] else f"seqmse ({scheme})", inference(sim.model), took)
+            yield ("seqmse" if scheme == schemes[0] else f"seqmse ({scheme})"), sim, took
 
 
 def _adarounded(
@@ -302,7 +313,7 @@ def _adarounded(
 ) -> nn.Module:
     """Return a copy of the model with AdaRound's weights; writes their ranges to `folder`."""
     adaround = _aimet().adaround.adaround_weight
-    with _quiet():
+    with quiet():
         parameters = adaround.AdaroundParameters(
             case.calibration,
             len(case.calibration),
@@ -322,28 +333,29 @@ def _adarounded(
     return rounded.eval()
 
 
-def _folded(case: Case) -> fx.GraphModule:
+def folded(case: Case) -> fx.GraphModule:
+    """Return a copy of the model, prepared, with its batch norms folded."""
     model = prepared(case)
-    with _quiet():
+    with quiet():
         _aimet().batch_norm_fold.fold_all_batch_norms(model, None, dummy_input=case.calibration[0])
     return model
 
 
 def calibration_batch(case: Case, scheme: str = "tf_enhanced") -> Callable[[], None]:
     """Return a function that calibrates a folded model with the first batch, to be timed."""
-    with _quiet():
-        sim = _simulation(_folded(case), case, scheme, equal_grids=True)
+    with quiet():
+        sim = simulation(folded(case), case, scheme, equal_grids=True)
 
-    def calibrate() -> None:
-        with _quiet():
-            _calibrate(sim, case.calibration[:1])
+    def call() -> None:
+        with quiet():
+            calibrate(sim, case.calibration[:1])
 
-    return calibrate
+    return call
 
 
 def simulated(case: Case, scheme: str = "min_max") -> Callable[[Tensor], Tensor]:
     """Return a folded and calibrated simulation, so that its forward pass can be timed."""
-    with _quiet():
-        sim = _simulation(_folded(case), case, scheme, equal_grids=True)
-        _calibrate(sim, case.calibration)
+    with quiet():
+        sim = simulation(folded(case), case, scheme, equal_grids=True)
+        calibrate(sim, case.calibration)
     return inference(sim.model)

@@ -1,6 +1,7 @@
 """`RunResult` to one HTML page that opens offline: no script, no font, no picture from elsewhere.
 
-The pictures are inline SVG instead of Plotly's, which would put 4.5 MB of script into every run folder; see `charts`.
+The pictures are inline SVG instead of Plotly's, which would put 4.8 MB of script into every page; see `charts`. Those
+of Optuna need it and are on a page of their own (`study_page`), which this one links to where there are trials.
 Layer and class names come from models and data, so everything is escaped, and a content security policy forbids the
 page to load or run anything should that ever fail.
 """
@@ -18,11 +19,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qatflow.report import numbers, wording
 from qatflow.report.charts import ladder_charts, tone_of
-from qatflow.report.info import best_trial, ladder_info, trials_info
+from qatflow.report.info import best_trial, has_plots, ladder_info, trials_info
 from qatflow.report.trial_charts import curve_chart, spot_chart
 from qatflow.result import RunResult, TensorRecord
 
 WORST_SHOWN = 15
+STUDY_PAGE = "optuna.html"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -57,6 +59,9 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         curves=curve_chart(trials, form),
         spots=spot_chart(trials, form),
         best_trial=best_trial(result),
+        distilled=len({trial.distillation for trial in result.trials}) > 1,
+        oscillation=wording.oscillation(result.trials, best_trial(result)),
+        study_page=STUDY_PAGE if has_plots(result) else "",
         check=result.verification,
         check_word=wording.check_word(result.verification),
         check_tone=wording.CHECK_TONES[result.verification.verdict] if result.verification else "none",

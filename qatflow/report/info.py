@@ -94,6 +94,11 @@ def best_trial(result: RunResult) -> int | None:
     return -max(scored)[1] if scored else None
 
 
+def has_plots(result: RunResult) -> bool:
+    """Tell whether Optuna has anything to plot: it leaves failed trials out."""
+    return any(trial.state != "failed" for trial in result.trials)
+
+
 def _counts(trial: TrialRecord) -> bool:
     return trial.state == "complete"
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from qatflow.report.numbers import MetricFormat, compact
 from qatflow.report.recipe_keys import flatten
-from qatflow.result import CandidateRecord, GateRecord, Note, RunResult, Verdict, Verification
+from qatflow.result import CandidateRecord, GateRecord, Note, RunResult, TrialRecord, Verdict, Verification
 
 BADGES = {
     Verdict.MET: "met",
@@ -36,6 +36,9 @@ STATUS = {
     "failed": "The run failed.",
 }
 
+
+MANY_OSCILLATE = 0.005
+"""Share of weights that oscillate in an epoch, above which a reader should know."""
 
 CHECK_WORDS = {"verified": "verified", "disagrees": "disagrees with the simulation", "slower": "slower than FP32"}
 CHECK_TONES = {"verified": "met", "disagrees": "missed", "slower": "within_noise"}
@@ -127,6 +130,22 @@ def no_training(result: RunResult, recipe_yaml: str) -> str:
     if result.status == "finished":
         return "No trial was recorded."
     return "No trial had finished by then."
+
+
+def oscillation(trials: Sequence[TrialRecord], best: int | None) -> str:
+    """Return how many of the best trial's weights oscillated at its end; empty where in no trial many ever did."""
+    epochs = [epoch for trial in trials for epoch in trial.history]
+    history = next((trial.history for trial in trials if trial.number == best), ())
+    if not history or not any(epoch.oscillating > MANY_OSCILLATE or epoch.frozen > 0 for epoch in epochs):
+        return ""
+    last = history[-1]
+    said = f"In its last epoch, {_share(last.oscillating)} of the weights of trial {best}, the best, "
+    said += "oscillated between two steps of the grid"
+    return f"{said}, and {_share(last.frozen)} were frozen because they had." if last.frozen else f"{said}."
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.2f} %" if share else "none"
 
 
 def _note(value: Note) -> str:

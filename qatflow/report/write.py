@@ -1,4 +1,4 @@
-"""The report's files in a run folder: three tables and one page, made from what is in the folder and nothing else.
+"""The report's files in a run folder: tables and pages, made from what is in the folder and nothing else.
 
 A run that is going on can be reported at any time, and one of last year again: only `result.json` is needed. Each file
 appears whole or not at all.
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from qatflow.errors import RunFolderError
 from qatflow.report import tables
-from qatflow.report.html import render
+from qatflow.report.html import STUDY_PAGE, render
+from qatflow.report.info import has_plots
 from qatflow.result import SCHEMA_VERSION, RunResult
 from qatflow.store import write_text
 
@@ -30,6 +31,8 @@ TABLES: dict[str, Callable[[RunResult], pd.DataFrame]] = {
 def write(folder: Path, html: bool = True) -> list[Path]:
     """Write the tables and, unless `html` is false, `report.html` into a run folder; returns their paths.
 
+    Where there are QAT trials, `optuna.html` goes with `report.html`.
+
     Raises:
         RunFolderError: the folder is not a run folder, its `result.json` is damaged or of another version, or it
             cannot be written to.
@@ -40,6 +43,10 @@ def write(folder: Path, html: bool = True) -> list[Path]:
     if html:
         page = render(result, read_text(folder / "recipe.yaml"), read_environment(folder))
         written.append(write_text(folder / "report.html", page))
+    if html and has_plots(result):
+        from qatflow.report.study_page import render_study  # brings Optuna and Plotly, which most runs do without
+
+        written.append(write_text(folder / STUDY_PAGE, render_study(result)))
     return written
 
 

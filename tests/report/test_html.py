@@ -200,6 +200,44 @@ def test_trials_are_listed_and_drawn(trained_run: RunResult) -> None:
     assert "No trial" not in page.text
 
 
+def test_distillation_is_a_column_where_trials_differ_in_it(trained_run: RunResult) -> None:
+    assert "distillation" not in page_of(trained_run).text
+    trials = [one.model_copy(update={"distillation": one.number / 3}) for one in trained_run.trials]
+    text = page_of(trained_run.model_copy(update={"trials": tuple(trials)})).text
+    assert "decay every distillation activation ranges" in text
+    assert "0 0.9505 16 1e−6 16 5 0 trained complete" in text
+    assert "2 0.9739 20 1e−5 20 5 0.6667 trained best" in text
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        ({0: (0.005, 0.0), 2: (0.005, 0.0)}, None),
+        ({2: (0.0131, 0.0)}, "1.31 % of the weights of trial 2, the best, oscillated between two steps of the grid."),
+        ({2: (0.002, 0.01)}, "0.20 % of the weights of trial 2, the best, oscillated between two steps of the grid, "
+         "and 1.00 % were frozen because they had."),
+        ({0: (0.02, 0.0)}, "none of the weights of trial 2, the best, oscillated between two steps of the grid."),
+    ],
+)  # fmt: skip
+def test_oscillations_are_told_where_there_are_many(
+    shares: dict[int, tuple[float, float]], sentence: str | None, trained_run: RunResult
+) -> None:
+    trials = []
+    for one in trained_run.trials:
+        oscillating, frozen = shares.get(one.number, (0.0, 0.0))
+        last = one.history[-1].model_copy(update={"oscillating": oscillating, "frozen": frozen})
+        trials.append(one.model_copy(update={"history": (*one.history[:-1], last)}))
+    text = page_of(trained_run.model_copy(update={"trials": tuple(trials)})).text
+    assert (f"In its last epoch, {sentence}" in text) if sentence else ("oscillated" not in text)
+
+
+def test_oscillations_of_no_trial_in_particular(trained_run: RunResult) -> None:
+    wild = trained_run.trials[1].history[0].model_copy(update={"oscillating": 0.5})
+    failed = trained_run.trials[1].model_copy(update={"history": (wild,)})
+    run = trained_run.model_copy(update={"trials": (failed,), "candidates": trained_run.candidates[:-1]})
+    assert "oscillated" not in page_of(run).text
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "sentence"),
     [

@@ -1,0 +1,151 @@
+"""Quantization-aware training: what a step costs, what it recovers beside AIMET, and what the search is worth.
+
+    python -m benchmarks.qat --part steps                      # time and memory of a step, as ratios to FP32's
+    python -m benchmarks.qat --part steps --device cuda
+    python -m benchmarks.qat --part recovery                   # accuracy by learning rate, bits and start
+    python -m benchmarks.qat --part recovery --models mobilenet --bits w4a4 --rates 1e-4 --tools qatflow
+    python -m benchmarks.qat --part search                     # Optuna beside the guide's fixed recommendation
+
+Every row goes to `OUT/PART.csv` as soon as it is there. `recovery` leaves out runs that are in its file already: take
+another folder for another version of the code. AIMET is measured where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import mnist_networks, qat_recovery, qat_search, qat_steps, qat_variants
+
+Row = dict[str, object]
+TOOLS = "qatflow,aimet"
+
+
+def main() -> None:
+    """Carry out a part, write its rows and print them."""
+    arguments = _arguments()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    {"steps": steps, "recovery": recovery, "search": search}[arguments.part](arguments)
+
+
+def steps(arguments: argparse.Namespace) -> None:
+    """Time training steps and weigh their memory."""
+    works = [
+        qat_variants.Work(model, arguments.batch, arguments.size, arguments.device)
+        for model in _chosen(arguments.models, qat_variants.MODELS)
+    ]
+    tools = _chosen(arguments.tools, TOOLS.split(","))
+    rows: list[Row] = []
+    for found in qat_steps.rows(works, tools, arguments.repeats, arguments.memory):
+        rows += found
+        _write(arguments.out / "steps.csv", rows)
+        print(markdown(found), flush=True)
+
+
+def recovery(arguments: argparse.Namespace) -> None:
+    """Train at low bits, and show test accuracy by learning rate."""
+    runs = qat_recovery.runs(
+        _chosen(arguments.models, mnist_networks.NETWORKS),
+        _chosen(arguments.bits, qat_recovery.BITS),
+        _chosen(arguments.starts, qat_recovery.STARTS),
+        _chosen(arguments.ranges, ("learning", "frozen")),
+        [float(rate) for rate in arguments.rates.split(",")],
+        _chosen(arguments.tools, TOOLS.split(",")),
+        epochs=arguments.epochs or 15,
+        seed=arguments.seed,
+        iterations=arguments.iterations,
+    )
+    path = arguments.out / "recovery.csv"
+    rows = [row for row in _read(path) if "test" in row]  # AIMET may be there this time
+    done = {_key(row) for row in rows}
+    for number, run in enumerate(runs, 1):
+        if _key(vars(run)) in done:
+            continue
+        rows.append(qat_recovery.row_of(run))
+        _write(path, rows)
+        print(f"{number} of {len(runs)}: {rows[-1]}", flush=True)
+    asked = {_key(vars(run)) for run in runs}
+    print(markdown(qat_recovery.by_rate([row for row in rows if _key(row) in asked])))
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Run the study, and show the recommendation beside its best trial."""
+    folder = arguments.out / "search-run"
+    rows = qat_search.rows(folder, arguments.trials, arguments.epochs, arguments.seed)
+    trials = qat_search.trials_of(folder)
+    _write(arguments.out / "search.csv", trials)
+    print(markdown(trials))
+    print(markdown(rows))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return rows as a table for people; a column that some rows lack is empty there."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+KEY = ("model", "bits", "start", "ranges", "rate", "tool", "epochs", "seed", "iterations")
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    """Return what makes a run the same as another; `iterations` tells nothing of qatflow."""
+    return tuple("" if name == "iterations" and row["tool"] == "qatflow" else str(row[name]) for name in KEY)
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    table = pd.read_csv(path, dtype={"iterations": "Int64"})
+    return [{name: value for name, value in row.items() if not pd.isna(value)} for row in table.to_dict("records")]
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    """Replace a file by these rows at once, so that an interruption never leaves half of it."""
+    unfinished = path.with_suffix(".unfinished")
+    pd.DataFrame(rows).to_csv(unfinished, index=False)
+    unfinished.replace(path)
+
+
+def _chosen(text: str, known: Sequence[str] | dict[str, object]) -> list[str]:
+    """Return the names in a list with commas, all where it is empty."""
+    names = [name for name in text.split(",") if name] or list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        message = f"not known: {', '.join(unknown)}; there are {', '.join(known)}"
+        raise SystemExit(message)
+    return names
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--part", choices=("steps", "recovery", "search"), required=True)
+    add("--out", type=Path, default=Path("reports/qat"))
+    add("--tools", default=TOOLS)
+    add("--models", default="", help="steps: resnet18,...; recovery: mobilenet,...; default: all")
+    add("--epochs", type=int, help="recovery: 15 unless given; search: the recipe's unless given")
+    add("--seed", type=int, default=0)
+    group = parser.add_argument_group("steps")
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    group.add_argument("--batch", type=int, default=16)
+    group.add_argument("--size", type=int, default=224)
+    group.add_argument("--repeats", type=int, default=7)
+    group.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    group = parser.add_argument_group("recovery")
+    group.add_argument("--bits", default="", help=f"some of {','.join(qat_recovery.BITS)}")
+    group.add_argument("--rates", default="1e-6,1e-5,1e-4,1e-3")
+    group.add_argument("--starts", default="", help=f"some of {','.join(qat_recovery.STARTS)}")
+    group.add_argument("--ranges", default="learning", help="learning, frozen, or both with a comma")
+    group.add_argument("--iterations", type=int, default=500, help="of AIMET's AdaRound, whose own are 15,000")
+    group = parser.add_argument_group("search")
+    group.add_argument("--trials", type=int, default=16)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
