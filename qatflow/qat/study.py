@@ -59,7 +59,7 @@ def open_storage(url: str) -> RDBStorage:
             )
     except Exception as error:  # SQLAlchemy's, Optuna's, or the driver's own
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        fix = "check the URL, that the server answers, and that its driver is installed (pip install psycopg2-binary)"
+        fix = "check the URL, that the server answers, and its driver (pip install 'qatflow[postgresql]')"
         raise RecipeError([Mistake("search.storage", f"cannot be opened: {said}", fix)]) from error
 
 

@@ -107,9 +107,11 @@ class Worker:
 
     def _next(self) -> optuna.Trial | None:
         """Return the leader's next trial; None where there is none to begin."""
-        if self.study is None or done(self.study, self.bench.recipe.search.max_trials, begun=True):
+        if self.study is None:
             return None
         studies.take_over_abandoned(self.study)
+        if done(self.study, self.bench.recipe.search.max_trials, begun=True):
+            return None
         trial = studies.ask(self.study, self.bench.recipe.seed)
         counted = [*studies.finished(self.study), *studies.running(self.study)]
         if sum(other.number < trial.number for other in counted) >= self.bench.recipe.search.max_trials:

@@ -1,5 +1,7 @@
 """A model and data for whole searches: a few hundred points in two classes, learned by nobody."""
 
+import time
+
 import torch
 from torch import Tensor, nn
 
@@ -32,3 +34,21 @@ def loss() -> object:
         return nn.functional.cross_entropy(outputs, target, reduction="none")
 
     return cross_entropy
+
+
+class Slow:
+    """Samples that take their time, so that a run can be caught in the middle of an epoch."""
+
+    def __init__(self, samples: list[tuple[Tensor, int]]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        time.sleep(0.01)
+        return self.samples[index]
+
+
+def slow_data() -> dict[str, object]:
+    return {**data(), "train": Slow(part(96, 1))}
