@@ -3,11 +3,12 @@
     python -m benchmarks.qat --part steps                      # time and memory of a step, as ratios to FP32's
     python -m benchmarks.qat --part steps --device cuda
     python -m benchmarks.qat --part recovery                   # accuracy by learning rate, bits and start
-    python -m benchmarks.qat --part recovery --models mobilenet --bits w4a4 --rates 1e-4 --tools qatflow
-    python -m benchmarks.qat --part search                     # Optuna beside the guide's fixed recommendation
+    python -m benchmarks.qat --part recovery --out DIR --models mobilenet --bits w4a4 --rates 1e-4 --tools qatflow
+    python -m benchmarks.qat --part search --out DIR           # Optuna beside the guide's fixed recommendation
 
-Every row goes to `OUT/PART.csv` as soon as it is there. `recovery` leaves out runs that are in its file already: take
-another folder for another version of the code. AIMET is measured where it is installed.
+With `--out` every row goes to `DIR/PART.csv` as soon as it is there, and `recovery` leaves out runs that are in its
+file already: take another folder for another version of the code. `search` needs a folder for its study. AIMET is
+measured where it is installed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ TOOLS = "qatflow,aimet"
 def main() -> None:
     """Carry out a part, write its rows and print them."""
     arguments = _arguments()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
     {"steps": steps, "recovery": recovery, "search": search}[arguments.part](arguments)
 
 
@@ -41,7 +43,7 @@ def steps(arguments: argparse.Namespace) -> None:
     rows: list[Row] = []
     for found in qat_steps.rows(works, tools, arguments.repeats, arguments.memory):
         rows += found
-        _write(arguments.out / "steps.csv", rows)
+        _write(arguments.out, "steps", rows)
         print(markdown(found), flush=True)
 
 
@@ -58,14 +60,13 @@ def recovery(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         iterations=arguments.iterations,
     )
-    path = arguments.out / "recovery.csv"
-    rows = [row for row in _read(path) if "test" in row]  # AIMET may be there this time
+    rows = [row for row in _read(arguments.out, "recovery") if "test" in row]  # AIMET may be there this time
     done = {_key(row) for row in rows}
     for number, run in enumerate(runs, 1):
         if _key(vars(run)) in done:
             continue
         rows.append(qat_recovery.row_of(run))
-        _write(path, rows)
+        _write(arguments.out, "recovery", rows)
         print(f"{number} of {len(runs)}: {rows[-1]}", flush=True)
     asked = {_key(vars(run)) for run in runs}
     print(markdown(qat_recovery.by_rate([row for row in rows if _key(row) in asked])))
@@ -76,7 +77,7 @@ def search(arguments: argparse.Namespace) -> None:
     folder = arguments.out / "search-run"
     rows = qat_search.rows(folder, arguments.trials, arguments.epochs, arguments.seed)
     trials = qat_search.trials_of(folder)
-    _write(arguments.out / "search.csv", trials)
+    _write(arguments.out, "search", trials)
     print(markdown(trials))
     print(markdown(rows))
 
@@ -97,15 +98,18 @@ def _key(row: Row) -> tuple[str, ...]:
     return tuple("" if name == "iterations" and row["tool"] == "qatflow" else str(row[name]) for name in KEY)
 
 
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
+def _read(folder: Path | None, part: str) -> list[Row]:
+    if folder is None or not (path := folder / f"{part}.csv").exists():
         return []
     table = pd.read_csv(path, dtype={"iterations": "Int64"})
     return [{name: value for name, value in row.items() if not pd.isna(value)} for row in table.to_dict("records")]
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    """Replace a file by these rows at once, so that an interruption never leaves half of it."""
+def _write(folder: Path | None, part: str, rows: Sequence[Row]) -> None:
+    """Replace a part's file by these rows at once, so that an interruption never leaves half of it."""
+    if folder is None:
+        return
+    path = folder / f"{part}.csv"
     unfinished = path.with_suffix(".unfinished")
     pd.DataFrame(rows).to_csv(unfinished, index=False)
     unfinished.replace(path)
@@ -125,7 +129,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--part", choices=("steps", "recovery", "search"), required=True)
-    add("--out", type=Path, default=Path("reports/qat"))
+    add("--out", type=Path, help="folder for CSV files; default: none")
     add("--tools", default=TOOLS)
     add("--models", default="", help="steps: resnet18,...; recovery: mobilenet,...; default: all")
     add("--epochs", type=int, help="recovery: 15 unless given; search: the recipe's unless given")
@@ -144,7 +148,10 @@ def _arguments() -> argparse.Namespace:
     group.add_argument("--iterations", type=int, default=500, help="of AIMET's AdaRound, whose own are 15,000")
     group = parser.add_argument_group("search")
     group.add_argument("--trials", type=int, default=16)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.part == "search" and arguments.out is None:
+        parser.error("--part search needs --out, a folder for its study")
+    return arguments
 
 
 if __name__ == "__main__":

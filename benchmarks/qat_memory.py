@@ -3,11 +3,12 @@
     python -m benchmarks.qat_memory resnet18 qatflow learning --batch 16 --size 224 --device cpu
 
 By how much memory grows while a step runs, from before its forward pass to its peak; the bytes that the forward pass
-keeps for the backward pass, parameters and buffers left out; and how much of these are activations: what grows with the
-batch, and quantized weights do not. One step goes before, so that compiled kernels, the optimizer's state and libraries
-are there. Growth is of allocated memory on a GPU, else of the memory that
-the process occupies: `VmHWM`, which is what `ru_maxrss` reports, but without what the parent process once had, and
-which Linux lets a process set back. glibc is told to give large pieces back at once, so that none are there already.
+keeps for the backward pass, parameters, buffers and the model's inputs left out; and how much of these are activations:
+what grows with the batch, and quantized weights do not. One step goes before, so that compiled kernels, the optimizer's
+state and libraries are there. Growth is of allocated memory on a GPU, whose whole peak is told as well, else of the
+memory that the process occupies: `VmHWM`, which is what `ru_maxrss` reports, but without what the parent process once
+had, and which Linux lets a process set back. glibc is told to give large pieces back at once, so that none are there
+already.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def measure(work: Work, tool: str, variant: str) -> dict[str, float]:
 
 def saved(trainee: Trainee, batch: int) -> int:
     """Return the bytes of distinct storages that a forward pass of so many samples keeps for the backward pass."""
-    own = {one.untyped_storage().data_ptr() for one in (*trainee.model.parameters(), *trainee.model.buffers())}
+    there = (*trainee.model.parameters(), *trainee.model.buffers(), trainee.x, trainee.labels)
+    own = {one.untyped_storage().data_ptr() for one in there}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ BITS = {"w4a8": (4, 8), "w4a4": (4, 4), "w2a8": (2, 8)}
 STARTS = ("naive", "ptq")
 Model = Callable[[Tensor], Tensor]
 Row = dict[str, object]
+SHARED = ("model", "bits", "start", "ranges")
+"""What the runs in one row of the table for people have in common."""
 
 
 @dataclass(frozen=True)
@@ -251,26 +253,32 @@ def runs(
 
 
 def by_rate(rows: Sequence[Row]) -> list[Row]:
-    """Return a row for each start of a tool, with its test accuracy in percent for each rate, to be read by people.
+    """Return a row for each start, with the test accuracy of every tool in percent, to be read by people.
 
-    `chosen` is the test accuracy at the rate that is best on the validation images.
+    Of each tool: the accuracy that training starts from, that of the best epoch for every rate, and `chosen`, that at
+    the rate which is best on the validation images.
     """
-    shown: dict[tuple[object, ...], Row] = {}
-    best: dict[tuple[object, ...], Any] = {}
+    groups: dict[tuple[object, ...], dict[object, list[Row]]] = {}
     for row in rows:
-        common = {name: row[name] for name in ("model", "bits", "start", "ranges", "tool")}
-        key = tuple(common.values())
-        line = shown.setdefault(key, common)
-        if "test" not in row:
-            line["note"] = row["note"]
-            continue
-        line |= {"from": row["from"], "fp32": _percent(row["fp32"]), "before": _percent(row["start_test"])}
-        line[f"{row['rate']:.0e}"] = _percent(row["test"])
-        if key not in best or row["validation"] > best[key]["validation"]:  # type: ignore[operator]
-            best[key] = row
-    for key, row in best.items():
-        shown[key]["chosen"] = _percent(row["test"])
-    return list(shown.values())
+        groups.setdefault(tuple(row[name] for name in SHARED), {}).setdefault(row["tool"], []).append(row)
+    shown = []
+    for key, tools in groups.items():
+        line: Row = dict(zip(SHARED, key, strict=True))
+        for tool, found in tools.items():
+            line |= _of_tool(tool, found)
+        shown.append(line)
+    return shown
+
+
+def _of_tool(tool: object, rows: Sequence[Row]) -> Row:
+    """Return one tool's columns of a row."""
+    done: list[dict[str, Any]] = [row for row in rows if "test" in row]
+    if not done:
+        return {f"{tool} start": rows[0]["note"]}
+    columns: Row = {"fp32": _percent(done[0]["fp32"])}
+    columns[f"{tool} start"] = f"{_percent(done[0]['start_test'])} ({done[0]['from']})"
+    columns |= {f"{tool} {row['rate']:.0e}": _percent(row["test"]) for row in done}
+    return {**columns, f"{tool} chosen": _percent(max(done, key=lambda row: row["validation"])["test"])}
 
 
 def _percent(share: Any) -> str:

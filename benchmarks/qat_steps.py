@@ -83,5 +83,6 @@ def _relate_memory(found: list[Row]) -> None:
     base = {row["tool"]: row for row in found if row["variant"] == "FP32"}
     for row in found:
         if "step_mib" in row:
-            for name in ("step", "activations"):
-                row[f"{name}_ratio"] = round(row[f"{name}_mib"] / base[row["tool"]][f"{name}_mib"], 2)  # type: ignore[operator]
+            for name in ("step", "saved", "activations", "peak"):
+                if f"{name}_mib" in row:
+                    row[f"{name}_ratio"] = round(row[f"{name}_mib"] / base[row["tool"]][f"{name}_mib"], 2)  # type: ignore[operator]

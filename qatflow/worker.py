@@ -67,11 +67,14 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
         raise RunFolderError(message)
     start = Start(*load(bench.folder / known["start"], base.graph))
     leads = local_rank() == 0
-    study = None
-    if leads:
-        storage = studies.open_storage(studies.storage_url(recipe.search.storage, folder))
-        study = studies.open_study(storage, known["study"], task.metric.higher_is_better)
-    Worker(bench, start, study).work()
+    if not leads:
+        Worker(bench, start, None).work()
+        return MET
+    storage = studies.open_storage(studies.storage_url(recipe.search.storage, folder))
+    try:
+        Worker(bench, start, studies.open_study(storage, known["study"], task.metric.higher_is_better)).work()
+    finally:
+        studies.close(storage)
     return MET
 
 
@@ -85,6 +88,7 @@ def _folder_of(url: str) -> Path:
 
     storage = studies.open_storage(url)
     found = [one for one in optuna.get_all_study_summaries(storage) if "folder" in one.user_attrs]
+    studies.close(storage)
     if not found:
         message = f"no run has begun a study in {url}: start one with search.storage={url}"
         raise RunFolderError(message)

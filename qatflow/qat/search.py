@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
+from optuna.storages import RDBStorage
 
 from qatflow.bench import Bench, Candidate
 from qatflow.errors import QatflowError, RunFolderError
@@ -48,6 +49,14 @@ def search(bench: Bench, start: Candidate, folder: Path) -> Candidate | None:
     dumped["search"] = {name: value for name, value in dumped["search"].items() if name in SPACE}
     key = key_of(start.key, dumped)
     storage = studies.open_storage(studies.storage_url(config.storage, folder))
+    try:
+        return _search(bench, start, folder, key, storage)
+    finally:
+        studies.close(storage)
+
+
+def _search(bench: Bench, start: Candidate, folder: Path, key: str, storage: RDBStorage) -> Candidate | None:
+    config = bench.recipe.search
     study = studies.open_study(storage, key, bench.task.metric.higher_is_better)
     study.set_user_attr("folder", str(folder.resolve()))
     studies.set_deadline(study, config.max_time)

@@ -63,6 +63,12 @@ def open_storage(url: str) -> RDBStorage:
         raise RecipeError([Mistake("search.storage", f"cannot be opened: {said}", fix)]) from error
 
 
+def close(storage: RDBStorage) -> None:
+    """Close the connections of this process."""
+    storage.remove_session()
+    storage.engine.dispose()
+
+
 def open_study(storage: RDBStorage, name: str, higher_is_better: bool) -> optuna.Study:
     """Return the study of this name, made if it is not there."""
     return optuna.create_study(

@@ -17,6 +17,7 @@ import yaml
 
 import qatflow
 from qatflow.errors import QatflowError, RecipeError, RunFolderError
+from qatflow.qat import study as studies
 from qatflow.qat.launch import command
 from qatflow.recipe import Recipe
 from qatflow.result import RunResult, TrialRecord
@@ -66,9 +67,13 @@ def test_two_workers_share_a_study(alone: RunResult, tmp_path: Path) -> None:
     assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout
 
 
-def study_in(url: str) -> optuna.Study:
-    (name,) = optuna.get_all_study_names(url)
-    return optuna.load_study(study_name=name, storage=url)
+def trials_in(url: str) -> list[optuna.trial.FrozenTrial]:
+    storage = studies.open_storage(url)
+    try:
+        (name,) = optuna.get_all_study_names(storage)
+        return optuna.load_study(study_name=name, storage=storage).trials
+    finally:
+        studies.close(storage)
 
 
 def wait_for(condition, seconds: float = 90.0) -> None:
@@ -91,12 +96,12 @@ def test_a_killed_run_goes_on_and_loses_the_running_epoch_only(tmp_path: Path) -
     def epochs() -> int:
         if not (folder / "candidates" / "qat-trial-0" / "checkpoint.pt").exists():
             return 0
-        return len(study_in(url).trials[0].intermediate_values)
+        return len(trials_in(url)[0].intermediate_values)
 
     wait_for(lambda: epochs() >= 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = study_in(url).trials[0]
+    before = trials_in(url)[0]
     assert before.state == optuna.trial.TrialState.RUNNING
     reached = torch.load(folder / "candidates" / "qat-trial-0" / "checkpoint.pt", weights_only=True)["outcome"]
     assert len(reached["history"]) - 1 >= max(before.intermediate_values) - 1
@@ -126,10 +131,10 @@ def test_a_worker_joins_by_folder_and_by_storage(alone: RunResult, tmp_path: Pat
     (tmp_path / "recipe.yaml").write_text(text.replace("max_trials: 1", "max_trials: 2"))
     assert work(str(tmp_path), TRUST) == 0
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    assert len(study_in(url).trials) == 2
+    assert len(trials_in(url)) == 2
     (tmp_path / "recipe.yaml").write_text(text.replace("max_trials: 1", "max_trials: 3"))
     assert work(url, TRUST) == 0
-    assert len(study_in(url).trials) == 3
+    assert len(trials_in(url)) == 3
     result = qatflow.run(recipe(), tmp_path, trust=TRUST)
     assert [summary(trial) for trial in result.trials] == [summary(trial) for trial in alone.trials]
 
@@ -198,12 +203,12 @@ def test_a_study_on_postgresql(alone: RunResult, postgresql: str, tmp_path: Path
     assert len(result.trials) == 3
     assert summary(min(result.trials, key=lambda one: one.number)) == summary(alone.trials[0])
     assert not (folder / "study.db").exists()
-    assert len(study_in(postgresql).trials) == 3
+    assert len(trials_in(postgresql)) == 3
     (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("max_trials: 3", "max_trials: 4"))
     line = [sys.executable, "-m", "qatflow.worker", postgresql, "--trust", "tests"]
     done = subprocess.run(line, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(study_in(postgresql).trials) == 4
+    assert len(trials_in(postgresql)) == 4
 
 
 @pytest.mark.slow
