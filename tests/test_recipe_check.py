@@ -157,12 +157,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "qat.loss_kwargs: 'cross_entropy' is a loss of ours and takes no arguments; remove them",
     ),
     (
-        {"qat": {"loss": "my_losses:focal"}},
-        "qat.loss: the package 'my_losses' is not trusted; if you trust it, add trust=[my_losses] on the command line",
-    ),
-    (
         {"qat": {"loss": "torch.hub:load"}},
-        "qat.loss: the package 'torch' is not trusted",
+        "qat.loss: the package 'torch' is not trusted; did you mean 'torchvision'?; open to all: qatflow, torchvision, "
+        "timm, transformers, torchmetrics",
     ),
     (
         {"search": {"max_time": "soon"}},
