@@ -26,6 +26,11 @@ ENTROPY_CUTS = 128
 """Thresholds that the search for the least divergence tries."""
 WEIGHT_RATIOS = torch.linspace(1.0, 0.2, 81, dtype=torch.float64)
 """Candidate scales of weights, relative to the min-max scale."""
+CLIPPED = 4.0
+"""How many times the squared error of a clipped weight counts: it always has the sign of the weight, so that clipping
+weakens a channel, where rounding errors have both signs and cancel."""
+CLIPPED_FROM = 0.5 + 1e-4
+"""Steps of error from which on a weight was clipped, not rounded."""
 
 
 def activation_encoding(histogram: Histogram, grid: Grid, calibration: Calibration) -> Encoding:
@@ -183,7 +188,8 @@ def _rounding(steps: Tensor) -> Tensor:
 def weight_encoding(weight: Tensor, grid: Grid, axis: int | None, method: str) -> Encoding:
     """Return the encoding of a weight tensor, per channel along `axis` or per tensor where it is None.
 
-    `sqnr` takes, per channel, the candidate scale with the least squared error.
+    `sqnr` takes, per channel, the candidate scale with the least squared error, in which clipped weights count
+    `CLIPPED` times.
     """
     weight = weight.detach()
     full = encoding_of_range(grid, *channel_range(weight, axis), axis)
@@ -196,7 +202,9 @@ def weight_encoding(weight: Tensor, grid: Grid, axis: int | None, method: str) -
     best_ratio = torch.ones(len(rows), device=weight.device)
     for ratio in WEIGHT_RATIOS.tolist():
         candidate = Encoding(grid, scales * ratio, zero_points, None)
-        error = (candidate.dequantize(candidate.quantize(rows)) - rows).square().sum(1)
+        off = candidate.dequantize(candidate.quantize(rows)) - rows
+        clipped = off.abs() > candidate.scale * CLIPPED_FROM
+        error = (torch.where(clipped, CLIPPED, 1.0) * off.square()).sum(1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_ratio = torch.where(better, torch.full_like(best_ratio, ratio), best_ratio)

@@ -1,7 +1,8 @@
 """The modules that stand in a simulation's graph: one per quantized tensor.
 
-Both learn a dimensionless correction of the range that calibration found, so one learning rate suits tensors of any
-magnitude: `scale * exp(log_ratio)`. At zero, where training starts, the correction changes nothing.
+Both learn a correction of the range that calibration found, as an exponent so that scales stay positive; at zero, where
+training starts, it changes nothing. That of an activation is dimensionless, so one learning rate suits tensors of any
+magnitude. That of a weight counts in the weight's own units: under Adam a range then keeps up with its weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from qatflow.quant.histogram import Histogram
 from qatflow.quant.rounding import round_to_grid
 from qatflow.quant.softmax_view import SoftmaxView
 from qatflow.recipe import Calibration
+
+SMALLEST_UNIT = 0.01
+"""Of the largest range of a weight's channels; smaller ones would be learned in leaps."""
 
 Clip = tuple[float, float | Tensor]
 """Lower and upper bound of what a quantizer sees; the upper one may be one per channel."""
@@ -148,6 +152,7 @@ class WeightQuantizer(nn.Module):
     scale: Tensor
     reach: Tensor
     moved: Tensor
+    unit: Tensor
 
     def __init__(self, grid: Grid, axis: int | None, channels: int) -> None:
         super().__init__()
@@ -157,7 +162,8 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("reach", torch.ones(shape))
         self.register_buffer("moved", torch.zeros(shape))
-        self.log_ratio = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self.register_buffer("unit", torch.ones(shape))
+        self.widened = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.enabled = True
         self._last: tuple[Tensor, list[int], Tensor] | None = None
 
@@ -168,10 +174,10 @@ class WeightQuantizer(nn.Module):
         """
         if not self.enabled:
             return weight
-        if torch.is_grad_enabled() and (weight.requires_grad or self.log_ratio.requires_grad):
+        if torch.is_grad_enabled() and (weight.requires_grad or self.widened.requires_grad):
             self._last = None
             return self._rounded(weight)
-        versions = [one._version for one in (weight, self.scale, self.reach, self.moved, self.log_ratio)]
+        versions = [one._version for one in (weight, self.scale, self.reach, self.moved, self.widened)]
         if self._last is None or self._last[0] is not weight or self._last[1] != versions:
             self._last = weight, versions, self._rounded(weight.detach())
         return self._last[2]
@@ -189,7 +195,7 @@ class WeightQuantizer(nn.Module):
         full = encoding_of_range(self.grid, *extent_of(weight.detach(), self.axis), self.axis)
         growth = torch.where(full.scale > TINY_SCALE, full.scale / self.reach, 1.0)
         zero_point = (full.zero_point + self.moved).clamp(self.grid.qmin, self.grid.qmax)
-        return self.scale * growth * self.log_ratio.exp(), zero_point
+        return self.scale * growth * (self.widened / self.unit).exp(), zero_point
 
     def settle(self, weight: Tensor, method: str) -> None:
         """Take the range that `method` finds for `weight`."""
@@ -205,7 +211,9 @@ class WeightQuantizer(nn.Module):
             self.scale.copy_(encoding.scale)
             self.reach.copy_(torch.where(full.scale > TINY_SCALE, full.scale, self.scale))
             self.moved.copy_(encoding.zero_point - full.zero_point)
-            self.log_ratio.zero_()
+            widest = torch.where(full.scale > TINY_SCALE, self.scale * self.grid.qmax, 0.0)
+            self.unit.copy_(widest.clamp(min=SMALLEST_UNIT * (float(widest.max()) or 1.0)))
+            self.widened.zero_()
 
     def encoding_of(self, weight: Tensor) -> Encoding:
         """Return the encoding in force for `weight`."""
@@ -214,4 +222,4 @@ class WeightQuantizer(nn.Module):
 
     def learn_range(self, learn: bool) -> None:
         """Let the correction be trained, or freeze it; the scale follows the weight in both cases."""
-        self.log_ratio.requires_grad_(learn)
+        self.widened.requires_grad_(learn)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qatflow.quant.calibrate import WEIGHT_RATIOS, activation_encoding, weight_encoding
+from qatflow.quant.calibrate import CLIPPED, WEIGHT_RATIOS, activation_encoding, weight_encoding
 from qatflow.quant.grid import Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
 from qatflow.recipe import Calibration
@@ -129,8 +129,9 @@ def test_weight_scales_are_the_best_of_all_candidates(axis: int | None, bits: in
         full, values = float(encoding_of_range(grid, *channel_range(channel, None)).scale), channel.numpy()
 
         def cost(ratio: float, values: np.ndarray = values, full: float = full) -> float:
-            q = np.clip(np.round(values / (full * ratio)), grid.qmin, grid.qmax)
-            return float(((q * full * ratio - values) ** 2).sum())
+            steps = np.round(values / (full * ratio))
+            q = np.clip(steps, grid.qmin, grid.qmax)
+            return float((np.where(q == steps, 1, CLIPPED) * (q * full * ratio - values) ** 2).sum())
 
         best = min(map(cost, WEIGHT_RATIOS.tolist()))
         assert cost(scale / full) == pytest.approx(best, rel=1e-5)

@@ -263,6 +263,23 @@ def test_a_channel_of_zeros_gets_a_range_once_it_moves() -> None:
     torch.testing.assert_close(quantizer(moved)[0], moved[0], rtol=0, atol=0.3 / 127)
 
 
+def correction(quantizer: ActivationQuantizer | WeightQuantizer) -> nn.Parameter:
+    return quantizer.widened if isinstance(quantizer, WeightQuantizer) else quantizer.log_ratio
+
+
+def test_the_end_of_a_weight_range_moves_as_far_as_its_correction_and_small_channels_do_not_leap() -> None:
+    weight = torch.tensor([[0.5, -0.25], [7.0, 3.0], [1e-7, 0.0], [0.0, 0.0]])
+    quantizer = WeightQuantizer(Grid(4, True, True), axis=0, channels=4)
+    quantizer.settle(weight, "minmax")
+    ends = quantizer.encoding_of(weight).scale * 7
+    with torch.no_grad():
+        quantizer.widened.add_(0.01)
+    moved = quantizer.encoding_of(weight).scale * 7 - ends
+    torch.testing.assert_close(moved[:2], torch.full((2,), 0.01), rtol=0.02, atol=0)
+    assert bool(moved.isfinite().all())
+    assert float(moved[2] / ends[2]) < 0.2
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_learn_ranges_lets_ranges_be_trained_but_not_fixed_or_symmetric_ones(folded: Network, bits: int) -> None:
     simulation = simulate(folded, torch.randn(4, 3, 8, 8), precision=Precision(activations=bits))
@@ -272,7 +289,7 @@ def test_learn_ranges_lets_ranges_be_trained_but_not_fixed_or_symmetric_ones(fol
     for point in simulation.placement.points:
         quantizer = simulation.quantizer(point.tensor)
         learned = point.tensor != given or bits < 8
-        assert quantizer.log_ratio.requires_grad == learned
+        assert correction(quantizer).requires_grad == learned
         if isinstance(quantizer, ActivationQuantizer):
             assert quantizer.shift.requires_grad == learned
     simulation.learn_ranges(False)
@@ -293,9 +310,9 @@ def test_ranges_get_gradients_when_they_are_learned(folded: Network) -> None:
     simulation.learn_ranges(True)
     simulation.model(x).square().sum().backward()
     for point in simulation.placement.points:
-        quantizer = simulation.quantizer(point.tensor)
-        assert quantizer.log_ratio.grad is not None
-        assert float(quantizer.log_ratio.grad.abs().sum()) > 0, point.tensor
+        grad = correction(simulation.quantizer(point.tensor)).grad
+        assert grad is not None
+        assert float(grad.abs().sum()) > 0, point.tensor
 
 
 def test_a_fixed_range_is_not_calibrated() -> None:
