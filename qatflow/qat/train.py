@@ -170,7 +170,7 @@ class _Trial:
         total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
         count, rate = len(training.train), 0.0
         for number, batch in enumerate(training.train):
-            rate = self.settings.rate(epoch - 1 + (number + (self.settings.warmup > 0)) / count) * self.factor
+            rate = self.settings.rate(epoch - 1 + (number + 0.5) / count) * self.factor
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             loss = self._step(batch.to(fabric.device))

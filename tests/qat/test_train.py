@@ -4,13 +4,16 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, fx
 
+from qatflow.errors import QatflowError
 from qatflow.gate import Measurement
 from qatflow.qat.devices import fabric_of
+from qatflow.qat.features import Watched, feature_loss, feature_nodes
 from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, Objective
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
@@ -40,7 +43,8 @@ def simulation() -> Simulation:
 class Data:
     """Training batches with the classes that FP32 gives; may spoil the loss of some epochs."""
 
-    def __init__(self, spoiled: tuple[int, ...] = ()) -> None:
+    def __init__(self, spoiled: tuple[int, ...] = (), factor: float = math.nan) -> None:
+        self.factor = factor
         self.graph = captured.folded().graph
         self.spoiled = spoiled
         self.epoch = 0
@@ -57,7 +61,7 @@ class Data:
             with torch.no_grad():
                 target = self.graph(x).argmax(1)
             if self.epoch in self.spoiled and seed == 2:
-                x = x * math.nan
+                x = x * self.factor
             yield Batch((x,), {}, target, len(x))
 
 
@@ -192,12 +196,12 @@ def test_training_goes_on_from_the_best_epoch(simulation: Simulation) -> None:
     seen = []
     state = copy.deepcopy(simulation.model.state_dict())
 
-    class Watched(Data):
+    class Noting(Data):
         def __iter__(self) -> Iterator[Batch]:
             seen.append({name: value.clone() for name, value in simulation.model.state_dict().items()})
             return super().__iter__()
 
-    own = replace(training(Watched(spoiled=(1,))), validate=scripted([0.5, 0.6, 0.7, 0.8], True))
+    own = replace(training(Noting(spoiled=(1,))), validate=scripted([0.5, 0.6, 0.7, 0.8], True))
     train(simulation, own, SETTINGS)
     assert all(torch.equal(seen[1][name], value) for name, value in state.items())
 
@@ -278,3 +282,114 @@ def test_training_on_labels_lowers_their_loss(simulation: Simulation) -> None:
     outcome = train(simulation, training(loss="cross_entropy"), replace(SETTINGS, lr=1e-3))
     losses = [record.train_loss for record in outcome.history[1:]]
     assert losses[-1] < losses[0]
+
+
+def test_warm_up_raises_the_rate_batch_by_batch(simulation: Simulation) -> None:
+    outcome = train(simulation, training(), replace(SETTINGS, epochs=3, warmup=2.0))
+    assert [record.lr for record in outcome.history[1:]] == pytest.approx(
+        [3 / 8 * 1e-3, 7 / 8 * 1e-3, 1e-4]
+    )  # of the last batch
+
+
+def test_gradients_are_scaled_down_to_the_norm(simulation: Simulation) -> None:
+    options = {"optimizer": "sgd", "optimizer_kwargs": {"momentum": 0}}
+    start = [one.detach().clone() for one in simulation.model.parameters()]
+    own = replace(training(**options, max_gradient_norm=1e-3), validate=scripted([0.0, 1.0], True))
+    train(simulation, own, replace(SETTINGS, lr=1.0, epochs=1))
+    moved = [(one - before).detach() for one, before in zip(simulation.model.parameters(), start, strict=True)]
+    distance = float(torch.stack([one.square().sum() for one in moved]).sum().sqrt())
+    assert 1e-3 < distance <= len(Data()) * 1e-3 * 1.001
+
+
+def test_bf16_trains_weights_that_stay_in_float(simulation: Simulation) -> None:
+    twin = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    twin.load_encodings(simulation.encodings())
+    start = closeness(simulation.model).value
+    half, full = train(simulation, training(precision="bf16"), SETTINGS), train(twin, training(), SETTINGS)
+    assert half.best > start
+    assert {one.dtype for one in simulation.model.parameters()} == {torch.float32}
+    losses = [[record.train_loss for record in one.history[1:]] for one in (half, full)]
+    assert losses[0] != losses[1]  # it does run in half precision
+    assert losses[0] == pytest.approx(losses[1], rel=0.6)
+
+
+def test_a_loss_that_explodes_below_the_start_goes_back(simulation: Simulation) -> None:
+    data = Data()
+
+    def exploding(outputs: Tensor, target: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(outputs, target) * (1e3 if data.epoch == 2 else 1)
+
+    own = replace(training(data), objective=Objective("exploding", exploding, FROM_TEACHER["distillation"]))
+    worse = train(simulation, replace(own, validate=scripted([0.5, 0.6, 0.4, 0.55, 0.7], True)), SETTINGS)
+    assert worse.reason == "diverged in epoch 2 at learning rate 0.001: back to epoch 1, rate halved"
+    assert [record.lr for record in worse.history] == pytest.approx([0, 1e-3, 1e-3, 0.5e-4, 0.5e-4])
+    assert (worse.best_epoch, worse.failed) == (4, False)
+    better = train(simulation, replace(own, validate=scripted([0.5, 0.6, 0.55, 0.55, 0.7], True)), SETTINGS)
+    assert not better.reason  # a large loss alone is the data's matter
+
+
+def test_features_are_matched_on_top_of_the_loss(simulation: Simulation) -> None:
+    names = tuple(feature_nodes(simulation.network.graph, ("stem",)))
+    own = replace(training(feature_weight=1e3), features=names)
+
+    @torch.no_grad()
+    def mismatch(model: Callable[..., Tensor]) -> Measurement:
+        got, wanted = (Watched(one, list(names))(samples(32, 9))[1] for one in (model, own.fp32))
+        return Measurement(float(feature_loss(got, wanted)), None, False)
+
+    with torch.no_grad():
+        for path, weight in simulation.model.named_parameters():
+            if path.startswith("stem") and path.endswith("weight"):
+                weight.mul_(1.3)
+    outcome = train(simulation, replace(own, validate=mismatch), replace(SETTINGS, epochs=10, decay_period=10))
+    assert outcome.best < 0.5 * outcome.history[0].value
+    assert outcome.history[1].train_loss > 1e2 * outcome.best  # the weight counts
+
+
+def test_a_trial_that_is_taken_up_ends_as_if_it_had_not_stopped(simulation: Simulation, tmp_path: Path) -> None:
+    options = {"oscillations": "freeze", "warmup": 1.0}
+    settings = replace(SETTINGS, range_learning=True)
+    whole = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    whole.load_encodings(simulation.encodings())
+    undisturbed = train(whole, training(**options), settings, tmp_path / "whole.pt")
+
+    def stop(record: EpochRecord) -> str:
+        if record.epoch == 3:
+            raise KeyboardInterrupt
+        return ""
+
+    first = copy.deepcopy(simulation)
+    with pytest.raises(KeyboardInterrupt):
+        train(first, replace(training(**options), report=stop), settings, tmp_path / "part.pt")
+    resumed = train(simulation, training(**options), settings, tmp_path / "part.pt")
+    for one, other in zip(resumed.history, undisturbed.history, strict=True):
+        assert replace_seconds(one) == replace_seconds(other)
+    assert (resumed.best_epoch, resumed.best) == (undisturbed.best_epoch, undisturbed.best)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(simulation.model.state_dict()[name], value), name
+
+
+def replace_seconds(record: EpochRecord) -> EpochRecord:
+    return record.model_copy(update={"seconds": 0.0})
+
+
+def test_an_optimizer_of_the_users(simulation: Simulation) -> None:
+    own = Qat(optimizer="tests.qat.tiny_task:optimizer", optimizer_kwargs={"alpha": 0.9})
+    made = choose_optimizer(own, ("tests",))
+    assert isinstance(made([{"params": [torch.nn.Parameter(torch.ones(1))]}]), torch.optim.RMSprop)
+    start = closeness(simulation.model).value
+    assert train(simulation, replace(training(), optimizer=made), SETTINGS).best > start
+    assert choose_optimizer(Qat(optimizer="torch.optim:Adagrad"))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kwargs", "said"),
+    [
+        ("tests.qat.tiny_task:optimizer", {"alpah": 0.9}, "alpah"),
+        ("tests.qat.tiny_task:model", {}, "model"),
+        ("tests.qat.tiny_task:no_optimizer", {}, "returned a list"),
+    ],
+)
+def test_optimizers_that_cannot_be_used(optimizer: str, kwargs: dict[str, object], said: str) -> None:
+    with pytest.raises(QatflowError, match=said):
+        choose_optimizer(Qat(optimizer=optimizer, optimizer_kwargs=kwargs), ("tests",))

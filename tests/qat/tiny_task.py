@@ -52,3 +52,38 @@ class Slow:
 
 def slow_data() -> dict[str, object]:
     return {**data(), "train": Slow(part(96, 1))}
+
+
+def optimizer(groups: list[dict[str, object]], alpha: float) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, alpha=alpha)
+
+
+def no_optimizer(groups: list[dict[str, object]]) -> list[dict[str, object]]:
+    return groups
+
+
+def model_with_stale_statistics() -> nn.Module:
+    """Return a model whose batch norm follows a ReLU, and was given another mean than the data has."""
+    torch.manual_seed(7)
+    norm = nn.BatchNorm1d(12)
+    norm.running_mean.fill_(3.0)
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), norm, nn.ReLU(), nn.Linear(12, 3)).eval()
+
+
+def labelled_by_mean() -> dict[str, list[tuple[Tensor, int]]]:
+    """Return data whose classes a fresh statistic tells better."""
+    torch.manual_seed(7)
+    sharp = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    with torch.no_grad():
+        for _ in range(50):
+            sharp(torch.randn(256, 6))
+        sharp.eval()
+        return {name: [(x, int(sharp(x[None]).argmax())) for x, _ in samples] for name, samples in data().items()}
+
+
+def data_without_validation() -> dict[str, list[tuple[Tensor, int]]]:
+    return {name: samples for name, samples in data().items() if name != "validation"}
+
+
+def data_too_small_to_split() -> dict[str, list[tuple[Tensor, int]]]:
+    return {**data_without_validation(), "train": part(19, 1)}
