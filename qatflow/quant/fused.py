@@ -12,8 +12,10 @@ with that; those of scale and zero point are sums of many elements, each off by 
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,13 +101,26 @@ def kernels(device: str) -> Kernels | str:
         return f"torch.compile is not used on {device}"
     compiled = Kernels(*(torch.compile(one, dynamic=True) for one in FUNCTIONS))
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # what the compiler's own packages warn of is nobody's business here
+        with _quietly(), torch.no_grad():
             compiled.forward(torch.zeros(2, 3, device=device), torch.ones(5, 2, device=device))
     except Exception as error:  # noqa: BLE001  no compiler, a broken one, no Triton: there are many ways
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"torch.compile failed on this machine: {said}"
     return compiled
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep back what the compiler's own packages warn of, such as a CUDA that a CPU does not need."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def usable(x: Tensor) -> Kernels | None:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from qatflow.bench import Bench, Candidate
-from qatflow.errors import RunFolderError
+from qatflow.errors import DataError, RunFolderError
 from qatflow.graph.capture import capture
 from qatflow.progress import Silent
 from qatflow.qat.search import search
 from qatflow.qat.space import rate_span, recommended
+from qatflow.quant import fused
 from qatflow.quant.network import Network
-from qatflow.recipe import Recipe
+from qatflow.recipe import Gate, Model, Precision, Recipe
 from qatflow.result import TrialRecord
 from qatflow.tasks.task import load_task
 
@@ -218,3 +219,69 @@ def test_a_lower_metric_is_searched_for_where_lower_is_better(tmp_path: Path) ->
     assert winner is not None
     assert all(one.value == min(record.value for record in one.history) for one in progress.trials)
     assert winner.record.notes["trial"] == min(progress.trials, key=lambda one: one.value).number
+
+
+def test_the_first_trial_that_meets_the_gate_ends_the_study(tmp_path: Path) -> None:
+    easy = recipe().model_copy(update={"gate": Gate(metric="accuracy", max_drop=1.0)})
+    winner, progress = run(easy, tmp_path / "stops")
+    assert winner is not None
+    assert len(progress.trials) == 1
+    assert progress.notes[-1] == "the search ended early: trial 0 meets the gate on the validation part"
+    goes_on = easy.model_copy(update={"search": easy.search.model_copy(update={"stop_at_gate": False})})
+    _, progress = run(goes_on, tmp_path / "stops")  # the same study, continued
+    assert [one.number for one in progress.trials] == [0, 1, 2, 3]
+    assert not [note for note in progress.notes if "ended early" in note]
+
+
+def test_when_the_time_is_up_no_epoch_is_begun(tmp_path: Path) -> None:
+    winner, progress = run(recipe("slow_data", max_time=1.5, epochs=(20, 30), decay_period=(5, 10)), tmp_path)
+    assert winner is not None
+    (trial,) = progress.trials
+    assert 1 <= len(trial.history) - 1 < 10  # an epoch takes a second
+    assert progress.notes[-1] == "the search ended early: search.max_time, 1.5 s, is over"
+
+
+def test_a_trial_that_begins_like_another_is_not_trained_again(tmp_path: Path) -> None:
+    _, first = run(recipe(max_trials=1, qat={"range_learning": True}), tmp_path)
+    study_of(tmp_path).enqueue_trial({"lr": 1e-3, "epochs": 2, "decay_period": 1})
+    _, second = run(recipe(max_trials=2, qat={"range_learning": True}), tmp_path)
+    whole, part = second.trials
+    assert whole == first.trials[0]
+    assert (part.lr, part.epochs) == (whole.lr, 2)
+    assert part.history == whole.history[:3]
+    assert part.reason == "as far as it goes, trial 0 was the same"
+    assert part.value == max(record.value for record in whole.history[:3])
+    assert part.seconds < min(record.seconds for record in whole.history[1:]) + 0.1
+
+
+def test_without_a_validation_part_one_is_split_off_and_told_of(tmp_path: Path) -> None:
+    winner, progress = run(recipe("data_without_validation", max_trials=1), tmp_path / "split")
+    assert winner is not None
+    assert progress.notes[0] == (
+        "the data has no validation part: QAT takes every tenth training sample for it, 10 in all"
+    )
+    with pytest.raises(DataError, match="only 19 training samples"):
+        run(recipe("data_too_small_to_split"), tmp_path / "small")
+
+
+def test_a_machine_without_a_compiler_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "kernels", lambda device: "torch.compile failed on this machine: no compiler")
+    winner, progress = run(recipe(max_trials=1), tmp_path)
+    assert winner is not None
+    assert progress.notes[0].startswith("torch.compile failed on this machine: no compiler; QAT trains op by op")
+
+
+def test_stale_statistics_are_taken_anew_after_training(tmp_path: Path) -> None:
+    def best_value(batch_norms: str) -> tuple[float, torch.Tensor]:
+        stale = recipe("labelled_by_mean", max_trials=1, qat={"batch_norms": batch_norms})
+        model = Model(factory=f"{HERE}:model_with_stale_statistics", final_lr=1e-4)
+        stale = stale.model_copy(update={"model": model, "precision": Precision()})
+        winner, progress = run(stale, tmp_path / batch_norms)
+        assert winner is not None
+        (mean,) = (value for name, value in winner.network.graph.named_buffers() if name.endswith("running_mean"))
+        return progress.trials[0].value, mean
+
+    (frozen, old), (fresh, new) = best_value("frozen"), best_value("reestimate")
+    assert bool((old == 0.8).all())
+    assert not bool((new == 0.8).any())
+    assert fresh > frozen

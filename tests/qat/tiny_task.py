@@ -66,7 +66,7 @@ def model_with_stale_statistics() -> nn.Module:
     """Return a model whose batch norm follows a ReLU, and was given another mean than the data has."""
     torch.manual_seed(7)
     norm = nn.BatchNorm1d(12)
-    norm.running_mean.fill_(3.0)
+    norm.running_mean.fill_(0.8)
     return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), norm, nn.ReLU(), nn.Linear(12, 3)).eval()
 
 

@@ -1,6 +1,10 @@
 """The compiled kernels against the formulas in double precision: exact where they must be, bounded where they round."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +153,11 @@ def test_few_variants_serve_every_shape() -> None:
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert compiled <= 3
     assert fused.SMALLEST <= 300_000
+
+
+def test_without_a_compiler_everything_runs_op_by_op_and_the_reason_is_told(tmp_path: Path) -> None:
+    environment = {**os.environ, "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "tests.quant.no_compiler"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("torch.compile failed on this machine: ")
