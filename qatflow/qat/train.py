@@ -26,7 +26,7 @@ from qatflow.qat.losses import Objective
 from qatflow.qat.optimizers import MakeOptimizer
 from qatflow.qat.oscillation import Oscillations
 from qatflow.qat.schedule import Settings
-from qatflow.quant.simulation import QUANTIZERS, Simulation
+from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Qat
 from qatflow.result import EpochRecord
 from qatflow.store import write_atomically
@@ -272,15 +272,8 @@ def _mean(fabric: Fabric, total: Tensor) -> float:
 
 def _groups(simulation: Simulation, range_learning: bool, qat: Qat) -> list[dict[str, Any]]:
     """Return the parameters to train in groups: weights, and ranges with a learning rate of their own."""
-    for parameter in simulation.model.parameters():
-        parameter.requires_grad_(True)
-    simulation.learn_ranges(range_learning)
-    weights: list[nn.Parameter] = []
-    ranges: list[nn.Parameter] = []
-    for name, parameter in simulation.model.named_parameters():
-        if parameter.requires_grad:
-            (ranges if name.startswith(f"{QUANTIZERS}.") else weights).append(parameter)
-    groups = [{"params": weights, "scale": 1.0, "lr": 0.0}]
+    weights, ranges = simulation.trainable(range_learning)
+    groups: list[dict[str, Any]] = [{"params": weights, "scale": 1.0, "lr": 0.0}]
     return [*groups, {"params": ranges, "scale": qat.range_lr_scale, "lr": 0.0}] if ranges else groups
 
 

@@ -248,6 +248,21 @@ class Simulation:
             given = point.tensor in inputs and point.grid.bits >= FINE_BITS
             self.quantizer(point.tensor).learn_range(learn and not given)
 
+    def trainable(self, learn_ranges: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Let the weights be trained, and the ranges or not; returns the parameters of `model` to train.
+
+        Returns:
+            Weights (biases and the like with them), and what corrects ranges, which may want another learning rate.
+        """
+        self.model.requires_grad_(True)
+        self.learn_ranges(learn_ranges)
+        weights: list[nn.Parameter] = []
+        ranges: list[nn.Parameter] = []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                (ranges if name.startswith(f"{QUANTIZERS}.") else weights).append(parameter)
+        return weights, ranges
+
     def to_network(self) -> Network:
         """Return the float network with the weights as they are now, and their encodings."""
         graph = copy_graph(self.network.graph)
