@@ -66,7 +66,7 @@ class Trainee:
         self.x = work.images()
         classes = 1000
         self.labels = torch.randint(classes, (work.batch,), generator=torch.Generator().manual_seed(0)).to(work.device)
-        self.optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=LR)
+        self.optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=LR, fused=True)
         self.after = after
 
     def loss(self, samples: int | None = None) -> Tensor:
@@ -99,8 +99,7 @@ def _simulated(work: Work, learn: bool, count: bool = False) -> Trainee:
     network, context = _folded(work)
     simulation = Simulation(network, TARGET, context.precision)
     simulation.calibrate(context.inputs(None), context.calibration)
-    simulation.model.requires_grad_(True)
-    simulation.learn_ranges(learn)
+    simulation.trainable(learn)
     return Trainee(simulation.model, work, *([Oscillations(simulation, freeze=False).step] if count else []))
 
 

@@ -1,11 +1,13 @@
 """Train one trial under torchrun, and leave what every process has at the end: `python -m tests.qat.ranks FOLDER`."""
 
+import itertools
 import sys
 from pathlib import Path
 
 import torch
 import yaml
 
+from qatflow.gate import Measurement
 from qatflow.graph.capture import capture
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.losses import choose_objective
@@ -16,7 +18,6 @@ from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
-from qatflow.tasks.evaluate import Evaluator
 from qatflow.tasks.task import load_task
 
 
@@ -36,11 +37,11 @@ def main(folder: Path) -> None:
     simulation = Simulation(base, TARGETS[recipe.target], recipe.precision)
     simulation.calibrate(task.calibration_inputs(64), recipe.calibration)
     torch.save(state(simulation), folder / "start.pt")
-    evaluator = Evaluator(base.graph, task.validation, task.metric, task.device)
+    epochs = itertools.count()  # every epoch is called better than the last, so that the last one is kept
     batches = task.train(0, (fabric.global_rank, fabric.world_size))
     training = Training(
         train=batches,
-        validate=lambda model: evaluator.evaluate(model).measurement,
+        validate=lambda model: Measurement(float(next(epochs)), None, higher_is_better=True),
         objective=choose_objective(recipe, next(iter(batches)).target),
         fp32=base.graph,
         qat=recipe.qat,

@@ -26,6 +26,8 @@ from qatflow.worker import work
 
 HERE = "tests.qat.tiny_task"
 TRUST = ("tests",)
+PATIENCE = 300
+"""Seconds that a process may take."""
 
 
 def recipe(data: str = "data", **search: object) -> Recipe:
@@ -206,7 +208,7 @@ def test_a_study_on_postgresql(alone: RunResult, postgresql: str, tmp_path: Path
     assert len(trials_in(postgresql)) == 3
     (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("max_trials: 3", "max_trials: 4"))
     line = [sys.executable, "-m", "qatflow.worker", postgresql, "--trust", "tests"]
-    done = subprocess.run(line, check=False, capture_output=True, text=True)
+    done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert len(trials_in(postgresql)) == 4
 
@@ -219,7 +221,7 @@ def test_ray_trains_the_trials(alone: RunResult, tmp_path: Path) -> None:
     )
     (tmp_path / "recipe.json").write_text(recipe(engine="ray", workers=2).model_dump_json())
     line = [sys.executable, "-c", code, tmp_path / "recipe.json", tmp_path / "run"]
-    done = subprocess.run(line, check=False, capture_output=True, text=True)
+    done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     result = RunResult.model_validate_json((tmp_path / "run" / "result.json").read_text())
     assert len(result.trials) == 3
@@ -242,7 +244,7 @@ def test_all_ranks_have_the_same_weights_and_encodings(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     for processes in (1, 2):
         line = [sys.executable, *torchrun, str(processes), "-m", "tests.qat.ranks", str(tmp_path)]
-        done = subprocess.run(line, check=False, capture_output=True, text=True)
+        done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
     single, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("0-of-1", "0-of-2", "1-of-2")

@@ -49,7 +49,7 @@ def test_weights_in_float_leave_only_the_activations_rounded() -> None:
 @pytest.mark.parametrize(("outlier_is_used", "expected"), [(True, "minmax"), (False, "sqnr")])
 def test_scales_of_weights_are_tried_too(outlier_is_used: bool, expected: str) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(64, 8)).eval(), torch.rand(32, 64)
+    model, x = nn.Sequential(nn.Linear(512, 8)).eval(), torch.rand(32, 512)
     with torch.no_grad():
         model[0].weight.uniform_(-1, 1)
         model[0].weight[:, 0] += 3
