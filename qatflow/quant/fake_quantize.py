@@ -14,6 +14,7 @@ compiled kernels of `fused`, which keep one byte an element for the backward pas
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from qatflow.quant.fused import Kernels, usable
-from qatflow.quant.grid import Grid, along, channel_range, channels_first
+from qatflow.quant.grid import Grid, along, channel_range, channels_first, encoding_of_range
 from qatflow.quant.rounding import in_memory_order, round_to_grid
 
 Bounds = tuple[float, float]
@@ -76,14 +77,22 @@ def narrowed(scale: Tensor, low: Tensor, high: Tensor, clip: Bounds) -> tuple[Te
     return torch.maximum(low, (least / scale).round()), torch.minimum(high, (most / scale).round())
 
 
-def extent_of(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Return what `channel_range` does; in training, where it is wanted in every step, by the compiled kernel."""
+def followed_range(x: Tensor, grid: Grid, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Return the min-max scale and zero point of `x`; in training, wanted in every step, by the compiled kernel."""
     found = usable(x) if torch.is_grad_enabled() else None
-    rows = _rows(x, axis)
+    rows = _rows(x.data, axis)
     if found is None or rows is None:
-        return channel_range(x, axis)
-    low, high = found.extent(rows)
-    return (low[0], high[0]) if axis is None else (low, high)
+        encoding = encoding_of_range(grid, *channel_range(x, axis), axis)
+        return encoding.scale, encoding.zero_point
+    scale, zero_point = found.followed(rows, *_constants(grid, x.device), grid.symmetric)
+    return (scale[0], zero_point[0]) if axis is None else (scale, zero_point)
+
+
+@functools.cache
+def _constants(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the ends of a grid and its smallest scale, as the kernels take them."""
+    ends = torch.tensor([grid.qmin, grid.qmax], dtype=torch.float32, device=device)
+    return ends, torch.tensor(grid.smallest_scale, dtype=torch.float32, device=device)
 
 
 class _OpByOp(torch.autograd.Function):
@@ -147,50 +156,37 @@ class _Fused(torch.autograd.Function):
         kernels: Kernels,
         overwrite: bool,
     ) -> Tensor:
-        rows = _rows(x.detach(), axis)
+        rows = _rows(x.data, axis)
         assert rows is not None
         limits = [torch.full_like(scale, bound) for bound in clip]
         within = narrowed(scale, *ends, clip) if clip != NO_BOUNDS else ends
-        bounds = torch.stack([one.detach().reshape(-1).float() for one in (scale, *within, *limits)])
+        bounds = torch.stack([scale, *within, *limits]).view(5, -1).float()
         if overwrite:
             result, code = x, kernels.forward_in_place(rows, bounds)
             ctx.mark_dirty(x)
         else:
             result, code = kernels.forward(rows, bounds)
             result = _from_rows(result, x.shape, x.stride())
-        ctx.save_for_backward(code, scale, *ends)
-        ctx.axis, ctx.clip, ctx.factor, ctx.kernels = axis, clip, factor, kernels
+        ctx.save_for_backward(code, bounds, torch.stack(ends).view(2, -1).float())
+        ctx.axis, ctx.like, ctx.factor, ctx.kernels = axis, scale.shape, factor, kernels
         ctx.shape, ctx.strides = x.shape, x.stride()
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        code, scale, low, high = ctx.saved_tensors
+        code, bounds, ends = ctx.saved_tensors
         if grad.stride() != ctx.strides:
             grad = torch.empty_strided(ctx.shape, ctx.strides, dtype=grad.dtype, device=grad.device).copy_(grad)
-        rows = _rows(grad, ctx.axis)
+        rows = _rows(grad.data, ctx.axis)
         assert rows is not None
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             grad_rows, grad_scale, grad_zero_point = ctx.kernels.backward_frozen(rows, code), None, None
         else:
-            grad_rows, *sums = ctx.kernels.backward(rows, code)
-            grad_scale, grad_zero_point = _of_sums(sums, scale, low, high, ctx.clip)
-            grad_scale, grad_zero_point = grad_scale * ctx.factor, grad_zero_point * ctx.factor
+            grad_rows, *sums = ctx.kernels.backward(rows, code, bounds, ends)
+            grad_scale, grad_zero_point = ((one * ctx.factor).view(ctx.like) for one in sums)
         grad_x = _from_rows(grad_rows, ctx.shape, ctx.strides)
         return grad_x, grad_scale, grad_zero_point, None, None, None, None, None, None
-
-
-def _of_sums(sums: list[Tensor], scale: Tensor, low: Tensor, high: Tensor, clip: Bounds) -> tuple[Tensor, Tensor]:
-    """Return the gradients of scale and zero point from the kernel's sums: what is outside has one slope a side."""
-    inside, *outside = (one.view_as(scale) for one in sums)
-    grad_scale, grad_zero_point = inside, torch.zeros_like(scale)
-    for total, bound, end, off in zip(outside, clip, (low, high), (torch.lt, torch.gt), strict=True):
-        steps = bound / scale
-        off_grid = off(steps.round(), end)
-        grad_scale = grad_scale + total * torch.where(off_grid, end, steps.round() - steps)
-        grad_zero_point = grad_zero_point - total * torch.where(off_grid, scale, 0.0)
-    return grad_scale, grad_zero_point
 
 
 def _rows(x: Tensor, axis: int | None) -> Tensor | None:

@@ -56,22 +56,49 @@ def forward_in_place(x: Tensor, bounds: Tensor) -> Tensor:
     return code
 
 
-def backward(grad: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradient of the tensor, and three sums a channel that those of scale and zero point are made of.
+def backward(grad: Tensor, code: Tensor, bounds: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of the tensor, and those of scale and zero point, shape `[channels]`, without LSQ's factor.
 
-    The sums, shape `[channels]`: gradient times the rounding in steps inside the grid, gradient below, gradient above.
+    What is outside has one slope a side: that of the grid's end, or of the rounded bound that clipped it.
+
+    Args:
+        grad: shape `[channels, values]`.
+        code: what `forward` gave.
+        bounds: as in `forward`.
+        ends: shape `[2, channels]`: smallest and largest whole number of the grid itself.
     """
     wide, codes = grad.float(), code.float()  # codes compared as floats are vectorised, as bytes they are not
     below, above = codes == BELOW, codes == ABOVE
     inside = torch.where(below | above, 0.0, wide)
     moved = (inside * (codes - NONE)).sum(1) / CODES_A_STEP
-    off_below, off_above = torch.where(below, wide, 0.0).sum(1), torch.where(above, wide, 0.0).sum(1)
-    return inside.to(grad.dtype), moved, off_below, off_above
+    outside = torch.where(below, wide, 0.0).sum(1), torch.where(above, wide, 0.0).sum(1)
+    scale, clips = bounds[0], bounds[3:] / bounds[0]
+    low, high = ends
+    cut_low, cut_high = clips[0].round(), clips[1].round()
+    off_low, off_high = cut_low < low, cut_high > high
+    slope_low = torch.where(off_low, low, cut_low - clips[0])
+    slope_high = torch.where(off_high, high, cut_high - clips[1])
+    grad_scale = moved + outside[0] * slope_low + outside[1] * slope_high
+    grad_zero_point = -(outside[0] * torch.where(off_low, scale, 0.0) + outside[1] * torch.where(off_high, scale, 0.0))
+    return inside.to(grad.dtype), grad_scale, grad_zero_point
 
 
-def extent(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the greatest of every row of `x`, shape `[channels, values]`; shape `[channels]`."""
-    return x.amin(1), x.amax(1)
+def followed(x: Tensor, ends: Tensor, smallest: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return the min-max scale and zero point of every row of `x`, as `grid.encoding_of_range` does, in one pass.
+
+    Args:
+        x: shape `[channels, values]`.
+        ends: shape `[2]`: smallest and largest whole number of the grid.
+        smallest: the smallest scale, shape `[]`.
+        symmetric: whether the zero point is 0.
+    """
+    least, most = x.amin(1).clamp(max=0), x.amax(1).clamp(min=0)
+    qmin, qmax = ends
+    if symmetric:
+        scale = torch.maximum(torch.maximum(most / qmax, least / qmin), smallest)
+        return scale, torch.zeros_like(scale)
+    scale = torch.maximum((most - least) / (qmax - qmin), smallest)
+    return scale, (qmin - (least / scale).round()).clamp(qmin, qmax)
 
 
 def backward_frozen(grad: Tensor, code: Tensor) -> Tensor:
@@ -88,10 +115,10 @@ class Kernels:
     forward_in_place: Callable[..., Any]
     backward: Callable[..., Any]
     backward_frozen: Callable[..., Any]
-    extent: Callable[..., Any]
+    followed: Callable[..., Any]
 
 
-FUNCTIONS: tuple[Callable[..., Any], ...] = (forward, forward_in_place, backward, backward_frozen, extent)
+FUNCTIONS: tuple[Callable[..., Any], ...] = (forward, forward_in_place, backward, backward_frozen, followed)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qatflow.quant.calibrate import activation_encoding, weight_encoding
-from qatflow.quant.fake_quantize import NO_BOUNDS, extent_of, fake_quantize, narrowed
+from qatflow.quant.fake_quantize import NO_BOUNDS, fake_quantize, followed_range, narrowed
 from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.rounding import round_to_grid
@@ -192,9 +192,10 @@ class WeightQuantizer(nn.Module):
 
     def _grid_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scale and zero point for `weight`: to the last bit what was adopted, if it has not moved."""
-        full = encoding_of_range(self.grid, *extent_of(weight.detach(), self.axis), self.axis)
-        growth = torch.where(full.scale > TINY_SCALE, full.scale / self.reach, 1.0)
-        zero_point = (full.zero_point + self.moved).clamp(self.grid.qmin, self.grid.qmax)
+        full, zero_point = followed_range(weight.detach(), self.grid, self.axis)
+        growth = torch.where(full > TINY_SCALE, full / self.reach, 1.0)
+        if not self.grid.symmetric:
+            zero_point = (zero_point + self.moved).clamp(self.grid.qmin, self.grid.qmax)
         return self.scale * growth * (self.widened / self.unit).exp(), zero_point
 
     def settle(self, weight: Tensor, method: str) -> None:

@@ -4,11 +4,12 @@ import math
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qatflow.quant import fused
 from qatflow.quant.fake_quantize import NO_BOUNDS, Bounds, fake_quantize
@@ -141,7 +142,8 @@ def test_without_a_compiler_everything_runs_op_by_op(monkeypatch: pytest.MonkeyP
     assert "mps" in str(kernels("mps"))
 
 
-def test_few_variants_serve_every_shape() -> None:
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_few_variants_serve_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variant a shape would soon hit the compiler's limit and fall back to running op by op."""
     found = kernels("cpu")
     assert isinstance(found, Kernels)
@@ -153,6 +155,13 @@ def test_few_variants_serve_every_shape() -> None:
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert compiled <= 3
     assert fused.SMALLEST <= 300_000
+    monkeypatch.setattr(fused, "SMALLEST", 1)
+    for out, inner, size, groups in product((8, 32, 96), (1, 16, 64), (1, 3, 5), (1, 8)):
+        weight = torch.randn(out, inner, size, size, requires_grad=True)
+        scale = torch.full((out,), 0.1, requires_grad=True)
+        x = torch.randn(2, inner * groups, 9, 9)
+        result = nn.functional.conv2d(x, fake_quantize(weight, scale, torch.zeros(out), INT4, 0), groups=groups)
+        fake_quantize(result, torch.tensor(0.1, requires_grad=True), torch.tensor(0.0), UINT8).sum().backward()
 
 
 def test_without_a_compiler_everything_runs_op_by_op_and_the_reason_is_told(tmp_path: Path) -> None:
