@@ -28,22 +28,40 @@ class Measurement:
         per_sample: shape `[samples]`, whose mean is `value`, in the same order for every model; None for a metric
             that has no value per sample (mean average precision, say).
         higher_is_better: the metric's direction.
+        replicates: the metric without one group of samples after the other, shape `[groups]`, in the same groups for
+            every model (a grouped jackknife); None where there is a value per sample, or too few samples.
+        samples: how many were measured.
     """
 
     value: float
     per_sample: Scores | None
     higher_is_better: bool
+    replicates: Scores | None = None
+    samples: int = 0
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict and the numbers behind it; drops are in the metric's unit, NaN where they are undefined."""
+    """A verdict and the numbers behind it; drops are in the metric's unit, NaN where they are undefined.
+
+    Attributes:
+        low, high: the interval of the drop; NaN where there is none.
+        confidence: of that interval; NaN where there is none.
+        lost, gained: samples that only FP32, or only the candidate, has right; None where they are not right or wrong.
+        needed: about how many samples would settle a verdict within noise; None where it is settled.
+        sentence: what the verdict rests on.
+    """
 
     verdict: Verdict
     passed: bool
     drop: float
     low: float
     high: float
+    confidence: float = math.nan
+    lost: int | None = None
+    gained: int | None = None
+    needed: int | None = None
+    sentence: str = ""
 
 
 def allowed_drop(max_drop: Drop, fp32: float) -> float:
@@ -51,7 +69,15 @@ def allowed_drop(max_drop: Drop, fp32: float) -> float:
     return max_drop.amount * abs(fp32) if max_drop.relative else max_drop.amount
 
 
-def decide(gate: Gate, fp32: Measurement, candidate: Measurement, seed: int = 0) -> Decision:
+def meets(gate: Gate, fp32: Measurement, candidate: Measurement) -> bool:
+    """Tell whether a candidate meets the gate by its point estimate: what rungs and trials are chosen by."""
+    sign = 1.0 if fp32.higher_is_better else -1.0
+    drop = sign * (fp32.value - candidate.value)
+    slack = 1e-9 * max(1.0, abs(fp32.value))
+    return math.isfinite(drop) and drop <= allowed_drop(gate.max_drop, fp32.value) + slack
+
+
+def decide(gate: Gate, fp32: Measurement, candidate: Measurement, seed: int = 0, looks: int = 1) -> Decision:
     """Compare a candidate with FP32 and give the verdict.
 
     A value that is not finite never passes. Where the metric has no value per sample, the interval is NaN and the

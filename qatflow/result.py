@@ -11,9 +11,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Note = bool | int | float | str
+Part = Literal["validation", "test"]
+"""Parts of the data that a value may be from: rungs are chosen on `validation` where there is one, and judged on
+`test`."""
 
 
 class Record(BaseModel):
@@ -51,15 +54,32 @@ class GateRecord(Record):
     """The gate as it was applied."""
 
     metric: str
+    """As people know it: `accuracy`, `F1`, `RMSE`, or the recipe's own label."""
     higher_is_better: bool
-    max_drop: float
-    """Largest allowed drop in the metric's unit (a relative one is already multiplied with FP32)."""
+    max_drop: float | None
+    """Largest allowed drop on the test part, in the metric's unit (a relative one is already multiplied with FP32);
+    null where only the value counts."""
     max_drop_text: str
-    """As the recipe has it, `0.01` or `1%`."""
+    """As the recipe has it, `0.01` or `1%`; empty where there is none."""
+    worst_value: float | None = None
+    """The least value that passes, the largest where lower is better; null where only the drop counts."""
     strict: bool
     confidence: float
+    """Of the first look at the test part; every further one is taken at less risk."""
     samples: int
-    """Evaluation samples behind every value."""
+    """Samples of the test part."""
+    chosen_on: Part = "test"
+    """The part that rungs and trials are ranked on."""
+    chosen_samples: int | None = None
+    """How many samples that part has; null in results of schema 1."""
+
+
+class OutputRecord(Record):
+    """One output of the model, or one operand of a concat that only leaves it."""
+
+    name: str
+    sqnr_db: float | None
+    """Signal to quantization-noise ratio against FP32's, in dB; null where a value is not finite."""
 
 
 class CandidateRecord(Record):
@@ -70,18 +90,38 @@ class CandidateRecord(Record):
     stage: Literal["fp32", "ptq", "qat", "deployed"]
     steps: tuple[str, ...] = ()
     """The kept steps this candidate stands on, its own last."""
+    part: Part = "test"
+    """The part of the data that the figures of this row are from."""
+    look: int | None = None
+    """Where the candidate was judged on the test part: which look at it that was, from 1; null where it was only
+    compared with other candidates."""
+    samples: int | None = None
+    """How many samples of that part were measured."""
     value: float | None
     """The metric; null where it is not a finite number."""
     fp32: float | None
+    """FP32's, on the same samples."""
     drop: float | None
     """Loss against FP32 in the metric's unit; negative is a gain."""
     drop_low: float | None
     drop_high: float | None
-    """Bounds of the paired bootstrap interval of the drop; null where the metric has no value per sample."""
+    """Bounds of the confidence interval of the drop; null where there is none."""
+    confidence: float | None = None
+    """Of that interval."""
+    lost: int | None = None
+    """Samples that FP32 has right and the candidate has not; null where samples are not right or wrong."""
+    gained: int | None = None
+    """Samples that the candidate has right and FP32 has not."""
+    needed: int | None = None
+    """About how many samples would settle a verdict within noise."""
     verdict: Verdict
     passed: bool
+    sentence: str = ""
+    """What the verdict rests on, in words."""
     sqnr_db: float | None
-    """Signal to quantization-noise ratio of the model's outputs against FP32's, in dB."""
+    """Signal to quantization-noise ratio against FP32's, in dB, of the output that has the lowest."""
+    outputs: tuple[OutputRecord, ...] = ()
+    """That of every output, where there are several."""
     kept: bool
     """Whether later rungs build on it."""
     reason: str = ""
@@ -300,8 +340,11 @@ class RunResult(Record):
     passed: bool
     gate: GateRecord | None
     fp32: float | None
+    """FP32's metric on the test part."""
     best: str | None
     """Id of the best candidate."""
+    looks: int = 0
+    """How often a candidate was judged on the test part."""
     deployed: float | None = None
     """The metric of the exported file in its runtime; null until that is measured."""
     verification: Verification | None = None
@@ -310,6 +353,8 @@ class RunResult(Record):
     activations_only: Judgement | None = None
     """Null where the gate was met before weights were rounded, or no step rounds any."""
     trials: tuple[TrialRecord, ...] = ()
+    training_error: str = ""
+    """Why QAT ended early, where it did by a failure; what the ladder found is shipped all the same."""
     tensors: tuple[TensorRecord, ...] = ()
     float_tensors: tuple[FloatTensor, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict)
@@ -324,5 +369,5 @@ class RunResult(Record):
 
     @property
     def winner(self) -> CandidateRecord | None:
-        """The best candidate's record."""
-        return next((candidate for candidate in self.candidates if candidate.id == self.best), None)
+        """The best candidate's record: as it was judged on the test part, where that was done."""
+        return next((candidate for candidate in reversed(self.candidates) if candidate.id == self.best), None)
