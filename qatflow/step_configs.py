@@ -12,6 +12,10 @@ from pydantic import Field
 
 from qatflow.config_model import Config
 
+FITTING = ("reestimate_batch_norms", "search_scales", "correct_bias", "adaround")
+"""Steps that fit weights, biases or statistics to their quantization. Those that keep the float function come before
+them: they would take what was fitted for FP32's own."""
+
 
 class StepConfig(Config):
     """Options of one step, and where it may stand."""
@@ -27,14 +31,14 @@ class StepConfig(Config):
 class FoldBatchNorms(StepConfig):
     """Fold batch norms into the convolution or linear layer before them."""
 
-    not_after = ("equalize", "absorb_bias", "smooth", "search_scales", "correct_bias", "adaround")
+    not_after = ("equalize", "absorb_bias", "smooth", *FITTING)
     always_kept = True
 
 
 class Equalize(StepConfig):
     """Cross-layer equalization (Nagel et al. 2019), with high-bias absorption, where it helps."""
 
-    not_after = ("absorb_bias", "search_scales", "correct_bias", "adaround")
+    not_after = ("absorb_bias", *FITTING)
 
     choose: Literal["measured", "all"] = "measured"
     """Equalize the chains whose quantized output gains by it on calibration samples, or all chains."""
@@ -52,7 +56,7 @@ class Equalize(StepConfig):
 class AbsorbBias(StepConfig):
     """Move what is always there of large biases into the next layer (Nagel et al. 2019)."""
 
-    not_after = ("search_scales", "correct_bias", "adaround")
+    not_after = FITTING
 
 
 class ReestimateBatchNorms(StepConfig):
@@ -65,7 +69,7 @@ class ReestimateBatchNorms(StepConfig):
 class Smooth(StepConfig):
     """Even out the channels between a norm and the linear layers behind it (SmoothQuant, Xiao et al. 2023)."""
 
-    not_after = ("search_scales", "correct_bias", "adaround")
+    not_after = FITTING
 
     strength: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the outliers that moves into the weights: 0 leaves all in the activations, 1 moves all."""

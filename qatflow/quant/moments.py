@@ -39,13 +39,19 @@ class Moments:
     output: Tensor
     count: int
 
-    def about_zero(self) -> Moments:
-        """Return the moments about zero."""
+    def about_zero(self, bias: Tensor | None = None) -> Moments:
+        """Return the moments about zero.
+
+        Args:
+            bias: what the layer's bias has beyond FP32's, shape `[groups, rows]`: rows need not give that much.
+        """
+        output = self.output if bias is None else self.output - bias
         return replace(
             self,
             gram=self.gram + self.mean[:, :, None] * self.mean[:, None, :],
-            cross=self.cross + self.output[:, :, None] * self.mean[:, None, :],
-            power=self.power + self.output.square(),
+            cross=self.cross + output[:, :, None] * self.mean[:, None, :],
+            power=self.power + output.square(),
+            output=output,
         )
 
     def error(self, rows: Tensor) -> Tensor:

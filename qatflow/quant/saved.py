@@ -19,6 +19,9 @@ from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
 from qatflow.store import read_json, write_atomically, write_json
 
+GOAL = "fp32."
+"""Prefix of FP32's values of parameters that were fitted."""
+
 
 def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mapping[str, Encoding]) -> None:
     """Write `model.safetensors`, `encodings.json` and `graph.json` to `folder`.
@@ -30,6 +33,7 @@ def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mappin
         encodings: of every quantized tensor, by its name in the placement.
     """
     state = {name: value.detach().cpu().contiguous().clone() for name, value in _state(network.graph).items()}
+    state |= {f"{GOAL}{name}": value.detach().cpu().contiguous().clone() for name, value in network.goal.items()}
     write_atomically(folder / "model.safetensors", lambda aside: save_file(state, aside))
     write_json(
         folder / "encodings.json",
@@ -37,6 +41,7 @@ def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mappin
             "tensors": {name: encoding_to_json(encoding) for name, encoding in encodings.items()},
             "fixed": {name: encoding_to_json(encoding) for name, encoding in network.encodings.items()},
             "normals": {name: [one.tolist() for one in normal] for name, normal in network.normals.items()},
+            "goal": sorted(network.goal),
         },
     )
     write_json(folder / "graph.json", describe(base, network.graph))
@@ -55,11 +60,12 @@ def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encodin
         state = load_file(folder / "model.safetensors", device=str(device))
         fixed = {name: encoding_from_json(value, device) for name, value in stored["fixed"].items()}
         normals = {name: _normal(value, device) for name, value in stored["normals"].items()}
+        goal = {name: state.pop(f"{GOAL}{name}") for name in stored["goal"]}
         tensors = {name: encoding_from_json(value, device) for name, value in stored["tensors"].items()}
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
-    return Network(rebuild(base, description, state), fixed, normals), tensors
+    return Network(rebuild(base, description, state), fixed, normals, goal), tensors
 
 
 def _normal(value: list[list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -180,11 +180,11 @@ class Simulation:
 
     @torch.no_grad()
     def closeness(self, inputs: Iterable[Inputs]) -> float:
-        """Return the SQNR of all float outputs against the float network's, in dB; NaN where one is not finite."""
+        """Return the SQNR of all float outputs against FP32's, in dB; NaN where one is not finite."""
         wanted: list[Tensor] = []
         got: list[Tensor] = []
         for args, kwargs in inputs:
-            for run, values in ((self.network.graph, wanted), (self.model, got)):
+            for run, values in ((self.network.fp32_graph, wanted), (self.model, got)):
                 leaves = pytree.tree_leaves(run(*args, **kwargs))
                 values += [leaf.flatten() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         return sqnr_db(torch.cat(wanted), torch.cat(got))

@@ -1,8 +1,8 @@
 """Walk a simulation once, node by node, with the float and the quantized stream side by side.
 
-Per-layer solvers need a layer's input in float and as it arrives when everything before it is quantized. One walk
-gives both to every layer: its cost grows with the depth of the network, not with its square, and a value is freed
-after its last reader.
+The float stream is FP32's, whatever was fitted before. Per-layer solvers need a layer's input there and as it arrives
+when everything before it is quantized. One walk gives both to every layer: its cost grows with the depth of the
+network, not with its square, and a value is freed after its last reader.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Walk:
         if _is_parameter(node):
             source = node.args[0] if node.op == "call_module" else node
             assert isinstance(source, fx.Node)
-            return tensor(self.simulation.network.graph, str(source.target))
+            return self.simulation.network.fp32(str(source.target))
         return self.float[node][chunk]
 
     def _read_quantized(self, node: fx.Node, chunk: int) -> Any:

@@ -35,6 +35,7 @@ def absorb_bias(network: Network, config: AbsorbBias, context: StepContext) -> t
 
     Notes count the `absorbed_channels`.
     """
+    network.require_unfitted("absorb_bias")
     result = network.copy()
     absorbed = absorb(result, context)
     if not absorbed:

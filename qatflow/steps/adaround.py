@@ -66,7 +66,8 @@ class _Exact:
 
     def solve(self, problem: Problem) -> Solution:
         """Return the best rounding found, or nearest rounding where that is not worse on held-out samples."""
-        fit, held = (one if self.config.move_biases else one.about_zero() for one in (problem.fit, problem.held))
+        free = self.config.move_biases
+        fit, held = (one if free else one.about_zero(problem.bias) for one in (problem.fit, problem.held))
         rows, encoding = self._rounded(problem, fit, held)
         nearest = problem.quantized_rows(problem.encoding)
         error, least = (float(held.error(one).sum()) for one in (rows, nearest))
@@ -74,7 +75,7 @@ class _Exact:
         self.shares.append(error / least if better else 1.0)
         if not better:
             rows, encoding = nearest, problem.encoding
-        return Solution(encoding, rows, mean_shift(problem, rows) if self.config.move_biases else None)
+        return Solution(encoding, rows, mean_shift(problem, rows) if free else None)
 
     def _rounded(self, problem: Problem, fit: Moments, held: Moments) -> tuple[Tensor, Encoding]:
         """Return rows on a grid, and that grid: those of the damping that is best on held-out samples."""

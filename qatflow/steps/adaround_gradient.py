@@ -57,9 +57,9 @@ class _Solver:
             return
         quantizer = self.simulation.quantizer(point.tensor)
         assert isinstance(quantizer, WeightQuantizer)
-        weight = tensor(self.simulation.network.graph, layer.weight).detach()
+        weight = self.simulation.network.fp32(layer.weight)
         problem = _Problem.of(self.simulation, layer, joined(float_inputs), joined(quantized_inputs), self.config)
-        encoding = quantizer.encoding_of(weight)
+        encoding = quantizer.encoding_of(tensor(self.simulation.network.graph, layer.weight))
         rounded, share = _round(problem, weight, encoding, self.config, self.context.seed, self.seconds)
         self.kept_nearest += int(share >= 1)
         self.errors.append(min(share, 1.0))
@@ -74,8 +74,8 @@ class _Problem:
 
     Attributes:
         inputs: quantized inputs, samples first.
-        wanted: the float layer's outputs behind its activation, samples first.
-        call: the layer and its activation, as a function of inputs and weight.
+        wanted: FP32's outputs behind the layer's activation, samples first.
+        call: the layer and its activation, as a function of inputs and weight, with its bias as it is.
         channels: how many output channels the layer has.
     """
 
@@ -86,11 +86,12 @@ class _Problem:
 
     @staticmethod
     def of(simulation: Simulation, layer: Layer, float_inputs: Tensor, inputs: Tensor, config: AdaRound) -> _Problem:
-        call = _layer_call(simulation.network.graph, layer)
-        weight = tensor(simulation.network.graph, layer.weight)
+        network = simulation.network
+        fp32, weight = _layer_call(layer, network.fp32), network.fp32(layer.weight)
         with torch.no_grad():
-            wanted = [call(part, weight) for part in _parts(float_inputs, config.batch_size)]
+            wanted = [fp32(part, weight) for part in _parts(float_inputs, config.batch_size)]
         outputs = torch.cat(wanted)
+        call = _layer_call(layer, lambda name: tensor(network.graph, name).detach())
         return _Problem(inputs, outputs, call, outputs.shape[-1 if layer.kind == "linear" else 1])
 
     @property
@@ -131,25 +132,26 @@ def adaround_by_gradient(network: Network, config: AdaRound, context: StepContex
 
     walk(simulation, context.inputs(config.samples), solve)
     next(done, None)
-    graph = network.copy().graph
-    for name in solver.encodings:
-        set_tensor(graph, name, tensor(simulation.model, name))
+    rounded = {name: tensor(simulation.model, name).detach().clone() for name in solver.encodings}
     floor = [max(share, 1e-12) for share in solver.errors]
     notes: dict[str, Note] = {
         "layers": len(solver.errors),
         "kept_nearest": solver.kept_nearest,
         "error_share": math.exp(sum(map(math.log, floor)) / max(1, len(floor))),
     }
-    return Network(graph, {**network.encodings, **solver.encodings}, network.normals), notes
+    return network.fitted(rounded, solver.encodings), notes
 
 
-def _layer_call(graph: fx.GraphModule, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the layer and a ReLU or clip that directly follows it, as a function of inputs and weight."""
+def _layer_call(layer: Layer, value: Callable[[str], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the layer and a ReLU or clip that directly follows it, as a function of inputs and weight.
+
+    `value` gives the other parameters by their names.
+    """
     after = sole_user(layer.node)
     activation = after if after is not None and kind(after) in ("relu", "clip") else None
 
     def value_of(argument: Any) -> Any:
-        return fx.map_arg(argument, lambda node: tensor(graph, str(node.target)).detach())
+        return fx.map_arg(argument, lambda node: value(str(node.target)))
 
     rest = value_of(tuple(layer.node.args[2:]))
     kwargs = value_of({name: value for name, value in layer.node.kwargs.items() if name not in ("input", "weight")})

@@ -21,14 +21,13 @@ from qatflow.graph.chains import in_channels
 from qatflow.graph.columns import weight_rows
 from qatflow.graph.layers import Layer, shared_parameters, tensor, weighted_layers
 from qatflow.graph.ops import argument, clip_bounds, kind
-from qatflow.graph.surgery import finish, give_bias
 from qatflow.quant.network import Network
 from qatflow.quant.quantizer import WeightQuantizer
 from qatflow.quant.simulation import Simulation
 from qatflow.result import Note
 from qatflow.step_configs import CorrectBias
 from qatflow.steps.context import StepContext
-from qatflow.steps.reconstruct import Problem, Solution, mean_shift, reconstruct
+from qatflow.steps.reconstruct import Problem, Solution, mean_shift, reconstruct, with_biases
 
 
 def correct_bias(network: Network, config: CorrectBias, context: StepContext) -> tuple[Network, dict[str, Note]]:
@@ -51,32 +50,32 @@ def correct_bias(network: Network, config: CorrectBias, context: StepContext) ->
 
 def _analytic(network: Network, context: StepContext) -> tuple[Network, dict[str, Note]]:
     """Correct every layer that a folded batch norm, alone or with a ReLU, ReLU6 or clip, comes before."""
+    unchanged, network = network, with_biases(network)
     simulation = Simulation(network, context.target, context.precision)
     simulation.settle_weights(context.calibration)
     points = {point.parameter: point for point in simulation.placement.points if point.parameter}
-    result = network.copy()
-    shared = shared_parameters(result.graph)
-    corrected = left = 0
-    for layer in weighted_layers(result.graph):
-        mean = _input_mean(result, layer)
+    shared = shared_parameters(network.graph)
+    biases: dict[str, Tensor] = {}
+    left = 0
+    for layer in weighted_layers(network.graph):
+        mean = _input_mean(network, layer)
         if layer.weight not in points or mean is None or shared & {layer.weight, layer.bias}:
             left += 1
             continue
         quantizer = simulation.quantizer(points[layer.weight].tensor)
         assert isinstance(quantizer, WeightQuantizer)
-        weight = tensor(result.graph, layer.weight).detach()
-        encoding = quantizer.encoding_of(weight)
-        change = weight_rows(encoding.dequantize(encoding.quantize(weight)) - weight, layer).double()
+        assert layer.bias is not None
+        weight, start = network.fp32(layer.weight), tensor(network.graph, layer.weight).detach()
+        encoding = quantizer.encoding_of(start)
+        change = weight_rows(encoding.dequantize(encoding.quantize(start)) - weight, layer).double()
         per_column = mean.view(layer.groups, -1).repeat_interleave(weight.shape[2:].numel(), 1)
         shift = -(change @ per_column[:, :, None])[:, :, 0].flatten()
-        old = 0 if layer.bias is None else tensor(result.graph, layer.bias).detach().double()
-        give_bias(result.graph, layer, (old + shift).to(weight.dtype))
-        corrected += 1
-    if not corrected:
+        bias = network.fp32(layer.bias)
+        biases[layer.bias] = (bias.double() + shift).to(bias.dtype)
+    if not biases:
         reason = "no layer's input comes from a folded batch norm; use method: empirical"
-        return network, {"corrected": 0, "left": left, "reason": reason}
-    finish(result.graph)
-    return result, {"corrected": corrected, "left": left}
+        return unchanged, {"corrected": 0, "left": left, "reason": reason}
+    return network.fitted(biases), {"corrected": len(biases), "left": left}
 
 
 def _input_mean(network: Network, layer: Layer) -> Tensor | None:

@@ -43,6 +43,7 @@ def equalize(network: Network, config: Equalize, context: StepContext) -> tuple[
     Notes count `pairs`, `sweeps`, `relu6_scaled`, `relu6_swapped`, `relu6_skipped`, the chains `left_as_they_were`
     because equalizing them does not help, and `absorbed_channels`.
     """
+    network.require_unfitted("equalize")
     result = network.copy()
     chosen, notes = _choose(result.graph, config, context)
     if not chosen:

@@ -41,6 +41,7 @@ def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepCont
 
     Notes count `folded` and `left` (batch norms that follow something else, or a layer that others read as well).
     """
+    network.require_unfitted("fold_batch_norms")
     graph = network.copy().graph
     layers = {layer.node: layer for layer in weighted_layers(graph)}
     shared = shared_parameters(graph)

@@ -1,8 +1,9 @@
 """Solve one layer after another for the least reconstruction error, all in one walk over the calibration samples.
 
-Every layer sees its input as the layers before it, already solved and quantized, give it, and is to give what the
-float network gives there. Its moments (`qatflow.quant.moments`) are collected once; what a step does with them is its
-own affair. Every fourth sample is held out of the fit, so that a solution can be judged on samples it has not seen.
+Every layer sees its input as the layers before it, already solved and quantized, give it, and is to give what FP32
+gives there, whatever steps before have made of the weights. Its moments (`qatflow.quant.moments`) are collected once;
+what a step does with them is its own affair. Every fourth sample is held out of the fit, so that a solution can be
+judged on samples it has not seen.
 """
 
 from __future__ import annotations
@@ -39,26 +40,30 @@ class Problem:
 
     Attributes:
         layer: in the float network's graph.
-        weight: the float weight.
-        encoding: of the weight, as it is in force.
+        weight: FP32's weight, the goal.
+        start: the weight as the steps before left it.
+        encoding: of that, as it is in force.
+        bias: what the layer's bias has beyond FP32's, float64, shape `[groups, rows]`.
         fit: moments over the samples to fit to.
         held: moments over the samples held out.
     """
 
     layer: Layer
     weight: Tensor
+    start: Tensor
     encoding: Encoding
+    bias: Tensor
     fit: Moments
     held: Moments
 
     @property
     def rows(self) -> Tensor:
-        """The float weight as rows, float64, shape `[groups, rows, columns]`."""
+        """FP32's weight as rows, float64, shape `[groups, rows, columns]`."""
         return weight_rows(self.weight, self.layer).double()
 
     def quantized_rows(self, encoding: Encoding) -> Tensor:
-        """Return the weight rounded to nearest on a grid, as rows."""
-        return weight_rows(encoding.dequantize(encoding.quantize(self.weight)), self.layer).double()
+        """Return the weight as it is, rounded to nearest on a grid, as rows."""
+        return weight_rows(encoding.dequantize(encoding.quantize(self.start)), self.layer).double()
 
     def per_row(self, values: Tensor) -> Tensor:
         """Return values per channel of the encoding as values per row, float64, shape `[groups, rows, 1]` or ones."""
@@ -78,7 +83,7 @@ class Solution:
     Attributes:
         encoding: a new one for the weight.
         rows: the weight, as rows on the grid of the encoding.
-        shift: what to add to the bias, shape `[output channels]`.
+        shift: what to add to FP32's bias, shape `[output channels]`.
     """
 
     encoding: Encoding | None = None
@@ -90,7 +95,7 @@ Solve = Callable[[Problem], Solution]
 
 
 def mean_shift(problem: Problem, rows: Tensor) -> Tensor:
-    """Return what the bias must gain so that the outputs of `rows` have the mean of the float outputs."""
+    """Return what FP32's bias must gain so that the outputs of `rows` have the mean of FP32's."""
     moments = problem.fit
     return (moments.output - (rows @ moments.mean[:, :, None])[:, :, 0]).flatten()
 
@@ -101,7 +106,7 @@ def reconstruct(
     """Return the network with every quantized layer as `solve` has it, layers in the order they run.
 
     Args:
-        network: float; its weights are the goal.
+        network: what FP32 computes there is the goal.
         context: of the step.
         samples: most calibration samples to use.
         solve: returns a layer's solution; a weight that several layers share is solved for the first of them.
@@ -109,7 +114,7 @@ def reconstruct(
         shifts: whether solutions move biases: layers without one get one.
     """
     if shifts:
-        network = _with_biases(network)
+        network = with_biases(network)
     simulation = Simulation(network, context.target, context.precision)
     simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
     work = _Reconstruction(simulation, solve)
@@ -123,20 +128,18 @@ def reconstruct(
 
     walk(simulation, context.inputs(samples), visit)
     next(done, None)
-    graph = network.copy().graph
-    for changed, value in work.changed.items():
-        set_tensor(graph, changed, value)
-    return Network(graph, {**network.encodings, **work.encodings}, network.normals)
+    return network.fitted(work.changed, work.encodings)
 
 
-def _with_biases(network: Network) -> Network:
+def with_biases(network: Network) -> Network:
     """Return a copy in which every weighted layer has a bias."""
     copied = network.copy()
     for layer in weighted_layers(copied.graph):
         if layer.bias is None:
             weight = tensor(copied.graph, layer.weight)
             give_bias(copied.graph, layer, weight.new_zeros(out_channels(copied.graph, layer)))
-    return Network(finish(copied.graph), copied.encodings, copied.normals)
+    finish(copied.graph)
+    return copied
 
 
 class _Reconstruction:
@@ -145,6 +148,7 @@ class _Reconstruction:
     def __init__(self, simulation: Simulation, solve: Solve) -> None:
         self.simulation = simulation
         self.solve = solve
+        self.network = simulation.network
         self.graph = simulation.network.graph
         self.points = {point.parameter: point for point in simulation.placement.points if point.parameter}
         self.shared = shared_parameters(self.graph)
@@ -158,18 +162,26 @@ class _Reconstruction:
             return
         quantizer = self.simulation.quantizer(point.tensor)
         assert isinstance(quantizer, WeightQuantizer)
-        weight = tensor(self.graph, layer.weight).detach()
+        weight, start = self.network.fp32(layer.weight), tensor(self.graph, layer.weight).detach()
         fit, held = _moments(layer, weight, floats, quantized)
-        encoding = quantizer.encoding_of(weight)
-        solution = self.solve(Problem(layer, weight, encoding, fit, held))
+        encoding = quantizer.encoding_of(start)
+        moved = self._moved_bias(layer, fit.output)
+        solution = self.solve(Problem(layer, weight, start, encoding, moved, fit, held))
         if solution.rows is not None:
             self._set(layer.weight, weight_from_rows(solution.rows, weight, layer).to(weight.dtype))
         if solution.rows is not None or solution.encoding is not None:
             self.encodings[layer.weight] = solution.encoding or encoding
             quantizer.adopt(tensor(self.simulation.model, layer.weight), self.encodings[layer.weight])
         if solution.shift is not None and layer.bias is not None and layer.bias not in self.shared:
-            bias = tensor(self.graph, layer.bias).detach()
+            bias = self.network.fp32(layer.bias)
             self._set(layer.bias, (bias.double() + solution.shift).to(bias.dtype))
+
+    def _moved_bias(self, layer: Layer, like: Tensor) -> Tensor:
+        """Return what a layer's bias has beyond FP32's, in the shape of `like`."""
+        if layer.bias is None or layer.bias not in self.network.goal:
+            return torch.zeros_like(like)
+        moved = tensor(self.graph, layer.bias).detach().double() - self.network.fp32(layer.bias).double()
+        return moved.view(like.shape)
 
     def _set(self, name: str, value: Tensor) -> None:
         self.changed[name] = value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from qatflow.graph.layers import set_tensor, shared_parameters
+from qatflow.graph.layers import shared_parameters
 from qatflow.graph.observe import observe
 from qatflow.graph.ops import kind
 from qatflow.quant.network import Network
@@ -29,23 +29,17 @@ def reestimate_batch_norms(
 
     Notes count the batch norms `reestimated`.
     """
-    result = network.copy()
-    shared = shared_parameters(result.graph)
-    norms = [node for node in result.graph.graph.nodes if kind(node) == "batch_norm"]
-    done = 0
-    for node in norms:
-        norm = batch_norm(node)
-        if norm is None or shared & {norm.mean, norm.variance}:
-            continue
-        simulation = Simulation(result, context.target, context.precision)
-        simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
-        mean, variance = _statistics(simulation.model, node.name, context, config.samples)
-        set_tensor(result.graph, norm.mean, mean.float())
-        set_tensor(result.graph, norm.variance, variance.float())
-        done += 1
-    if not done:
+    shared = shared_parameters(network.graph)
+    found = ((node.name, batch_norm(node)) for node in network.graph.graph.nodes if kind(node) == "batch_norm")
+    norms = {name: norm for name, norm in found if norm is not None and not shared & {norm.mean, norm.variance}}
+    if not norms:
         return network, {"reestimated": 0, "reason": "every batch norm is folded, or shares its statistics"}
-    return result, {"reestimated": done}
+    for name, norm in norms.items():
+        simulation = Simulation(network, context.target, context.precision)
+        simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
+        mean, variance = _statistics(simulation.model, name, context, config.samples)
+        network = network.fitted({norm.mean: mean.float(), norm.variance: variance.float()})
+    return network, {"reestimated": len(norms)}
 
 
 def _statistics(model: fx.GraphModule, name: str, context: StepContext, samples: int) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class _Search:
 
     def solve(self, problem: Problem) -> Solution:
         """Return the best encoding found, or the one in force where it is not better on held-out samples."""
-        fit, held = problem.fit.about_zero(), problem.held.about_zero()
+        fit, held = (one.about_zero(problem.bias) for one in (problem.fit, problem.held))
         found = self._best(problem, lambda rows: problem.per_channel_sum(fit.error(rows)))
         old, new = (float(held.error(problem.quantized_rows(one)).sum()) for one in (problem.encoding, found))
         better = new < old
@@ -58,7 +58,7 @@ class _Search:
 
     def _best(self, problem: Problem, error: Callable[[Tensor], Tensor]) -> Encoding:
         """Return, per channel, the candidate of least error; the encoding in force is one of them."""
-        weight, old = problem.weight, problem.encoding
+        weight, old = problem.start, problem.encoding
         full = encoding_of_range(old.grid, *channel_range(weight, old.axis), old.axis)
         best, least = old.scale, error(problem.quantized_rows(old))
         for share in torch.linspace(self.config.lowest, 1.0, self.config.candidates).tolist():

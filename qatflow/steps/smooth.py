@@ -46,6 +46,7 @@ def smooth(network: Network, config: Smooth, context: StepContext) -> tuple[Netw
 
     Notes count `groups`, `left` (norms whose output something else reads too) and give `largest_scale`.
     """
+    network.require_unfitted("smooth")
     graph = network.copy().graph
     groups, left = find_groups(graph)
     if not groups:
