@@ -1,59 +1,54 @@
 """The bench: everything a candidate is built and measured with, the same for every candidate of a run.
 
-A candidate is a network, quantized, calibrated, measured on the evaluation part beside FP32, and judged by the gate.
-It is stored under a key that says all it depends on, and found again by that key.
+A candidate is a network, quantized, calibrated and measured beside FP32. Candidates are compared with one another on
+the choosing part of the data: `validation` where there is one, else `test`. The gate judges on `test`: every candidate
+that it is asked about there is a look, and each further look is taken at less risk, since whoever looks often enough
+finds a candidate that is lucky. Candidates and looks are stored under a key that says all they depend on, and found
+again by that key.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from qatflow.errors import CaptureError, RunFolderError
-from qatflow.gate import Decision, Measurement, allowed_drop, best_of, decide
+from qatflow import candidates as shelf
+from qatflow.candidates import Candidate, Work
+from qatflow.errors import DataError
+from qatflow.gate import Measurement, allowed_drop, best_of, decide, meets
 from qatflow.progress import Progress
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
 from qatflow.quant.placement import Placement, place
-from qatflow.quant.saved import finite, load, save
+from qatflow.quant.saved import finite
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, GateRecord, Note, Verdict
+from qatflow.result import CandidateRecord, GateRecord, Part, Verdict
 from qatflow.steps.context import StepContext
 from qatflow.store import code_version, key_of, read_json, write_json
 from qatflow.tasks.evaluate import Evaluation, Evaluator
 from qatflow.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One quantized model with its provenance and its scores.
+@dataclass
+class Ground:
+    """One part of the data that candidates are measured on, and FP32's measurement there."""
 
-    Attributes:
-        record: what the result says of it.
-        network: the float network it is made of.
-        encodings: of every quantized tensor, by its name in the placement.
-        measurement: the metric on the evaluation part.
-        key: hash of all it depends on.
-    """
+    part: Part
+    evaluator: Evaluator
+    fp32: Measurement
 
-    record: CandidateRecord
-    network: Network
-    encodings: Mapping[str, Encoding]
-    measurement: Measurement
-    key: str
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return self.fp32.samples
 
 
 class Bench:
-    """Builds and measures candidates.
+    """Builds, measures, judges and keeps candidates.
 
     Args:
         recipe: the run.
@@ -63,41 +58,59 @@ class Bench:
         progress: who is told of every candidate.
     """
 
+    choosing: Ground
+    testing: Ground
+
     def __init__(self, recipe: Recipe, task: Task, base: Network, folder: Path, progress: Progress) -> None:
         self.recipe = recipe
         self.task = task
         self.base = base
+        self.run_folder = folder
         self.folder = folder / "candidates"
         self.progress = progress
         self.target = TARGETS[recipe.target]
-        self.evaluator = Evaluator(base.graph, task.test, task.metric, task.device)
-        self.fp32: Measurement
-        self.samples = 0
         self.key = key_of(
             code_version(),
             task.fingerprint,
             recipe.model_dump(mode="json", include={"precision", "target", "calibration", "seed"}),
         )
+        self._judged: dict[str, CandidateRecord] = {}
 
     def baseline(self) -> CandidateRecord:
-        """Measure FP32, which every candidate is compared with; returns its record, null where it is not finite."""
-        start = time.perf_counter()
-        evaluation = self.evaluator.evaluate(self.base.graph)
-        self.fp32, self.samples = evaluation.measurement, evaluation.samples
-        value = finite(self.fp32.value)
+        """Measure FP32, which every candidate is compared with; returns its record on the choosing part.
+
+        Raises:
+            DataError: it is not finite.
+        """
+        self.choosing = self._ground(self.task.choosing_part)
+        self.testing = self.choosing if self.task.choosing_part == "test" else self._ground("test")
+        return self._tell_fp32(self.choosing)
+
+    def _ground(self, part: Part) -> Ground:
+        evaluator = Evaluator(self.base.graph, lambda: self.task.part(part), self.task.metric, self.task.device)
+        evaluation = evaluator.evaluate(self.base.graph)
+        if finite(evaluation.measurement.value) is None:
+            message = f"FP32's {self.task.metric.name} is not finite: check the model, its weights and the data"
+            raise DataError(message)
+        return Ground(part, evaluator, evaluation.measurement)
+
+    def _tell_fp32(self, ground: Ground) -> CandidateRecord:
+        value = ground.fp32.value
         record = CandidateRecord(
             id="fp32",
             stage="fp32",
+            part=ground.part,
+            samples=ground.samples,
             value=value,
             fp32=value,
-            drop=0.0 if value is not None else None,
+            drop=0.0,
             drop_low=None,
             drop_high=None,
             verdict=Verdict.BASELINE,
-            passed=value is not None,
+            passed=True,
             sqnr_db=None,
             kept=True,
-            seconds=time.perf_counter() - start,
+            seconds=0.0,
         )
         self.progress.candidate(record)
         return record
@@ -105,15 +118,17 @@ class Bench:
     @property
     def gate_record(self) -> GateRecord:
         """The gate as it is applied; FP32 must have been measured."""
-        gate = self.recipe.gate
+        gate, testing = self.recipe.gate, self.testing
         return GateRecord(
             metric=self.task.metric.name,
             higher_is_better=self.task.metric.higher_is_better,
-            max_drop=allowed_drop(gate.max_drop, self.fp32.value),
+            max_drop=allowed_drop(gate.max_drop, testing.fp32.value),
             max_drop_text=str(gate.max_drop),
             strict=gate.strict,
             confidence=gate.confidence,
-            samples=self.samples,
+            samples=testing.samples,
+            chosen_on=self.choosing.part,
+            chosen_samples=self.choosing.samples,
         )
 
     def step_context(self) -> StepContext:
@@ -149,130 +164,145 @@ class Bench:
     def measure(
         self,
         network: Network,
+        work: Work,
         *,
-        name: str,
-        stage: str,
         key: str,
-        steps: tuple[str, ...],
-        notes: Mapping[str, Note],
         started: float,
         encodings: Mapping[str, Encoding] | None = None,
     ) -> Candidate:
-        """Quantize, calibrate and measure a network, and judge it; nothing is stored yet.
+        """Quantize, calibrate and measure a network on the choosing part; nothing is stored yet.
 
         Args:
             network: the candidate's float network.
-            name: its id.
-            stage: `ptq` or `qat`.
+            work: what was done for it; the time and what calibration chose are added.
             key: hash of all it depends on.
-            steps: those it stands on, its own last.
-            notes: what its step counted and measured.
             started: `time.perf_counter()` when its work began.
             encodings: those to use; None calibrates.
         """
         simulation = self.simulate(network, encodings)
-        evaluation = self.evaluator.evaluate(simulation.model)
-        decision = decide(self.recipe.gate, self.fp32, evaluation.measurement, self.recipe.seed)
+        evaluation = self.choosing.evaluator.evaluate(simulation.model)
+        notes = dict(work.notes)
         if encodings is None and self.recipe.calibration.activations == "auto":
-            notes = {**notes, "calibrated_by": simulation.calibrated_by}
+            notes["calibrated_by"] = simulation.calibrated_by
         if encodings is None and self.recipe.calibration.weights == "auto":
-            notes = {**notes, "weights_by": simulation.weights_by}
-        record = _record(name, stage, steps, self.fp32, evaluation, decision, notes, time.perf_counter() - started)
-        return Candidate(record, network, simulation.encodings(), evaluation.measurement, key)
+            notes["weights_by"] = simulation.weights_by
+        done = replace(work, notes=notes, seconds=work.seconds + time.perf_counter() - started)
+        return self.candidate(done, network, simulation.encodings(), evaluation, key)
 
-    def deployed_record(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:
-        """Judge what the winner's exported file measured in a runtime."""
-        decision = decide(self.recipe.gate, self.fp32, evaluation.measurement, self.recipe.seed)
-        steps, notes = winner.record.steps, {"of": winner.record.id}
-        return _record("deployed", "deployed", steps, self.fp32, evaluation, decision, notes, seconds)
+    def candidate(
+        self, work: Work, network: Network, encodings: Mapping[str, Encoding], evaluation: Evaluation, key: str
+    ) -> Candidate:
+        """Return a candidate with its record on the choosing part, where it passes by its point estimate."""
+        record = self._record(work, evaluation, self.choosing)
+        passed = meets(self.recipe.gate, self.choosing.fp32, evaluation.measurement)
+        record = record.model_copy(update={"passed": passed})
+        return Candidate(record, work, network, encodings, evaluation, key)
 
     def keep(self, candidate: Candidate, *, kept: bool, reason: str = "") -> Candidate:
-        """Settle whether later rungs build on a candidate, store it and tell of it; returns it with that record."""
-        record = candidate.record.model_copy(update={"kept": kept, "reason": reason})
-        candidate = replace(candidate, record=record)
-        folder = self.folder / record.id
-        save(folder, self.base.graph, candidate.network, candidate.encodings)
-        per_sample = candidate.measurement.per_sample
-        write_json(
-            folder / "meta.json",
-            {
-                "key": candidate.key,
-                "record": json.loads(record.model_dump_json()),
-                "value": finite(candidate.measurement.value),
-                "per_sample": None if per_sample is None else [finite(score) for score in per_sample.tolist()],
-            },
-        )
-        self.progress.candidate(record)
-        return candidate
+        """Settle whether later rungs build on a candidate, store it if it is new, and tell of it; returns it so."""
+        settled = replace(candidate, record=candidate.record.model_copy(update={"kept": kept, "reason": reason}))
+        if not candidate.work.resumed:
+            shelf.store(self.folder / candidate.work.id, self.base.graph, settled)
+        if self.choosing is self.testing:
+            self._look(candidate.key)
+        self.progress.candidate(settled.record)
+        return settled
 
     def recall(self, name: str, key: str) -> Candidate | None:
-        """Return a candidate that an earlier run of the same work stored in this folder; None where there is none.
+        """Return a candidate that an earlier start of the same work stored in this folder; None where there is none.
 
-        It is judged anew, since the gate may have changed; nothing is computed.
+        Nothing is computed, and nothing that was decided then is taken over.
         """
-        folder = self.folder / name
-        if not (folder / "meta.json").exists():
+        found = shelf.recall(self.folder / name, self.base.graph, key, self.choosing.fp32.higher_is_better)
+        if isinstance(found, str):
+            if found:
+                self.progress.note(found)
             return None
-        try:
-            meta = read_json(folder / "meta.json")
-            if meta["key"] != key:
-                return None
-            network, encodings = load(folder, self.base.graph)
-        except (RunFolderError, CaptureError, KeyError, OSError) as error:
-            self.progress.note(f"{folder} cannot be used again ({error}): doing that rung anew")
-            return None
-        measurement = _measurement(meta, self.fp32.higher_is_better)
-        decision = decide(self.recipe.gate, self.fp32, measurement, self.recipe.seed)
-        record = CandidateRecord.model_validate(meta["record"]).model_copy(
-            update={"verdict": decision.verdict, "passed": decision.passed, "resumed": True}
-        )
-        return Candidate(record, network, encodings, measurement, key)
+        return self.candidate(found.work, found.network, found.encodings, found.evaluation, key)
+
+    def judge(self, candidate: Candidate) -> CandidateRecord:
+        """Return what the gate says of a candidate on the test part; a second question is no second look."""
+        if candidate.key not in self._judged:
+            look = self._look(candidate.key)
+            evaluation = candidate.evaluation if self.choosing is self.testing else self._on_test(candidate)
+            record = self._record(candidate.work, evaluation, self.testing, look)
+            self._judged[candidate.key] = record
+            self.progress.candidate(record)
+        return self._judged[candidate.key]
+
+    def _on_test(self, candidate: Candidate) -> Evaluation:
+        """Measure a candidate on the test part, or recall what an earlier start measured."""
+        path = self.folder / candidate.work.id / "test.json"
+        if path.exists():
+            stored = read_json(path)
+            if stored["key"] == candidate.key:
+                return shelf.from_json(stored["evaluation"], self.testing.fp32.higher_is_better)
+        self.progress.stage(f"judge: {candidate.work.id} on the test part")
+        simulation = self.simulate(candidate.network, candidate.encodings)
+        evaluation = self.testing.evaluator.evaluate(simulation.model)
+        write_json(path, {"key": candidate.key, "evaluation": shelf.to_json(evaluation)})
+        return evaluation
+
+    def _look(self, key: str) -> int:
+        """Return which look at the test part a candidate is, from 1; earlier starts on this folder have looked as well.
+
+        Where candidates are chosen on the test part, every one that was measured is a look.
+        """
+        path = self.run_folder / "looks.json"
+        stored = read_json(path) if path.exists() else {}
+        looks = list(stored["looks"]) if stored.get("key") == self.key else []
+        if key not in looks:
+            looks.append(key)
+            write_json(path, {"key": self.key, "looks": looks})
+        return looks.index(key) + 1
+
+    def judged(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:
+        """Judge what the winner's exported file measured: no further chance to pass, and so no further look."""
+        work = Work("deployed", "deployed", winner.work.steps, {"of": winner.work.id}, seconds)
+        return self._record(work, evaluation, self.testing, self.judge(winner).look)
+
+    def choose(self, candidates: Iterable[Candidate]) -> Candidate:
+        """Return the candidate to ship: the best on the choosing part, unless it misses on test and another has passed.
+
+        It is judged on the test part if it was not yet.
+        """
+        every = list(candidates)
+        best = self.best(every)
+        if self.judge(best).passed:
+            return best
+        passed = [one for one in every if one.key in self._judged and self._judged[one.key].passed]
+        return self.best(passed) if passed else best
 
     def best(self, candidates: Iterable[Candidate]) -> Candidate:
-        """Return the best of some candidates: one that passes first, then the metric, then the SQNR."""
+        """Return the best of some on the choosing part: one that meets the gate, then the metric, then the SQNR."""
         by_id = {candidate.record.id: candidate for candidate in candidates}
-        ranked = [
-            (name, one.measurement, one.record.passed, _or_nan(one.record.sqnr_db)) for name, one in by_id.items()
-        ]
+        ranked = [(name, one.measurement, one.record.passed, one.evaluation.sqnr_db) for name, one in by_id.items()]
         return by_id[best_of(ranked)]
 
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _measurement(meta: Mapping[str, Any], higher_is_better: bool) -> Measurement:
-    """Return a stored measurement; null was not a finite number."""
-    scores = meta["per_sample"]
-    per_sample = None if scores is None else np.array([_or_nan(score) for score in scores], dtype=np.float64)
-    return Measurement(_or_nan(meta["value"]), per_sample, higher_is_better)
-
-
-def _record(
-    name: str,
-    stage: str,
-    steps: tuple[str, ...],
-    fp32: Measurement,
-    evaluation: Evaluation,
-    decision: Decision,
-    notes: Mapping[str, Note],
-    seconds: float,
-) -> CandidateRecord:
-    return CandidateRecord.model_validate(
-        {
-            "id": name,
-            "stage": stage,
-            "steps": steps,
-            "value": finite(evaluation.measurement.value),
-            "fp32": finite(fp32.value),
-            "drop": finite(decision.drop),
-            "drop_low": finite(decision.low),
-            "drop_high": finite(decision.high),
-            "verdict": decision.verdict,
-            "passed": decision.passed,
-            "sqnr_db": finite(evaluation.sqnr_db),
-            "kept": True,
-            "seconds": seconds,
-            "notes": dict(notes),
-        }
-    )
+    def _record(self, work: Work, evaluation: Evaluation, ground: Ground, look: int | None = None) -> CandidateRecord:
+        decision = decide(self.recipe.gate, ground.fp32, evaluation.measurement, self.recipe.seed, looks=look or 1)
+        return CandidateRecord(
+            id=work.id,
+            stage=work.stage,
+            steps=work.steps,
+            part=ground.part,
+            look=look,
+            samples=ground.samples,
+            value=finite(evaluation.measurement.value),
+            fp32=finite(ground.fp32.value),
+            drop=finite(decision.drop),
+            drop_low=finite(decision.low),
+            drop_high=finite(decision.high),
+            confidence=finite(decision.confidence),
+            lost=decision.lost,
+            gained=decision.gained,
+            needed=decision.needed,
+            verdict=decision.verdict,
+            passed=decision.passed,
+            sentence=decision.sentence,
+            sqnr_db=finite(evaluation.sqnr_db),
+            kept=True,
+            seconds=work.seconds,
+            resumed=work.resumed,
+            notes=dict(work.notes),
+        )

@@ -1,19 +1,20 @@
 """The run as a story. Start reading here.
 
-Load the task, capture the model, measure FP32, climb the ladder, train only if no rung meets the gate, export the best
-candidate, run the exported file. Everything finished is in the run folder at once; a second start on the same folder
-goes on from there.
+Load the task, capture the model, measure FP32, climb the ladder, judge the best rung on the test part, train only if
+it misses the gate, export the best candidate, run the exported file. Everything finished is in the run folder at once;
+a second start on the same folder goes on from there.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import yaml
 
-from qatflow.bench import Bench, Candidate
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate
 from qatflow.environment import environment
-from qatflow.errors import DataError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.graph.capture import capture
@@ -29,6 +30,8 @@ from qatflow.result import CandidateRecord, RunResult, Verification
 from qatflow.store import write_json, write_text
 from qatflow.tasks.task import load_task
 from qatflow.tensor_records import float_tensors, tensors
+
+logger = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Progress | None = None) -> RunResult:
@@ -56,27 +59,19 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         if recipe.qat.when != "never":
             check_training(bench)
         journal.stage("fp32: measure the model as it is")
-        fp32 = bench.baseline()
-        if fp32.value is None:
-            message = f"FP32's {task.metric.name} is not finite: check the model, its weights and the data"
-            raise DataError(message)
-        journal.update(fp32=fp32.value, gate=bench.gate_record)
-        rungs = climb(bench)
-        candidates = shippable(bench, rungs)
-        best = bench.best(candidates)
-        _tell_best(journal, best)
-        if recipe.qat.when == "always" or (recipe.qat.when == "missed" and not best.record.passed):
-            from qatflow.qat.search import search  # Lightning Fabric takes seconds to import
-
-            trained = search(bench, best, folder)
-            best = bench.best([*candidates, *([trained] if trained is not None else [])])
-            _tell_best(journal, best)
+        bench.baseline()
+        journal.update(fp32=bench.testing.fp32.value, gate=bench.gate_record)
+        candidates = shippable(bench, climb(bench))
+        best = _choose(bench, journal, candidates)
+        if recipe.qat.when == "always" or (recipe.qat.when == "missed" and not bench.judge(best).passed):
+            trained = _trained(bench, journal, best)
+            best = _choose(bench, journal, [*candidates, *trained])
         journal.stage("export: the best candidate as files")
         shipped = export(bench, best, folder)
         journal.update(artefacts=shipped.artefacts, export_notes=shipped.notes)
         if shipped.to_verify is not None and recipe.export.verify:
             journal.stage("verify: run the exported file in its runtime")
-            _tell_deployed(journal, best, folder, *verify(bench, best, shipped.to_verify))
+            _tell_deployed(journal, bench.judge(best).passed, folder, *verify(bench, best, shipped.to_verify))
         journal.close_stage()
         return journal.update(
             status="finished",
@@ -90,8 +85,31 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         raise
 
 
+def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Candidate:
+    """Return the candidate to ship, and record what the gate says of it."""
+    best = bench.choose(candidates)
+    judged = bench.judge(best)
+    journal.update(best=judged.id, verdict=judged.verdict, passed=judged.passed, looks=judged.look)
+    return best
+
+
+def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate]:
+    """Return what QAT makes of a candidate; where it fails, that is told, and what the ladder found is shipped."""
+    from qatflow.qat.search import search  # Lightning Fabric takes seconds to import
+
+    try:
+        found = search(bench, start, bench.run_folder)
+    except Exception as error:  # the user's loader and loss, Optuna, its database: any of them
+        said = str(error) or type(error).__name__
+        logger.exception("QAT failed")
+        journal.update(training_error=said)
+        journal.note(f"QAT failed, and the best rung of the ladder is shipped: {said}")
+        return []
+    return [] if found is None else [found]
+
+
 def _tell_deployed(
-    journal: Journal, best: Candidate, folder: Path, deployed: CandidateRecord, found: Verification
+    journal: Journal, passed: bool, folder: Path, deployed: CandidateRecord, found: Verification
 ) -> None:
     """Record what the exported file does; one that misses the gate is no success, whatever the simulation promised."""
     write_json(folder / "export" / "verification.json", {**found.model_dump(mode="json"), "verdict": found.verdict})
@@ -100,9 +118,5 @@ def _tell_deployed(
     journal.update(deployed=deployed.value, verification=found, artefacts=artefacts)
     if found.verdict != "verified":
         journal.note(found.sentence)
-    if best.record.passed and not deployed.passed:
+    if passed and not deployed.passed:
         journal.update(verdict=deployed.verdict, passed=False)
-
-
-def _tell_best(journal: Journal, best: Candidate) -> None:
-    journal.update(best=best.record.id, verdict=best.record.verdict, passed=best.record.passed)

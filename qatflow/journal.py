@@ -79,19 +79,24 @@ class Journal:
     def candidate(self, record: CandidateRecord) -> None:
         """Add a candidate to the result."""
         self.update(candidates=(*self.result.candidates, record), **self._best_with(record))
-        logger.info(
-            "%s: value %s, drop %s, %s%s", record.id, record.value, record.drop, record.verdict.value, _after(record)
-        )
+        found = f"value {record.value}, drop {record.drop}, {record.verdict.value}{_after(record)}"
+        logger.info("%s on %s: %s", record.id, record.part, found)
         self._progress.candidate(record)
 
     def _best_with(self, record: CandidateRecord) -> dict[str, Any]:
-        """Return what changes if `record` beats the best so far: an interrupted run has a verdict as well."""
+        """Return what changes if `record` beats the best so far: an interrupted run has a verdict as well.
+
+        Until the best is judged on the test part, that is the one on the choosing part, and nothing has passed.
+        """
         gate, best = self.result.gate, self.result.winner
         if gate is None or record.stage in ("fp32", "deployed"):
             return {}
+        if record.look is not None:
+            judged = {"verdict": record.verdict, "passed": record.passed} if record.id == self.result.best else {}
+            return {**judged, "looks": max(record.look, self.result.looks)}
         if best is not None and _rank(record, gate) <= _rank(best, gate):
             return {}
-        return {"best": record.id, "verdict": record.verdict, "passed": record.passed}
+        return {"best": record.id, "verdict": record.verdict, "passed": False}
 
     def judgement(self, record: Judgement) -> None:
         """Put it into the result."""

@@ -1,28 +1,35 @@
 """Judge quantized activations by themselves, with the weights in float, before weights are rounded better.
 
 Where activations alone miss the gate, no rounding of weights can be expected to meet it. What can help is found out
-on the spot: another way to find ranges, 16 bits for the layers whose activations hurt most, or training with range
-learning. AIMET's AutoQuant judged in the same way, and gave up there.
+on the spot: another way to find ranges, which the ladder then climbs, 16 bits for the layers whose activations hurt
+most, or training with range learning. AIMET's AutoQuant judged in the same way, and gave up there.
+
+What is judged is the network before anything was fitted to its weights: biases that make up for rounded weights are
+wrong beside float ones. It is to take a small share of the run: activations are observed once, whatever is tried with
+what was seen is compared on a few calibration samples, and only the best of it is measured.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 
-from qatflow.bench import Bench, Candidate
-from qatflow.errors import QatflowError
-from qatflow.gate import Decision, allowed_drop, decide
-from qatflow.quant.network import Network
-from qatflow.quant.quantizer import ActivationQuantizer
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate
+from qatflow.errors import RecipeError
+from qatflow.gate import Decision, allowed_drop, decide, meets
+from qatflow.quant.layer_precision import layer_paths
+from qatflow.quant.network import Method, Network
 from qatflow.quant.saved import finite
-from qatflow.quant.simulation import METHODS, Simulation
+from qatflow.quant.simulation import METHODS, Inputs, Simulation
 from qatflow.recipe import LayerPrecision, Precision
 from qatflow.result import Judgement
 from qatflow.store import key_of, read_json, write_json
 
 SIXTEEN_BITS = (1, 2, 4, 8)
 """How many layers get 16-bit activations, one try after the other."""
-SAMPLES = 16
+SAMPLES = 8
 """Calibration samples on which the layers are ranked."""
 
 
@@ -31,14 +38,14 @@ def judge(bench: Bench, kept: Candidate) -> Judgement:
 
     A judgement that an earlier run stored in the folder is not made again.
     """
-    path = bench.folder / "activations_only.json"
+    path = bench.run_folder / "activations_only.json"
     key = key_of(kept.key, "activations only", bench.recipe.gate.model_dump(mode="json"))
     if path.exists():
         stored = read_json(path)
         if stored.get("key") == key:
             return Judgement.model_validate(stored["judgement"])
     bench.progress.stage("activations only: weights in float, to see what rounding them can reach")
-    judgement = _Judge(bench, kept.network).run()
+    judgement = _Judge(bench, kept.network.unfitted()).run()
     write_json(path, {"key": key, "judgement": judgement.model_dump(mode="json")})
     return judgement
 
@@ -50,78 +57,101 @@ class _Judge:
         self.bench = bench
         self.network = network
         self.precision = bench.recipe.precision
-        self.method = bench.recipe.calibration.activations
+        self.calibration = network.calibration(bench.recipe.calibration)
+        self.few: list[Inputs] = []
+        self.simulation = self._simulation(self.precision)
+        self.histograms = self.simulation.observe(self._inputs(self.calibration.samples), self.few)
 
     def run(self) -> Judgement:
-        first, sqnr = self._measure(self.precision, self.method)
-        allowed = allowed_drop(self.bench.recipe.gate.max_drop, self.bench.fp32.value)
-        hopeless = not first.passed and not first.low <= allowed
+        """Return the judgement."""
+        closeness = {one: self._closeness(one) for one in METHODS}
+        best = max(closeness, key=closeness.__getitem__)
+        own = best if self.calibration.activations == "auto" else self.calibration.activations
+        first, sqnr = self._measure(self.simulation, own)
+        fp32 = self.bench.choosing.fp32
+        limit = allowed_drop(self.bench.recipe.gate.max_drop, fp32.value)
         judgement = Judgement(
-            drop=finite(first.drop), drop_low=finite(first.low), passed=first.passed, hopeless=hopeless, sqnr_db=sqnr
+            drop=finite(first.drop),
+            drop_low=finite(first.low),
+            passed=first.passed,
+            hopeless=not first.passed and not first.low <= limit,
+            sqnr_db=sqnr,
         )
         if first.passed:
             return judgement
-        tried = {one: self._measure(self.precision, one)[0] for one in METHODS if one != self.method}
-        best = min(tried, key=lambda one: (not tried[one].passed, tried[one].drop))
-        if tried[best].drop < first.drop:
-            judgement = judgement.model_copy(
-                update={
-                    "calibration": best,
-                    "calibration_drop": finite(tried[best].drop),
-                    "calibration_passes": tried[best].passed,
-                }
-            )
+        if closeness[best] > closeness[own]:
+            found, _ = self._measure(self.simulation, best)
+            if found.drop < first.drop:
+                told = {"calibration": best, "calibration_drop": finite(found.drop)}
+                judgement = judgement.model_copy(update={**told, "calibration_passes": found.passed})
         if not judgement.calibration_passes and self.precision.activations < 16:
-            judgement = judgement.model_copy(update=self._sixteen_bits())
+            judgement = judgement.model_copy(update=self._sixteen_bits(own))
         return judgement
 
-    def _measure(self, precision: Precision, method: str) -> tuple[Decision, float | None]:
-        """Return the gate's decision and the SQNR with quantized activations and float weights."""
-        simulation = self._simulation(precision, method)
-        evaluation = self.bench.evaluator.evaluate(simulation.model)
-        decision = decide(self.bench.recipe.gate, self.bench.fp32, evaluation.measurement, self.bench.recipe.seed)
-        return decision, finite(evaluation.sqnr_db)
+    def _inputs(self, samples: int) -> Iterable[Inputs]:
+        return self.bench.task.calibration_inputs(samples)
 
-    def _simulation(self, precision: Precision, method: str) -> Simulation:
+    def _simulation(self, precision: Precision) -> Simulation:
         simulation = Simulation(self.network, self.bench.target, precision)
         simulation.quantize_weights(False)
-        calibration = self.bench.recipe.calibration.model_copy(update={"activations": method})
-        simulation.calibrate(self.bench.task.calibration_inputs(calibration.samples), calibration)
         return simulation
 
-    def _sixteen_bits(self) -> dict[str, object]:
+    def _settle(self, simulation: Simulation, method: Method) -> None:
+        calibration = self.calibration.model_copy(update={"activations": method})
+        simulation.settle_activations(self.histograms, calibration)
+
+    def _closeness(self, method: Method) -> float:
+        """Return the SQNR of the outputs on a few calibration samples, in dB, with ranges by one method."""
+        self._settle(self.simulation, method)
+        found = self.simulation.closeness(self.few)
+        return -math.inf if math.isnan(found) else found
+
+    def _measure(self, simulation: Simulation, method: Method) -> tuple[Decision, float | None]:
+        """Return the decision by the point estimate on the choosing part, and the SQNR, with ranges by one method."""
+        self._settle(simulation, method)
+        evaluation = self.bench.choosing.evaluator.evaluate(simulation.model)
+        gate, fp32 = self.bench.recipe.gate, self.bench.choosing.fp32
+        decision = decide(gate, fp32, evaluation.measurement, self.bench.recipe.seed)
+        passed = meets(gate, fp32, evaluation.measurement)
+        return replace(decision, passed=passed), finite(evaluation.sqnr_db)
+
+    def _sixteen_bits(self, method: Method) -> dict[str, object]:
         """Return the layers that need 16-bit activations for the gate; none where 8 of them do not suffice."""
-        worst = list(self._worst_layers())
+        worst = self._worst_layers(method)
         for count in SIXTEEN_BITS:
-            if count > len(worst):
-                break
             chosen = tuple(worst[:count])
-            decision, _ = self._measure(self._with_16_bits(chosen), self.method)
+            try:
+                simulation = self._simulation(self._with_16_bits(chosen))
+            except RecipeError:
+                return {}  # a name that the target's table gives no tensor
+            decision, _ = self._measure(simulation, method)
             if decision.passed:
                 return {"sixteen_bits": chosen, "sixteen_bits_drop": finite(decision.drop)}
+            if count >= len(worst):
+                break
         return {}
 
     def _with_16_bits(self, layers: tuple[str, ...]) -> Precision:
         added = {layer: LayerPrecision(activations=16) for layer in layers}
         return self.precision.model_copy(update={"overrides": {**self.precision.overrides, **added}})
 
-    def _worst_layers(self) -> Iterable[str]:
-        """Yield layers by what their activation alone costs in SQNR of the outputs, the worst first."""
-        simulation = self._simulation(self.precision, self.method)
-        inputs = list(self.bench.task.calibration_inputs(SAMPLES))
-        points = [point for point in simulation.placement.points if point.parameter is None and point.shares is None]
-        quantizers = [simulation.quantizer(point.tensor) for point in points]
+    def _worst_layers(self, method: Method) -> list[str]:
+        """Return the layers that a recipe can name, by what their activation alone costs in SQNR, the worst first."""
+        self._settle(self.simulation, method)
+        inputs = list(self._inputs(SAMPLES))
+        points = [point for point in self.simulation.placement.points if point.parameter is None]
+        quantizers = [self.simulation.quantizer(point.tensor) for point in points if point.shares is None]
         for one in quantizers:
             one.enabled = False
+        nameable = layer_paths(self.network.graph)
         costs: dict[str, float] = {}
-        for point, quantizer in zip(points, quantizers, strict=True):
-            assert isinstance(quantizer, ActivationQuantizer)
+        for point in points:
+            if point.shares is not None or point.layer not in nameable:
+                continue
+            quantizer = self.simulation.quantizer(point.tensor)
             quantizer.enabled = True
-            costs[point.layer] = min(simulation.closeness(inputs), costs.get(point.layer, float("inf")))
+            costs[point.layer] = min(self.simulation.closeness(inputs), costs.get(point.layer, math.inf))
             quantizer.enabled = False
-        for layer in sorted(costs, key=costs.__getitem__):
-            try:
-                Simulation(self.network, self.bench.target, self._with_16_bits((layer,)))
-            except QatflowError:
-                continue  # not a layer that a recipe can name: an input, or a function of the model's own
-            yield layer
+        for one in quantizers:
+            one.enabled = True
+        return sorted(costs, key=costs.__getitem__)

@@ -2,19 +2,22 @@
 
 The first rung is `naive`, the captured model quantized as it is: what every step has to beat. A rung that makes things
 worse is recorded and left out, so that the next one builds on the last that helped. Steps that only prepare the graph
-(folding batch norms) are always kept, and always climbed: they are what the target runs.
+(folding batch norms) are always kept, and always climbed: they are what the target runs. Rungs are compared on the
+choosing part; one that meets the gate there is judged on the test part, and where it misses there, climbing goes on.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 
 import torch
 
-from qatflow.bench import Bench, Candidate
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate, Work
 from qatflow.gate import is_worse
 from qatflow.judgement import judge
-from qatflow.result import Judgement, Note
 from qatflow.step_configs import StepConfig
 from qatflow.steps import STEPS
 from qatflow.store import key_of
@@ -25,26 +28,26 @@ NAIVE = "naive"
 def climb(bench: Bench) -> list[Candidate]:
     """Return every rung that was measured, in order.
 
-    A rung found in the run folder is not done again. Rungs that prepare nothing and change nothing are left out of
-    the list, and told of.
+    A rung found in the run folder is not done again.
 
     Raises:
         StepError: a step cannot run on this model.
     """
-    kept = _naive(bench)
-    rungs = [kept]
+    rungs = [_naive(bench)]
+    kept, cured = rungs[0], False
     steps = list(bench.recipe.steps.items())
-    judgement: Judgement | None = None
     for position, (name, config) in enumerate(steps):
-        if _may_stop(bench, kept, [later for _, later in steps[position:]]):
-            break
-        if judgement is None and config.rounds_weights and not kept.record.passed and bench.recipe.ladder.judge:
-            judgement = judge(bench, kept)
-            bench.progress.judgement(judgement)
-        rung = _rung(bench, name, config, kept, judgement)
-        rungs.append(rung)
-        if rung.record.kept:
-            kept = rung
+        later = [one for _, one in steps[position:]]
+        if _may_stop(bench, kept, later):
+            return rungs
+        if config.rounds_weights and not cured:
+            kept, cured = _with_better_ranges(bench, kept, rungs), True
+            if _may_stop(bench, kept, later):
+                return rungs
+        rungs.append(_rung(bench, name, config, kept))
+        kept = rungs[-1] if rungs[-1].record.kept else kept
+    if not cured and not _may_stop(bench, kept, []):
+        _with_better_ranges(bench, kept, rungs)
     return rungs
 
 
@@ -59,76 +62,88 @@ def shippable(bench: Bench, rungs: list[Candidate]) -> list[Candidate]:
 
 
 def _may_stop(bench: Bench, kept: Candidate, later: list[StepConfig]) -> bool:
-    """Tell whether the gate is met and nothing that prepares the graph is still to come."""
-    return bench.recipe.ladder.stop == "gate" and kept.record.passed and not any(step.always_kept for step in later)
+    """Tell whether the gate is met, judged on the test part, and nothing that prepares the graph is still to come."""
+    if bench.recipe.ladder.stop != "gate" or any(step.always_kept for step in later):
+        return False
+    return kept.record.passed and bench.judge(kept).passed
 
 
 def _naive(bench: Bench) -> Candidate:
     key = key_of(bench.key, NAIVE)
     found = bench.recall(NAIVE, key)
-    if found is not None:
-        bench.progress.candidate(found.record)
-        return found
-    bench.progress.stage("naive: quantize the model as it is")
-    started = time.perf_counter()
-    candidate = bench.measure(bench.base, name=NAIVE, stage="ptq", key=key, steps=(), notes={}, started=started)
-    return bench.keep(candidate, kept=True)
+    if found is None:
+        bench.progress.stage("naive: quantize the model as it is")
+        started = time.perf_counter()
+        found = bench.measure(bench.base, Work(NAIVE, "ptq"), key=key, started=started)
+    return bench.keep(found, kept=True)
 
 
-def _is_wasted(bench: Bench, config: StepConfig, judgement: Judgement | None) -> bool:
-    """Tell whether a step cannot lead to the gate; where QAT is to follow, it still gives that a better start."""
-    hopeless = judgement is not None and judgement.hopeless
-    return hopeless and config.rounds_weights and bench.recipe.qat.when == "never"
+def _with_better_ranges(bench: Bench, kept: Candidate, rungs: list[Candidate]) -> Candidate:
+    """Judge activations alone where the gate is missed, and climb a better way to find their ranges as a rung.
+
+    Returns what the next rung builds on.
+    """
+    if kept.record.passed or not bench.recipe.ladder.judge:
+        return kept
+    judgement = judge(bench, kept)
+    bench.progress.judgement(judgement)
+    if judgement.calibration is None:
+        return kept
+    method, name = judgement.calibration, f"ranges_{judgement.calibration}"
+    key = key_of(kept.key, "ranges", method)
+    rung = bench.recall(name, key)
+    if rung is None:
+        bench.progress.stage(f"{name}: find the ranges of activations by {method}")
+        work = Work(name, "ptq", (*kept.work.steps, name))
+        network = replace(kept.network, ranges=method)
+        rung = bench.measure(network, work, key=key, started=time.perf_counter())
+    rungs.append(_settle(bench, None, kept, rung))
+    return rungs[-1] if rungs[-1].record.kept else kept
 
 
-def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate, judgement: Judgement | None) -> Candidate:
+def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Candidate:
     """Apply one step on top of the kept rung below it, and measure."""
-    key = key_of(below.key, name, config.model_dump(mode="json"), bench.recipe.ladder.keep_worse)
+    key = key_of(below.key, name, config.model_dump(mode="json"))
     found = bench.recall(name, key)
-    if found is not None:
-        bench.progress.candidate(found.record)
-        return found
-    started = time.perf_counter()
-    if judgement is not None and _is_wasted(bench, config, judgement):
-        return _unchanged(bench, name, below, {"reason": judgement.sentence}, key, started)
-    bench.progress.stage(f"{name}: {_first_sentence(config)}")
-    torch.manual_seed(bench.recipe.seed)
-    network, notes = STEPS[name](below.network, config, bench.step_context())
-    if network is below.network:
-        return _unchanged(bench, name, below, notes, key, started)
-    steps = (*below.record.steps, name)
-    rung = bench.measure(network, name=name, stage="ptq", key=key, steps=steps, notes=notes, started=started)
+    if found is None:
+        bench.progress.stage(f"{name}: {_first_sentence(config)}")
+        started = time.perf_counter()
+        torch.manual_seed(bench.recipe.seed)
+        network, notes = STEPS[name](below.network, config, bench.step_context())
+        work = Work(name, "ptq", (*below.work.steps, name), notes)
+        if network is below.network:
+            found = _unchanged(bench, replace(work, steps=below.work.steps), below, key, started)
+        else:
+            found = bench.measure(network, work, key=key, started=started)
+    return _settle(bench, config, below, found)
+
+
+def _unchanged(bench: Bench, work: Work, below: Candidate, key: str, started: float) -> Candidate:
+    """Return the candidate of a step that found nothing to do: the scores are those of the rung below."""
+    why = str(work.notes.get("reason", "it changes nothing"))
+    work = replace(work, unchanged=why, seconds=time.perf_counter() - started)
+    return bench.candidate(work, below.network, below.encodings, below.evaluation, key)
+
+
+def _settle(bench: Bench, config: StepConfig | None, below: Candidate, rung: Candidate) -> Candidate:
+    """Decide whether later rungs build on this one; store and tell of it."""
+    if rung.work.unchanged:
+        return bench.keep(rung, kept=False, reason=f"left out: {rung.work.unchanged}")
     kept, reason = _verdict_on(bench, config, below, rung)
     return bench.keep(rung, kept=kept, reason=reason)
 
 
-def _verdict_on(bench: Bench, config: StepConfig, below: Candidate, rung: Candidate) -> tuple[bool, str]:
+def _verdict_on(bench: Bench, config: StepConfig | None, below: Candidate, rung: Candidate) -> tuple[bool, str]:
     """Return whether later rungs build on this one, and why not or why all the same."""
-    sqnrs = [one.record.sqnr_db if one.record.sqnr_db is not None else float("-inf") for one in (below, rung)]
+    sqnrs = [-math.inf if math.isnan(one.evaluation.sqnr_db) else one.evaluation.sqnr_db for one in (below, rung)]
     if not is_worse(bench.recipe.gate, below.measurement, sqnrs[0], rung.measurement, sqnrs[1]):
         return True, ""
     over = below.record.id
-    if config.always_kept:
+    if config is not None and config.always_kept:
         return True, f"worse than {over}, kept because the target runs the prepared graph"
     if bench.recipe.ladder.keep_worse:
         return True, f"worse than {over}, kept because of ladder.keep_worse"
     return False, f"left out: worse than {over}"
-
-
-def _unchanged(
-    bench: Bench, name: str, below: Candidate, notes: dict[str, Note], key: str, started: float
-) -> Candidate:
-    """Record a step that found nothing to do: the scores are those of the rung below."""
-    record = below.record.model_copy(
-        update={
-            "id": name,
-            "notes": notes,
-            "seconds": time.perf_counter() - started,
-            "resumed": False,
-        }
-    )
-    same = Candidate(record, below.network, below.encodings, below.measurement, key)
-    return bench.keep(same, kept=False, reason=f"left out: {notes.get('reason', 'it changes nothing')}")
 
 
 def _first_sentence(config: StepConfig) -> str:

@@ -206,7 +206,7 @@ class Judgement(Record):
     hopeless: bool
     """Whether even the lower end of the drop's interval misses the gate."""
     sqnr_db: float | None
-    calibration: str | None = None
+    calibration: Literal["minmax", "percentile", "sqnr", "entropy"] | None = None
     """A better way to find ranges; null where the recipe's own is the best."""
     calibration_drop: float | None = None
     calibration_passes: bool = False
@@ -221,8 +221,8 @@ class Judgement(Record):
             return "activations alone (weights in float) meet the gate: rounding weights better can help"
         said = "activations alone (weights in float) miss the gate, which better rounding of weights cannot mend"
         if self.calibration is not None:
-            said += f"; calibration.activations={self.calibration} would "
-            said += "meet it" if self.calibration_passes else f"lower the drop to {self.calibration_drop:.4g}"
+            said += f"; with calibration.activations={self.calibration}, which is climbed next, they would "
+            said += "meet it" if self.calibration_passes else f"have a drop of {self.calibration_drop:.4g}"
         if self.sixteen_bits:
             overrides = ", ".join(f"{layer}: a16" for layer in self.sixteen_bits)
             said += f"; they meet it with precision.overrides={{{overrides}}}"

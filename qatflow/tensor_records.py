@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qatflow.bench import Bench, Candidate
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate
 from qatflow.graph.layers import tensor
 from qatflow.graph.observe import observe
 from qatflow.quant.grid import Encoding

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from qatflow.bench import Bench, Candidate
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate
 from qatflow.export.compare import Difference, compare
 from qatflow.export.integer_kernels import kernel_counts, layer_kernels
 from qatflow.export.latency import Latency, interleaved
@@ -54,8 +55,8 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
     else:
         model = PteModel(exported.path, exported.signature)
     watched = _Watched(model, exported.simulation)
-    evaluation = bench.evaluator.evaluate(watched)
-    record = bench.deployed_record(evaluation, winner, time.perf_counter() - started)
+    evaluation = bench.testing.evaluator.evaluate(watched)
+    record = bench.judged(evaluation, winner, time.perf_counter() - started)
     differences = _differences(bench, exported, own_runtime) if is_onnx else []
     found = Verification(
         file=f"export/{exported.path.name}",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from qatflow.bench import Bench, Candidate
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate
 from qatflow.export.encodings import aimet_encodings
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import Exported, export_onnx
@@ -50,7 +51,7 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     content = integer_biases(simulation)
     if content.raised:
         shipped.notes["weight_scales_raised_for_biases"] = ", ".join(content.raised)
-    _write_encodings(bench, simulation.placement, content, out, shipped)
+    _write_encodings(bench, winner, simulation.placement, content, out, shipped)
     _write_weights(bench, winner, out, shipped)
     if asked.pt2:
         export_pt2(simulation, bench.task.example(), out / "model.pt2")
@@ -64,13 +65,15 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     return shipped
 
 
-def _write_encodings(bench: Bench, placement: Placement, content: IntegerBiases, out: Path, shipped: Shipped) -> None:
+def _write_encodings(
+    bench: Bench, winner: Candidate, placement: Placement, content: IntegerBiases, out: Path, shipped: Shipped
+) -> None:
     recipe = bench.recipe
     values = aimet_encodings(
         placement,
         content.encodings,
         recipe.precision,
-        recipe.calibration,
+        winner.network.calibration(recipe.calibration),
         version=recipe.export.encodings_version,
         biases=content.biases,
     )

@@ -10,13 +10,13 @@ command goes on with it. Every finished trial that is the best so far is stored 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import optuna
 from optuna.storages import RDBStorage
 
-from qatflow.bench import Bench, Candidate
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate, Work
 from qatflow.errors import QatflowError, RunFolderError
 from qatflow.qat import study as studies
 from qatflow.qat.launch import ENGINES, Started, log_path
@@ -167,24 +167,15 @@ def _winner(bench: Bench, start: Candidate, study: optuna.Study, key: str) -> Ca
     own_key = key_of(key, trial.number)
     found = bench.recall("qat", own_key)
     if found is not None:
-        bench.progress.candidate(found.record)
-        return found
+        return bench.keep(found, kept=True)
     folder = trial_folder(bench, trial.number)
     stored = read_json(folder / "meta.json")
     if stored != {"study": study.study_name, "trial": trial.number}:
         message = f"{folder} is not the model of the study's best trial {trial.number}; remove study.db and run again"
         raise RunFolderError(message)
     network, encodings = load(folder, bench.base.graph)
-    candidate = bench.measure(
-        network,
-        name="qat",
-        stage="qat",
-        key=own_key,
-        steps=(*start.record.steps, "qat"),
-        notes={"trial": trial.number, "best_epoch": trial.user_attrs["best_epoch"], "started_from": start.record.id},
-        started=time.perf_counter(),
-        encodings=encodings,
-    )
     seconds = sum(one.user_attrs.get("seconds", 0.0) for one in studies.finished(study))
-    record = candidate.record.model_copy(update={"seconds": candidate.record.seconds + seconds})
-    return bench.keep(replace(candidate, record=record), kept=True)
+    notes = {"trial": trial.number, "best_epoch": trial.user_attrs["best_epoch"], "started_from": start.record.id}
+    work = Work("qat", "qat", (*start.work.steps, "qat"), notes, seconds)
+    candidate = bench.measure(network, work, key=own_key, started=time.perf_counter(), encodings=encodings)
+    return bench.keep(candidate, kept=True)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from qatflow.errors import Mistake, RecipeError, near_match
-from qatflow.graph.layers import Layer
+from qatflow.graph.layers import Layer, weighted_layers
 from qatflow.graph.ops import module_path
 from qatflow.recipe import LayerPrecision, Precision
 
@@ -82,6 +82,12 @@ class LayerPrecisions:
         """Return the bits of a tensor that `ops` read and give."""
         stated = [one.activations for one in map(self.of, ops) if one is not None and one.activations is not None]
         return max(stated, default=default)
+
+
+def layer_paths(graph: fx.GraphModule) -> set[str]:
+    """Return all names that a pattern of the overrides can match in a graph."""
+    layers = {layer.node: layer for layer in weighted_layers(graph)}
+    return {path for node in graph.graph.nodes if node.op == "call_function" for path in _paths(node, layers)}
 
 
 def _paths(node: fx.Node, layers: dict[fx.Node, Layer]) -> set[str]:

@@ -11,12 +11,16 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 from torch import Tensor, fx
 
 from qatflow.errors import StepError
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.quant.grid import Encoding
+from qatflow.recipe import Calibration
+
+Method = Literal["minmax", "percentile", "sqnr", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,28 @@ class Network:
         normals: mean and standard deviation of a layer's output channels, as the batch norm that was folded into it
             learned them, by the layer's node; float64, shape `[channels]` each.
         goal: FP32's values of the parameters that steps have fitted, by name; those of all others are in the graph.
+        ranges: the way to find ranges of activations that is better here than the recipe's; None is the recipe's.
     """
 
     graph: fx.GraphModule
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     normals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     goal: Mapping[str, Tensor] = field(default_factory=dict)
+    ranges: Method | None = None
 
     def copy(self) -> Network:
         """Return a network that shares no tensor with this one, but for those that are never changed."""
-        return Network(copy_graph(self.graph), dict(self.encodings), dict(self.normals), dict(self.goal))
+        return replace(
+            self,
+            graph=copy_graph(self.graph),
+            encodings=dict(self.encodings),
+            normals=dict(self.normals),
+            goal=dict(self.goal),
+        )
+
+    def calibration(self, of_recipe: Calibration) -> Calibration:
+        """Return how this network's ranges are found, where the recipe says `of_recipe`."""
+        return of_recipe if self.ranges is None else of_recipe.model_copy(update={"activations": self.ranges})
 
     def fp32(self, name: str) -> Tensor:
         """Return the value of a parameter in the FP32 function, detached."""
@@ -52,7 +68,7 @@ class Network:
 
     def unfitted(self) -> Network:
         """Return the network as it was before any step fitted weights to quantization."""
-        return Network(self.fp32_graph, normals=self.normals)
+        return Network(self.fp32_graph, normals=self.normals, ranges=self.ranges)
 
     def fitted(self, values: Mapping[str, Tensor], encodings: Mapping[str, Encoding] | None = None) -> Network:
         """Return a network with other values of some parameters, which FP32 does not have, and encodings for some."""

@@ -42,6 +42,7 @@ def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mappin
             "fixed": {name: encoding_to_json(encoding) for name, encoding in network.encodings.items()},
             "normals": {name: [one.tolist() for one in normal] for name, normal in network.normals.items()},
             "goal": sorted(network.goal),
+            "ranges": network.ranges,
         },
     )
     write_json(folder / "graph.json", describe(base, network.graph))
@@ -65,7 +66,7 @@ def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encodin
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
-    return Network(rebuild(base, description, state), fixed, normals, goal), tensors
+    return Network(rebuild(base, description, state), fixed, normals, goal, stored["ranges"]), tensors
 
 
 def _normal(value: list[list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

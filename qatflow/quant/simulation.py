@@ -19,7 +19,7 @@ from qatflow.graph.layers import set_tensor, tensor
 from qatflow.quant.absorbed_clip import absorb_clip
 from qatflow.quant.grid import Encoding, sqnr_db
 from qatflow.quant.histogram import Histogram
-from qatflow.quant.network import Network, copy_graph
+from qatflow.quant.network import Method, Network, copy_graph
 from qatflow.quant.placement import Placement, Point, place
 from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qatflow.quant.target import Target
@@ -30,7 +30,6 @@ QUANTIZERS = "qatflow_quantizers"
 
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-Method = Literal["minmax", "percentile", "sqnr", "entropy"]
 METHODS: tuple[Method, ...] = ("sqnr", "minmax", "percentile", "entropy")
 """Ways to find the ranges of activations; of equals the first is taken."""
 FINE_BITS = 8
@@ -105,6 +104,7 @@ class Simulation:
         Raises:
             DataError: there is no sample, or one makes a value that is not finite.
         """
+        calibration = self.network.calibration(calibration)
         self.settle_weights(calibration)
         kept: list[Inputs] = []
         histograms = self.observe(batches, kept)
@@ -114,7 +114,7 @@ class Simulation:
         else:
             outputs = {one: self._closeness(histograms, _by(calibration, one), kept) for one in METHODS}
             self.calibrated_by = max(outputs, key=outputs.__getitem__)
-        self._settle_activations(histograms, _by(calibration, self.calibrated_by))
+        self.settle_activations(histograms, _by(calibration, self.calibrated_by))
         self.weights_by: Literal["minmax", "sqnr"] = "minmax" if calibration.weights == "minmax" else "sqnr"
         if calibration.weights == "auto":
             self._try_minmax_weights(kept, calibration)
@@ -160,7 +160,12 @@ class Simulation:
             histograms[name], quantizer.observing = quantizer.observing, None
         return histograms
 
-    def _settle_activations(self, histograms: Mapping[str, Histogram], calibration: Calibration) -> None:
+    def settle_activations(self, histograms: Mapping[str, Histogram], calibration: Calibration) -> None:
+        """Take the ranges of activations that `calibration` finds in histograms.
+
+        Raises:
+            DataError: a tensor never had a value.
+        """
         for point in self.placement.points:
             if point.tensor not in histograms:
                 continue
@@ -174,7 +179,7 @@ class Simulation:
 
     def _closeness(self, histograms: Mapping[str, Histogram], calibration: Calibration, inputs: list[Inputs]) -> float:
         """Return the SQNR of the outputs on some inputs, in dB, with ranges by one method."""
-        self._settle_activations(histograms, calibration)
+        self.settle_activations(histograms, calibration)
         ratio = self.closeness(inputs)
         return -math.inf if math.isnan(ratio) else ratio
 

@@ -63,7 +63,7 @@ def smooth(network: Network, config: Smooth, context: StepContext) -> tuple[Netw
         for layer, weight in zip(group.readers, weights, strict=True):
             set_tensor(graph, layer.weight, (weight * scale).to(tensor(graph, layer.weight).dtype))
         largest = max(largest, float(scale.max()))
-    return Network(finish(graph), normals=network.normals), {
+    return Network(finish(graph), normals=network.normals, ranges=network.ranges), {
         "groups": len(groups),
         "left": left,
         "largest_scale": largest,

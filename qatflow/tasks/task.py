@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError, Mistake, RecipeError
 from qatflow.recipe import Recipe
+from qatflow.result import Part
 from qatflow.store import key_of
 from qatflow.tasks.data import Batch, Batches, Samples, Splits, batches, load_data
 from qatflow.tasks.metrics import Metric, load_metric
@@ -56,9 +57,20 @@ class Task:
             moved = batch.to(self.device)
             yield moved.args, moved.kwargs
 
+    @property
+    def choosing_part(self) -> Part:
+        """The part that rungs and trials are ranked on: `validation` where the data has one."""
+        return "test" if self.splits.validation is None else "validation"
+
+    def part(self, name: Part) -> Iterable[Batch]:
+        """Return a part that candidates are measured on, in a fixed order."""
+        samples = self.splits.test if name == "test" else self.splits.validation
+        assert samples is not None
+        return batches(samples, self.recipe.data)
+
     def test(self) -> Iterable[Batch]:
         """Return the evaluation part in a fixed order."""
-        return batches(self.splits.test, self.recipe.data)
+        return self.part("test")
 
     def validation(self) -> Iterable[Batch]:
         """Return the part that epochs and trials are chosen by; see `with_validation`.
