@@ -225,14 +225,16 @@ def _tell(console: Console, result: RunResult, folder: Path) -> None:
     if result.error:
         say(Console(stderr=True), f"error: {result.error}")
     if result.verdict is not None:
-        say(console, f"\n{'Gate met' if result.passed else 'Gate missed'}. {result.verdict.sentence}")
+        judged = result.winner.sentence if result.winner is not None else ""
+        say(console, f"\n{'Gate met' if result.passed else 'Gate missed'}. {judged or result.verdict.sentence}")
+    if result.training_error:
+        say(Console(stderr=True), f"training failed: {result.training_error}")
     winner = result.winner
     if winner is not None:
         metric = result.gate.metric if result.gate else "metric"
         say(console, f"best     {winner.id}: {metric} {number(winner.value)}, FP32 {number(winner.fp32)}")
-        say(
-            console, f"drop     {drop_text(winner)}" + (f", allowed {result.gate.max_drop_text}" if result.gate else "")
-        )
+        limit = result.gate.max_drop_text if result.gate else ""
+        say(console, f"drop     {drop_text(winner)}" + (f", allowed {limit}" if limit else ""))
     if result.verification is not None:
         say(console, f"deployed {deployed_line(result)}")
     for name, path in (("report", folder / "report.html"), ("export", folder / "export")):

@@ -177,7 +177,8 @@ def drop_text(record: CandidateRecord) -> str:
 
 def candidate_cells(record: CandidateRecord) -> tuple[str, str, str, str, str, str]:
     """Return a candidate's cells in the order of `COLUMNS`."""
-    name = record.id + ("" if record.kept else " (left out)") + (" (resumed)" if record.resumed else "")
+    where = f" on {record.part}" if record.look is not None or record.stage in ("fp32", "deployed") else ""
+    name = record.id + where + ("" if record.kept else " (left out)") + (" (resumed)" if record.resumed else "")
     sqnr = "-" if record.sqnr_db is None else f"{record.sqnr_db:.1f}"
     drop = "-" if record.verdict is Verdict.BASELINE else drop_text(record)
     return name, number(record.value), drop, WORDS[record.verdict][0], sqnr, f"{record.seconds:.1f}"

@@ -73,6 +73,17 @@ class GateRecord(Record):
     chosen_samples: int | None = None
     """How many samples that part has; null in results of schema 1."""
 
+    def limit(self, fp32: float) -> float | None:
+        """Return the worst value that passes beside FP32's `fp32` on the same samples; null where any does."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        share = self.max_drop_text.removesuffix("%")
+        drop = self.max_drop if share == self.max_drop_text else float(share) / 100 * abs(fp32)
+        bounds = [
+            *([] if drop is None else [fp32 - sign * drop]),
+            *([] if self.worst_value is None else [self.worst_value]),
+        ]
+        return max(bounds, key=lambda bound: sign * bound, default=None)
+
 
 class OutputRecord(Record):
     """One output of the model, or one operand of a concat that only leaves it."""

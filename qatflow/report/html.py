@@ -19,9 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qatflow.report import numbers, wording
 from qatflow.report.charts import ladder_charts, tone_of
-from qatflow.report.info import best_trial, has_plots, ladder_info, trials_info
+from qatflow.report.info import best_trial, chosen, has_plots, judged, judged_info, ladder_info, trials_info
 from qatflow.report.trial_charts import curve_chart, spot_chart
-from qatflow.result import RunResult, TensorRecord
+from qatflow.result import CandidateRecord, RunResult, TensorRecord
 
 WORST_SHOWN = 15
 STUDY_PAGE = "optuna.html"
@@ -55,7 +55,9 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         status_note=wording.status_note(result),
         precision=numbers.precision_label(result.tensors),
         allowed=wording.allowed(result.gate, form) if result.gate else numbers.MISSING,
+        groups=_groups(result),
         ladder=ladder_charts(ladder_info(result), form),
+        verdicts=ladder_charts(judged_info(result), form),
         curves=curve_chart(trials, form),
         spots=spot_chart(trials, form),
         best_trial=best_trial(result),
@@ -74,6 +76,13 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         recipe_yaml=recipe_yaml,
         environment=list(flat_items(environment)),
     )
+
+
+def _groups(result: RunResult) -> list[tuple[str, list[CandidateRecord]]]:
+    """Return the rows of the ladder under what they are for."""
+    part = result.gate.chosen_on if result.gate else "test"
+    groups = [(f"Chosen on {part}", chosen(result)), ("Judged on test", judged(result))]
+    return [(title, rows) for title, rows in groups if rows]
 
 
 def page(template: str, **values: Any) -> str:
@@ -118,6 +127,8 @@ def _templates() -> Environment:
         standing=wording.standing,
         remark=wording.remark,
         notes_text=wording.notes_text,
+        samples_text=wording.samples_text,
+        changes=wording.changes,
         tone_of=tone_of,
     )
     environment.filters.update(

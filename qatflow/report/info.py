@@ -25,7 +25,7 @@ class Rung(NamedTuple):
 
 
 class LadderInfo(NamedTuple):
-    """The metric after every rung, FP32 first."""
+    """The metric of candidates on one part of the data, FP32 first."""
 
     metric: str
     higher_is_better: bool
@@ -59,14 +59,33 @@ class TrialsInfo(NamedTuple):
     lines: tuple[TrialLine, ...]
 
 
+def chosen(result: RunResult) -> list[CandidateRecord]:
+    """Return the rows on the part that candidates are chosen on, FP32 first."""
+    return [one for one in result.candidates if one.look is None and one.stage != "deployed"]
+
+
+def judged(result: RunResult) -> list[CandidateRecord]:
+    """Return the rows that the gate's verdicts are from: winners on the test part, and the exported file there."""
+    return [one for one in result.candidates if one.look is not None or one.stage == "deployed"]
+
+
 def ladder_info(result: RunResult) -> LadderInfo:
-    """Return what the picture of the ladder shows; an empty ladder where nothing was measured."""
+    """Return what the picture of the ladder shows, on the part that rungs are chosen on; empty without a value."""
+    return _info(result, chosen(result), result.best)
+
+
+def judged_info(result: RunResult) -> LadderInfo:
+    """Return what the picture of the verdicts shows; empty where nothing was judged."""
+    return _info(result, judged(result), result.best)
+
+
+def _info(result: RunResult, rows: list[CandidateRecord], best: str | None) -> LadderInfo:
     gate = result.gate
     higher = gate.higher_is_better if gate else True
-    sign = 1.0 if higher else -1.0
-    limit = result.fp32 - sign * gate.max_drop if gate and result.fp32 is not None else None
-    rungs = tuple(_rung(candidate, sign, result.best) for candidate in result.candidates)
-    return LadderInfo(gate.metric if gate else "metric", higher, result.fp32, limit, rungs)
+    fp32 = next((row.fp32 for row in rows), None)
+    limit = gate.limit(fp32) if gate and fp32 is not None else None
+    rungs = tuple(_rung(row, 1.0 if higher else -1.0, best) for row in rows)
+    return LadderInfo(gate.metric if gate else "metric", higher, fp32, limit, rungs)
 
 
 def trials_info(result: RunResult) -> TrialsInfo:

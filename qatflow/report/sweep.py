@@ -178,7 +178,7 @@ def _panels(groups: dict[str, list[tuple[str, RunResult]]]) -> list[Panel]:
 
 
 def _bars(members: list[tuple[str, RunResult]]) -> tuple[list[Bar], numbers.MetricFormat]:
-    limits = [result.gate.max_drop for _, result in members if result.gate]
+    limits = [result.gate.max_drop for _, result in members if result.gate and result.gate.max_drop is not None]
     form = numbers.metric_format((result.fp32 for _, result in members), min(limits, default=None))
     bars = []
     for name, result in members:

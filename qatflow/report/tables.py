@@ -17,12 +17,16 @@ Columns = Mapping[str, str]
 RESULTS: Columns = {
     "candidate": "string",
     "stage": "string",
+    "part": "string",
+    "look": "Int64",
     "metric": "string",
     "value": "float64",
     "fp32": "float64",
     "drop": "float64",
     "drop_low": "float64",
     "drop_high": "float64",
+    "lost": "Int64",
+    "gained": "Int64",
     "verdict": "string",
     "sqnr_db": "float64",
     "kept": "bool",
@@ -67,7 +71,10 @@ FLOAT_TENSORS: Columns = {"layer": "string", "tensor": "string", "op": "string",
 
 
 def results(result: RunResult) -> pd.DataFrame:
-    """Return one row per candidate in order, FP32 first; drops are in the metric's unit, positive where worse."""
+    """Return one row per candidate in order, FP32 first; drops are in the metric's unit, positive where worse.
+
+    `part` is where a row's figures are from; a candidate that was judged has a row of its own for that, with a `look`.
+    """
     metric = result.gate.metric if result.gate else None
     rows = [
         {**candidate.model_dump(), "candidate": candidate.id, "metric": metric, "verdict": candidate.verdict.value}

@@ -59,12 +59,22 @@ def headline(result: RunResult) -> Headline:
         tone = "missed" if result.status == "failed" else "none"
         return Headline(tone, NO_VERDICT[result.status], "No candidate has been measured.")
     if verdict is Verdict.WITHIN_NOISE and not result.passed:
-        sentence = f"{verdict.sentence} The gate is strict, so this does not pass."
+        said = (result.winner.sentence if result.winner is not None else "") or verdict.sentence
+        sentence = f"{said} The gate is strict, so this does not pass."
         return Headline(verdict.value, "Gate missed, within noise", sentence)
-    if result.winner is not None and result.winner.passed and not result.passed:
+    winner = result.winner
+    if (
+        winner is not None
+        and winner.look is None
+        and result.gate is not None
+        and result.gate.chosen_samples is not None
+    ):
+        sentence = f"The best candidate so far, {winner.id}, has not been judged on the test part."
+        return Headline("none", "Not judged yet", sentence)
+    if winner is not None and winner.passed and not result.passed:
         sentence = "The best candidate meets the gate in simulation; the file exported from it does not."
         return Headline(verdict.value, TITLES[verdict], sentence)
-    return Headline(verdict.value, TITLES[verdict], verdict.sentence)
+    return Headline(verdict.value, TITLES[verdict], (winner.sentence if winner is not None else "") or verdict.sentence)
 
 
 def status_note(result: RunResult) -> str:
@@ -101,9 +111,28 @@ def notes_text(notes: Mapping[str, Note]) -> str:
 
 
 def allowed(gate: GateRecord, form: MetricFormat) -> str:
-    """Return the allowed drop as a number, with the recipe's own text where that is relative."""
-    number = form.drop(gate.max_drop)
-    return f"{number} ({gate.max_drop_text} of FP32)" if gate.max_drop_text.endswith("%") else number
+    """Return the allowed drop as a number, with the recipe's own text where that is relative, and the worst value."""
+    said = []
+    if gate.max_drop is not None:
+        number = form.drop(gate.max_drop)
+        said.append(f"{number} ({gate.max_drop_text} of FP32)" if gate.max_drop_text.endswith("%") else number)
+    if gate.worst_value is not None:
+        said.append(f"{'at least' if gate.higher_is_better else 'at most'} {form.value(gate.worst_value)}")
+    return ", ".join(said)
+
+
+def samples_text(gate: GateRecord) -> str:
+    """Return what candidates were chosen and judged on."""
+    if gate.chosen_samples is None:
+        return f"{gate.samples} samples"
+    if gate.chosen_on == "test":
+        return f"chosen and judged on {gate.samples} test samples"
+    return f"chosen on {gate.chosen_samples} validation samples, judged on {gate.samples} test samples"
+
+
+def changes(candidate: CandidateRecord) -> str:
+    """Return how many samples a candidate lost and gained, `12 / 3`; empty where samples are not right or wrong."""
+    return "" if candidate.lost is None else f"{candidate.lost} / {candidate.gained}"
 
 
 def check_word(found: Verification | None) -> str:
