@@ -33,6 +33,9 @@ from qatflow.tasks.evaluate import Evaluation, Evaluator
 from qatflow.tasks.task import Task
 
 
+SAME_SAMPLES = "It was chosen on the same samples, since the data has no validation part."
+
+
 @dataclass
 class Ground:
     """One part of the data that candidates are measured on, and FP32's measurement there."""
@@ -226,6 +229,8 @@ class Bench:
             look = self._look(candidate.key)
             evaluation = candidate.evaluation if self.choosing is self.testing else self._on_test(candidate)
             record = self._record(candidate.work, evaluation, self.testing, look)
+            if self.choosing is self.testing:
+                record = record.model_copy(update={"sentence": f"{record.sentence} {SAME_SAMPLES}".strip()})
             self._judged[candidate.key] = record
             self.progress.candidate(record)
         return self._judged[candidate.key]

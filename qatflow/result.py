@@ -78,11 +78,8 @@ class GateRecord(Record):
         sign = 1.0 if self.higher_is_better else -1.0
         share = self.max_drop_text.removesuffix("%")
         drop = self.max_drop if share == self.max_drop_text else float(share) / 100 * abs(fp32)
-        bounds = [
-            *([] if drop is None else [fp32 - sign * drop]),
-            *([] if self.worst_value is None else [self.worst_value]),
-        ]
-        return max(bounds, key=lambda bound: sign * bound, default=None)
+        bounds = [None if drop is None else fp32 - sign * drop, self.worst_value]
+        return max((one for one in bounds if one is not None), key=lambda bound: sign * bound, default=None)
 
 
 class OutputRecord(Record):

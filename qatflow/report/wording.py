@@ -62,13 +62,8 @@ def headline(result: RunResult) -> Headline:
         said = (result.winner.sentence if result.winner is not None else "") or verdict.sentence
         sentence = f"{said} The gate is strict, so this does not pass."
         return Headline(verdict.value, "Gate missed, within noise", sentence)
-    winner = result.winner
-    if (
-        winner is not None
-        and winner.look is None
-        and result.gate is not None
-        and result.gate.chosen_samples is not None
-    ):
+    winner, gate = result.winner, result.gate
+    if winner is not None and winner.look is None and gate is not None and gate.chosen_samples is not None:
         sentence = f"The best candidate so far, {winner.id}, has not been judged on the test part."
         return Headline("none", "Not judged yet", sentence)
     if winner is not None and winner.passed and not result.passed:
