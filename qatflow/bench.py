@@ -125,8 +125,9 @@ class Bench:
         return GateRecord(
             metric=self.task.metric.name,
             higher_is_better=self.task.metric.higher_is_better,
-            max_drop=allowed_drop(gate.max_drop, testing.fp32.value),
-            max_drop_text=str(gate.max_drop),
+            max_drop=finite(allowed_drop(gate, testing.fp32.value)),
+            max_drop_text=str(gate.drop_limit or ""),
+            worst_value=gate.worst_value,
             strict=gate.strict,
             confidence=gate.confidence,
             samples=testing.samples,

@@ -1,43 +1,26 @@
-"""The gate: decide about one candidate from per-sample results, as a pure function.
+"""The gate: decide about one candidate beside FP32, as a pure function.
 
-FP32 and candidate are scored on the same samples, so the drop is a mean of paired differences and its uncertainty is
-found by resampling those pairs (the paired bootstrap; Efron and Tibshirani 1993, chapter 8). A drop is positive where
-the candidate is worse, whichever way the metric points.
+Candidates are compared with each other by point estimate (`meets`, `best_of`); the winner is judged with its interval
+(`decide`). A drop is positive where the candidate is worse, whichever way the metric points.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from qatflow.recipe import Drop, Gate
+from qatflow.comparison import Measurement as Measurement
+from qatflow.comparison import Scores as Scores
+from qatflow.comparison import drop_interval, drop_of, lost_and_gained
+from qatflow.errors import DataError
+from qatflow.intervals import Interval, share_difference
+from qatflow.recipe import Gate
 from qatflow.result import Verdict
+from qatflow.verdict_sentence import Basis, Limit, verdict_sentence
 
-Scores = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A metric of one model on the evaluation part.
-
-    Attributes:
-        value: the metric; NaN where it is undefined.
-        per_sample: shape `[samples]`, whose mean is `value`, in the same order for every model; None for a metric
-            that has no value per sample (mean average precision, say).
-        higher_is_better: the metric's direction.
-        replicates: the metric without one group of samples after the other, shape `[groups]`, in the same groups for
-            every model (a grouped jackknife); None where there is a value per sample, or too few samples.
-        samples: how many were measured.
-    """
-
-    value: float
-    per_sample: Scores | None
-    higher_is_better: bool
-    replicates: Scores | None = None
-    samples: int = 0
+MOST_TIMES = 1e4
+"""So many times the samples are looked at for a verdict that they would settle."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +31,10 @@ class Decision:
         low, high: the interval of the drop; NaN where there is none.
         confidence: of that interval; NaN where there is none.
         lost, gained: samples that only FP32, or only the candidate, has right; None where they are not right or wrong.
-        needed: about how many samples would settle a verdict within noise; None where it is settled.
+        needed: about how many samples would settle a verdict within noise; None where it is settled, or no number
+            that can be thought of would.
         sentence: what the verdict rests on.
+        missed_beyond_noise: whether it is missed by more than the interval's width.
     """
 
     verdict: Verdict
@@ -62,81 +47,138 @@ class Decision:
     gained: int | None = None
     needed: int | None = None
     sentence: str = ""
+    missed_beyond_noise: bool = False
 
 
-def allowed_drop(max_drop: Drop, fp32: float) -> float:
-    """Return the largest allowed drop in the metric's unit; a relative one is a share of `|fp32|`."""
-    return max_drop.amount * abs(fp32) if max_drop.relative else max_drop.amount
+def allowed_drop(gate: Gate, fp32: float) -> float:
+    """Return the largest allowed drop in the metric's unit, infinity where the gate has none.
+
+    A relative one is a share of `|fp32|`.
+    """
+    limit = gate.drop_limit
+    if limit is None:
+        return math.inf
+    return limit.amount * abs(fp32) if limit.relative else limit.amount
+
+
+def check_direction(gate: Gate, higher_is_better: bool) -> None:
+    """Hold a gate's limits against the direction of its metric.
+
+    Raises:
+        DataError: `min_value` is given where lower is better, or `max_value` where higher is.
+    """
+    wrong, right = ("max_value", "min_value") if higher_is_better else ("min_value", "max_value")
+    if getattr(gate, wrong) is not None:
+        better = "higher" if higher_is_better else "lower"
+        message = f"gate.{wrong}: a {better} {gate.label or gate.metric} is better; write gate.{right}, or "
+        raise DataError(message + f"gate.direction: {'lower' if higher_is_better else 'higher'}")
 
 
 def meets(gate: Gate, fp32: Measurement, candidate: Measurement) -> bool:
     """Tell whether a candidate meets the gate by its point estimate: what rungs and trials are chosen by."""
-    sign = 1.0 if fp32.higher_is_better else -1.0
-    drop = sign * (fp32.value - candidate.value)
-    slack = 1e-9 * max(1.0, abs(fp32.value))
-    return math.isfinite(drop) and drop <= allowed_drop(gate.max_drop, fp32.value) + slack
+    drop, value = Interval(drop_of(fp32, candidate)), Interval(candidate.value)
+    return math.isfinite(drop.value) and not any(one.missed for one in _limits(gate, fp32, drop, value))
+
+
+def _limits(gate: Gate, fp32: Measurement, drop: Interval, value: Interval) -> Iterator[Limit]:
+    """Yield what the gate asks of a candidate with this drop and value."""
+    allowed = allowed_drop(gate, fp32.value)
+    if math.isfinite(allowed):
+        yield Limit(drop, allowed, 1e-9 * max(1.0, abs(fp32.value)))
+    worst = gate.worst_value
+    if worst is not None:
+        negated = fp32.higher_is_better
+        loss, most = (-value, -worst) if negated else (value, worst)
+        yield Limit(loss, most, 1e-9 * max(1.0, abs(worst)), gate.label or "the value", negated)
 
 
 def decide(gate: Gate, fp32: Measurement, candidate: Measurement, seed: int = 0, looks: int = 1) -> Decision:
     """Compare a candidate with FP32 and give the verdict.
 
-    A value that is not finite never passes. Where the metric has no value per sample, the interval is NaN and the
-    verdict rests on the drop alone. `gate.strict` passes only `MET`; a gain, however large, passes.
+    A value that is not finite never passes. `gate.strict` passes only what is met beyond noise, so nothing that has
+    no interval; a gain, however large, passes.
+
+    Args:
+        looks: how many candidates were judged on these samples, with this one. Each look is taken at a risk that is
+            so many times smaller.
 
     Raises:
         ValueError: the two were not measured on the same number of samples.
     """
-    sign = 1.0 if fp32.higher_is_better else -1.0
-    drop = sign * (fp32.value - candidate.value)
-    if not math.isfinite(drop):
-        return Decision(Verdict.MISSED, passed=False, drop=math.nan, low=math.nan, high=math.nan)
-    low, high = paired_interval(gate, fp32, candidate, seed)
-    limit = allowed_drop(gate.max_drop, fp32.value)
-    slack = 1e-9 * max(1.0, abs(fp32.value))  # 0.97 - 0.96 is a hair more than 0.01 in binary
-    if drop > limit + slack:
-        return Decision(Verdict.MISSED, passed=False, drop=drop, low=low, high=high)
-    gain_is_real = math.isnan(high) or high < 0
-    if -drop > gate.max_gain * abs(fp32.value) and gain_is_real:
-        return Decision(Verdict.ANOMALOUS, passed=True, drop=drop, low=low, high=high)
-    if high > limit + slack:
-        return Decision(Verdict.WITHIN_NOISE, passed=not gate.strict, drop=drop, low=low, high=high)
-    return Decision(Verdict.MET, passed=True, drop=drop, low=low, high=high)
+    counts, nothing = lost_and_gained(fp32, candidate), Interval(drop_of(fp32, candidate))
+    if not math.isfinite(nothing.value):
+        said = "The metric is not a finite number."
+        return Decision(Verdict.MISSED, False, math.nan, math.nan, math.nan, sentence=said, missed_beyond_noise=True)
+    confidence = 1 - (1 - gate.confidence) / looks
+    drop = drop_interval(fp32, candidate, confidence, gate.resamples, seed)
+    value = Interval(candidate.value)
+    if gate.worst_value is not None:
+        value = candidate.interval(confidence, gate.resamples, seed)
+    limits = list(_limits(gate, fp32, drop, value))
+    verdict = _verdict(gate, fp32, drop, limits, confidence)
+    needed = least = None
+    if verdict is Verdict.WITHIN_NOISE and all(limit.loss.exists for limit in limits):
+        needed = _needed(fp32.size, lambda times: all(limit.settled(times) for limit in limits))
+        least = _least(counts, fp32.size, allowed_drop(gate, fp32.value), confidence)
+    return Decision(
+        verdict,
+        passed=verdict is not Verdict.MISSED and not (gate.strict and verdict is Verdict.WITHIN_NOISE),
+        drop=drop.value,
+        low=drop.low,
+        high=drop.high,
+        confidence=confidence if drop.exists else math.nan,
+        lost=counts[0] if counts else None,
+        gained=counts[1] if counts else None,
+        needed=needed,
+        sentence=verdict_sentence(limits, Basis(confidence, counts, fp32.size, needed, least, looks)),
+        missed_beyond_noise=any(limit.missed_beyond_noise for limit in limits),
+    )
+
+
+def _verdict(gate: Gate, fp32: Measurement, drop: Interval, limits: list[Limit], confidence: float) -> Verdict:
+    if any(limit.missed for limit in limits):
+        return Verdict.MISSED
+    known = all(limit.loss.exists for limit in limits)
+    if any(limit.loss.exists and not limit.settled() for limit in limits) or (gate.strict and not known):
+        return Verdict.WITHIN_NOISE
+    allowed = allowed_drop(gate, fp32.value)
+    least_gain = max(gate.max_gain * abs(fp32.value), allowed if math.isfinite(allowed) else 0.0)
+    if -drop.value > least_gain and drop.high < 0:
+        own = fp32.interval(confidence, gate.resamples)
+        if own.low > 0 or own.high < 0:  # a share of a value that may be zero says nothing
+            return Verdict.ANOMALOUS
+    return Verdict.MET
+
+
+def _needed(samples: int, settled: Callable[[float], bool]) -> int | None:
+    """Return about how many samples settle a verdict, to two digits; None where `MOST_TIMES` as many do not."""
+    if samples == 0 or not settled(MOST_TIMES):
+        return None
+    low, high = 0.0, math.log(MOST_TIMES)
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if settled(math.exp(middle)) else (middle, high)
+    found = samples * math.exp(high)
+    unit = int(10 ** max(0, math.floor(math.log10(found)) - 1))
+    return math.ceil(found / unit) * unit
+
+
+def _least(counts: tuple[int, int] | None, samples: int, allowed: float, confidence: float) -> float | None:
+    """Return the drop that is possible although no sample changes, where that is more than is allowed."""
+    if counts is None:
+        return None
+    possible = share_difference(0, 0, samples, confidence).high
+    return possible if possible > allowed else None
 
 
 def paired_interval(gate: Gate, better: Measurement, worse: Measurement, seed: int = 0) -> tuple[float, float]:
-    """Return the percentile-bootstrap interval of the mean paired drop from `better` to `worse`.
-
-    Both NaN where a measurement has no finite per-sample values.
+    """Return the interval of the drop from `better` to `worse`; both NaN where there is none.
 
     Raises:
         ValueError: the two were not measured on the same number of samples.
     """
-    if better.per_sample is None or worse.per_sample is None:
-        return math.nan, math.nan
-    if len(better.per_sample) != len(worse.per_sample):
-        message = f"{len(better.per_sample)} samples against {len(worse.per_sample)}: measure both on the same ones"
-        raise ValueError(message)
-    sign = 1.0 if better.higher_is_better else -1.0
-    differences = sign * (better.per_sample - worse.per_sample)
-    if len(differences) == 0 or not np.isfinite(differences).all():
-        return math.nan, math.nan
-    means = _resampled_means(differences, gate.resamples, np.random.default_rng(seed))
-    tail = (1 - gate.confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _resampled_means(differences: Scores, resamples: int, rng: np.random.Generator) -> Scores:
-    """Draw the mean of `resamples` bootstrap samples.
-
-    Right or wrong answers differ by -1, 0 or 1 only; drawing how often each value occurs is then exact and far
-    cheaper than drawing samples.
-    """
-    values, counts = np.unique(differences, return_counts=True)
-    size = len(differences)
-    if len(values) <= 64:
-        return np.asarray(rng.multinomial(size, counts / size, size=resamples) @ values / size)
-    return np.array([differences[rng.integers(0, size, size)].mean() for _ in range(resamples)])
+    found = drop_interval(better, worse, gate.confidence, gate.resamples, seed)
+    return found.low, found.high
 
 
 def is_worse(gate: Gate, kept: Measurement, kept_sqnr: float, new: Measurement, new_sqnr: float) -> bool:
@@ -151,8 +193,7 @@ def is_worse(gate: Gate, kept: Measurement, kept_sqnr: float, new: Measurement, 
     if not math.isfinite(kept.value):
         return False
     low, high = paired_interval(gate, kept, new)
-    sign = 1.0 if kept.higher_is_better else -1.0
-    drop = sign * (kept.value - new.value)
+    drop = drop_of(kept, new)
     decided = (low > 0 or high < 0) if math.isfinite(low) else drop != 0
     if decided:
         return drop > 0
@@ -172,8 +213,7 @@ def best_of(candidates: list[tuple[str, Measurement, bool, float]]) -> str:
 
     def rank(entry: tuple[str, Measurement, bool, float]) -> tuple[bool, float, float]:
         _, measurement, passed, sqnr = entry
-        sign = 1.0 if measurement.higher_is_better else -1.0
-        value = sign * measurement.value if math.isfinite(measurement.value) else -math.inf
+        value = measurement.sign * measurement.value if math.isfinite(measurement.value) else -math.inf
         return passed, value, sqnr if not math.isnan(sqnr) else -math.inf
 
     return max(candidates, key=rank)[0]

@@ -18,7 +18,7 @@ from dataclasses import replace
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate
 from qatflow.errors import RecipeError
-from qatflow.gate import Decision, allowed_drop, decide, meets
+from qatflow.gate import Decision, decide, meets
 from qatflow.quant.layer_precision import layer_paths
 from qatflow.quant.network import Method, Network
 from qatflow.quant.saved import finite
@@ -68,13 +68,11 @@ class _Judge:
         best = max(closeness, key=closeness.__getitem__)
         own = best if self.calibration.activations == "auto" else self.calibration.activations
         first, sqnr = self._measure(self.simulation, own)
-        fp32 = self.bench.choosing.fp32
-        limit = allowed_drop(self.bench.recipe.gate.max_drop, fp32.value)
         judgement = Judgement(
             drop=finite(first.drop),
             drop_low=finite(first.low),
             passed=first.passed,
-            hopeless=not first.passed and not first.low <= limit,
+            hopeless=not first.passed and first.missed_beyond_noise,
             sqnr_db=sqnr,
         )
         if first.passed:

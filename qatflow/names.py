@@ -26,6 +26,9 @@ METRICS: dict[str, str] = {
 FIDELITY_METRICS: tuple[str, ...] = ("agreement", "sqnr_db")
 """Metrics that compare with FP32 and need no labels."""
 
+LOWER_IS_BETTER: tuple[str, ...] = ("mean_squared_error",)
+"""Metrics that are errors."""
+
 TARGETS: dict[str, str] = {
     "onnxruntime": "ONNX Runtime on CPU: uint8 activations, Q/DQ around every integer kernel",
     "tensorrt": "NVIDIA TensorRT: symmetric int8, Q/DQ on the inputs of fused layers",

@@ -2,7 +2,7 @@
 
 Every section is a pydantic model that forbids unknown keys. `recipe_from` checks a whole mapping section by section
 and returns all mistakes at once. Nothing here imports torch, so that a mistake shows in about a second; the configs
-of the steps are next door in `step_configs` for the same reason.
+of the steps are next door in `step_configs` for the same reason, and the gate's in `gate_config`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from qatflow.config_model import Config
+from qatflow.gate_config import Drop as Drop
+from qatflow.gate_config import Gate as Gate
 from qatflow.step_configs import STEP_CONFIGS, StepConfig
 
 Bits = Annotated[int, Field(ge=2, le=16)]
@@ -132,53 +141,6 @@ class Calibration(Config):
     """`auto` is `sqnr`, and min-max where the outputs are nearer to FP32's with that."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Share of values, in percent, that a range found by `percentile` covers on each side."""
-
-
-def _as_drop(value: Any) -> Any:
-    """Turn `1%` into `0.01` relative; leave a number alone. Returns what `Drop` takes."""
-    relative = isinstance(value, str) and value.strip().endswith("%")
-    if isinstance(value, str):
-        try:
-            amount = float(value.strip().removesuffix("%"))
-        except ValueError as error:
-            raise ValueError("write a number in the metric's unit, or a share of FP32 such as '1%'") from error
-        return {"amount": amount / 100 if relative else amount, "relative": relative}
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"amount": float(value), "relative": False}
-    return value
-
-
-class Drop(Config):
-    """An allowed loss: in the metric's own unit, or relative to FP32."""
-
-    amount: Annotated[float, Field(ge=0)]
-    relative: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.amount * 100:g}%" if self.relative else f"{self.amount:g}"
-
-    @model_serializer
-    def _as_written(self) -> str | float:
-        return str(self) if self.relative else self.amount
-
-
-class Gate(Config):
-    """What a candidate must reach to be shipped."""
-
-    metric: str = "accuracy"
-    """A name in qatflow's table of metrics, or `package.module:function`."""
-    metric_kwargs: dict[str, Any] = Field(default_factory=dict)
-    direction: Literal["auto", "higher", "lower"] = "auto"
-    """Whether higher or lower is better; `auto` is what the metric itself says."""
-    max_drop: Annotated[Drop, BeforeValidator(_as_drop)] = Drop(amount=0.01)
-    """Largest drop against FP32: a number in the metric's unit, or `1%` of FP32."""
-    strict: bool = False
-    """Pass only if the whole confidence interval of the drop is within `max_drop`."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100)] = 2000
-    """Bootstrap resamples behind the interval."""
-    max_gain: Annotated[float, Field(gt=0)] = 0.05
-    """A gain over FP32 above this share of FP32 is called anomalous."""
 
 
 class Ladder(Config):

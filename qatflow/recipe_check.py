@@ -22,6 +22,7 @@ from qatflow.names import (
     FIDELITY_METRICS,
     LABELLED_LOSSES,
     LOSSES,
+    LOWER_IS_BETTER,
     METRICS,
     MODELS,
     OPTIMIZERS,
@@ -210,6 +211,18 @@ def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Se
     if metric in METRICS and data.get("labels") is False and metric not in FIDELITY_METRICS:
         fix = f"allowed without labels: {', '.join(FIDELITY_METRICS)}"
         yield Mistake("gate.metric", f"{metric!r} needs labels, and data.labels is false", fix)
+    yield from _value_mistakes(gate, metric)
+
+
+def _value_mistakes(gate: Mapping[str, Any], metric: str) -> Iterator[Mistake]:
+    """Tell of a least or largest value that is on the wrong side of a metric whose direction is known."""
+    direction = gate.get("direction", "auto")
+    if direction == "auto" and metric in METRICS:
+        direction = "lower" if metric in LOWER_IS_BETTER else "higher"
+    wrong, right = {"lower": ("min_value", "max_value"), "higher": ("max_value", "min_value")}.get(direction, ("", ""))
+    if wrong and gate.get(wrong) is not None and gate.get(right) is None:
+        problem = f"{shown(gate[wrong])}, but a {direction} {metric} is better"
+        yield Mistake(f"gate.{wrong}", problem, f"write gate.{right}")
 
 
 def _training_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterator[Mistake]:

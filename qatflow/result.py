@@ -41,10 +41,10 @@ class Verdict(Enum):
 
 
 SENTENCES = {
-    Verdict.MET: "The drop is within the gate, and so is its whole confidence interval.",
-    Verdict.WITHIN_NOISE: "The drop is within the gate, but its confidence interval reaches beyond it: "
-    "more evaluation samples would tell.",
-    Verdict.MISSED: "The drop is larger than the gate allows.",
+    Verdict.MET: "The candidate is as good as the gate asks.",
+    Verdict.WITHIN_NOISE: "The candidate is as good as the gate asks, but chance could have made it look so: more "
+    "evaluation samples would tell.",
+    Verdict.MISSED: "The candidate is worse than the gate allows.",
     Verdict.ANOMALOUS: "The candidate is implausibly better than FP32: check the evaluation before you trust it.",
     Verdict.BASELINE: "The FP32 model, which every candidate is compared with.",
 }
