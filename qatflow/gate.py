@@ -120,6 +120,7 @@ def decide(gate: Gate, fp32: Measurement, candidate: Measurement, seed: int = 0,
     if verdict is Verdict.WITHIN_NOISE and all(limit.loss.exists for limit in limits):
         needed = _needed(fp32.size, lambda times: all(limit.settled(times) for limit in limits))
         least = _least(counts, fp32.size, allowed_drop(gate, fp32.value), confidence)
+    basis = Basis(confidence, counts, fp32.size, needed, least, looks, verdict is Verdict.ANOMALOUS)
     return Decision(
         verdict,
         passed=verdict is not Verdict.MISSED and not (gate.strict and verdict is Verdict.WITHIN_NOISE),
@@ -130,7 +131,7 @@ def decide(gate: Gate, fp32: Measurement, candidate: Measurement, seed: int = 0,
         lost=counts[0] if counts else None,
         gained=counts[1] if counts else None,
         needed=needed,
-        sentence=verdict_sentence(limits, Basis(confidence, counts, fp32.size, needed, least, looks)),
+        sentence=verdict_sentence(limits, basis),
         missed_beyond_noise=any(limit.missed_beyond_noise for limit in limits),
     )
 

@@ -133,6 +133,24 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "gate.max_drop: 'little' cannot stand here; "
         "write a number in the metric's unit, or a share of FP32 such as '1%'",
     ),
+    (
+        {"gate": {"min_value": 0.9, "max_value": 2}},
+        "gate.max_value: 2 cannot stand here; "
+        "keep gate.min_value where higher is better, gate.max_value where lower is",
+    ),
+    (
+        {"gate": {"max_value": 0.9}},
+        "gate.max_value: 0.9, but a higher accuracy is better; write gate.min_value",
+    ),
+    (
+        {"gate": {"metric": "mean_squared_error", "min_value": 2}},
+        "gate.min_value: 2, but a lower mean_squared_error is better; write gate.max_value",
+    ),
+    (
+        {"gate": {"metric": "torchmetrics:R2Score", "direction": "higher", "max_value": 1}},
+        "gate.max_value: 1, but a higher torchmetrics:R2Score is better; write gate.min_value",
+    ),
+    ({"gate": {"min_value": "much"}}, "gate.min_value: 'much' is not a number"),
     ({"gate": {"confidence": 1}}, "gate.confidence: 1 is too large; allowed: more than 0.5, less than 1"),
     ({"ladder": {"stop": "gat"}}, "ladder.stop: 'gat' is not an option; did you mean 'gate'? allowed: gate, end"),
     (
@@ -304,3 +322,13 @@ def test_max_drop_takes_numbers_and_percentages() -> None:
     for text, amount, relative in [("0.02", 0.02, False), ("2%", 0.02, True), (0.02, 0.02, False)]:
         drop = recipe_from(merged({"gate": {"max_drop": text}})).gate.max_drop
         assert (drop.amount, drop.relative) == (amount, relative)
+
+
+def test_a_gate_may_ask_for_a_value_instead_of_a_drop() -> None:
+    gate = recipe_from(merged({"gate": {"metric": "sqnr_db", "min_value": 25}})).gate
+    assert (gate.worst_value, gate.drop_limit) == (25, None)
+    gate = recipe_from(merged({"gate": {"metric": "torchmetrics:MeanSquaredError", "max_value": 2}})).gate
+    assert (gate.worst_value, gate.drop_limit) == (2, None)
+    both = recipe_from(merged({"gate": {"min_value": 0.9, "max_drop": "1%"}})).gate
+    assert (both.worst_value, str(both.drop_limit)) == (0.9, "1%")
+    assert str(recipe_from(merged({"gate": {"metric": "accuracy"}})).gate.drop_limit) == "0.01"
