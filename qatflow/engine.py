@@ -89,7 +89,7 @@ def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Cand
     """Return the candidate to ship, and record what the gate says of it."""
     best = bench.choose(candidates)
     judged = bench.judge(best)
-    journal.update(best=judged.id, verdict=judged.verdict, passed=judged.passed, looks=judged.look)
+    journal.update(best=judged.id, verdict=judged.verdict, passed=judged.passed)
     return best
 
 

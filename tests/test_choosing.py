@@ -15,7 +15,7 @@ def recipe(factory: str = "parts", kwargs: dict[str, object] | None = None, **se
         "name": "choosing",
         "device": "cpu",
         "model": {"factory": "tests.choosing_task:classifier"},
-        "data": {"factory": f"tests.choosing_task:{factory}", "kwargs": kwargs or {}},
+        "data": {"factory": f"tests.choosing_task:{factory}", "kwargs": kwargs or {}, "batch_size": 16},
         "precision": {"weights": 4, "activations": 8, "per_channel": False},
         "steps": {"search_scales": {"samples": 32}, "adaround": {"samples": 32}},
         "qat": {"when": "never"},
