@@ -30,6 +30,7 @@ from qatflow.result import CandidateRecord, GateRecord, Part, Verdict
 from qatflow.steps.context import StepContext
 from qatflow.store import code_version, key_of, read_json, write_json
 from qatflow.tasks.evaluate import Evaluation, Evaluator
+from qatflow.tasks.fitting import with_fitted_metric
 from qatflow.tasks.task import Task
 
 
@@ -66,7 +67,7 @@ class Bench:
 
     def __init__(self, recipe: Recipe, task: Task, base: Network, folder: Path, progress: Progress) -> None:
         self.recipe = recipe
-        self.task = task
+        self.task = task = with_fitted_metric(task, base.graph)
         self.base = base
         self.run_folder = folder
         self.folder = folder / "candidates"
