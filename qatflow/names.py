@@ -44,7 +44,6 @@ USUAL_NAMES: dict[str, str] = {
     "CharErrorRate": "CER",
     "ConcordanceCorrCoef": "concordance",
     "CohenKappa": "Cohen's kappa",
-    "Dice": "Dice",
     "DiceScore": "Dice",
     "ExactMatch": "exact match",
     "ExplainedVariance": "explained variance",
