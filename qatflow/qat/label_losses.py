@@ -162,19 +162,25 @@ class OfRealNumbers:
 
 
 def loss_of_module(module: nn.Module, reading: Reading, ignore_index: int | None) -> OnLabels:
-    """Return one of `torch.nn`'s losses that takes a model's outputs and the data's targets as they are.
+    """Return a loss that takes a model's outputs and the data's targets as they are.
 
-    Its tensors (class weights) follow the outputs to their device.
+    The tensors of `torch.nn`'s (class weights) follow the scores to their device and dtype, those of the user's to the
+    device.
     """
 
     def called(values: Any, target: Any) -> Tensor:
         return _called(module, values, target)
 
+    def of_scores(outputs: Any, target: Any) -> Tensor:
+        return _called(module, logits(outputs), target)
+
     if type(module) in OF_CLASSES:
         return OfClasses(called, int(module.ignore_index), reading, ignore_index)  # type: ignore[arg-type]
     if type(module) in YES_NO:
         return OfDecisions(module, ignore_index)
-    return OfRealNumbers(called) if type(module) in OF_REAL_NUMBERS else called
+    if type(module) in OF_REAL_NUMBERS:
+        return OfRealNumbers(called)
+    return of_scores if _is_torchs(module) else called
 
 
 def cross_entropy(reading: Reading, ignore_index: int | None) -> OnLabels:
@@ -193,11 +199,16 @@ def with_tensors(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _called(module: nn.Module, values: Any, target: Any) -> Tensor:
-    for leaf in pytree.tree_leaves(values):
-        if isinstance(leaf, Tensor):
-            module.to(leaf.device)
-            break
+    found = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+    if found and _is_torchs(module) and found[0].is_floating_point():
+        module.to(found[0])
+    elif found:
+        module.to(found[0].device)
     return module(values, target)  # type: ignore[no-any-return]  # a loss of torch.nn, or like one
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _soft(target: Tensor) -> Tensor:

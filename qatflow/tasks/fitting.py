@@ -13,7 +13,7 @@ from qatflow.tasks.data import batches
 from qatflow.tasks.metrics import fitted
 from qatflow.tasks.task import Task
 
-LOOKED_AT = 128
+LOOKED_AT = 64
 """Samples, spread over the part that candidates are chosen by."""
 
 

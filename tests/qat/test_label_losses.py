@@ -32,6 +32,8 @@ def test_class_weights_are_written_as_a_list() -> None:
     outputs, target = torch.randn(9, 2), torch.randint(2, (9,))
     wanted = functional.cross_entropy(outputs, target, torch.tensor([0.2, 1.8]))
     assert value("torch.nn:CrossEntropyLoss", outputs, target, weight=[0.2, 1.8]) == pytest.approx(float(wanted))
+    double = outputs.detach().double()
+    assert value("torch.nn:CrossEntropyLoss", double, target, weight=[0.2, 1.8]) == pytest.approx(float(wanted))
     log = outputs.detach().log_softmax(1)
     assert value("torch.nn:NLLLoss", log, target, weight=[0.2, 1.8]) == pytest.approx(float(wanted))
 
@@ -62,6 +64,13 @@ def test_ignored_pixels_teach_nothing(loss: str, ignored: int) -> None:
     wanted = functional.cross_entropy(outputs[:, :, :1], target[:, :1])
     assert value(loss, outputs, target) == pytest.approx(float(wanted))
     assert value(loss, outputs.detach(), torch.full_like(target, ignored)) == 0
+
+
+def test_another_loss_of_torch_gets_scores_and_targets() -> None:
+    outputs, target = {"logits": torch.randn(5, 3)}, torch.tensor([0, 1, 2, 1, 0])
+    wanted = functional.multi_margin_loss(outputs["logits"], target, weight=torch.tensor([1.0, 2, 3]))
+    made = objective("torch.nn:MultiMarginLoss", target, weight=[1, 2, 3])
+    assert float(made.loss(outputs, target, None, 0.0)) == pytest.approx(float(wanted))
 
 
 def test_an_ignore_index_of_recipe_and_of_loss() -> None:
