@@ -21,7 +21,7 @@ from qatflow.tasks.classes import beside_every_value, logits
 from qatflow.tasks.data import Batch, Samples, batches
 from qatflow.tasks.factory import said
 from qatflow.tasks.labels import all_labels
-from qatflow.tasks.splits import with_validation
+from qatflow.tasks.splits import naming, with_validation
 
 LOOKED_AT = 64
 """Samples of a part whose labels are read, spread over it."""
@@ -107,14 +107,11 @@ def _check_labels(read: Callable[[Tensor], Any], part: str, samples: Samples, da
     looked = [batch.target for batch in batches(samples, data, limit=LOOKED_AT)]
     seen = [target for target in looked if isinstance(target, Tensor)]
     every = all_labels(samples)
-    try:
+    with naming(part):
         for target in seen:
             read(target)
         if every is not None and seen and _same(every, torch.cat(seen)):
             read(every)
-    except DataError as error:
-        message = f"the data's {part} part: {error}"
-        raise DataError(message) from error
 
 
 def _same(every: Tensor, seen: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Metrics of classes: one score per sample, over the labels that count.
 
-For dense outputs (pixels, tokens) a sample's score is the share of its labels; a sample none of whose labels count
-has no score and is left out of the mean, for FP32 and candidates alike.
+For dense outputs (pixels, tokens) a sample's score is the share of its labels, padded positions not counted; a sample
+none of whose labels count has no score and is left out of the mean, for FP32 and candidates alike.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ClassScores:
         looks = [(logits(one), target) for one, target in zip(outputs, targets, strict=True)]
         return replace(self, reading=self.reading.fitted(looks))
 
-    def accuracy(self, outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
+    def accuracy(self, outputs: Any, target: Any, fp32_outputs: Any, mask: Tensor | None = None) -> Tensor:
         """Return 1 where the decision is the target's class; for pixels and tokens, the share of those that count.
 
         Raises:
@@ -50,9 +50,9 @@ class ClassScores:
         _refuse_several(values, target)
         found = self.reading.decisions(values, target)
         labels, counts = self._labels(values, found, target)
-        return _share(found == labels, counts)
+        return share(found == labels, counts, mask)
 
-    def top5_accuracy(self, outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
+    def top5_accuracy(self, outputs: Any, target: Any, fp32_outputs: Any, mask: Tensor | None = None) -> Tensor:
         """Return 1 where the target's class is among the five highest scores.
 
         Raises:
@@ -67,21 +67,23 @@ class ClassScores:
             raise DataError(message)
         best = values.movedim(axis, 1).topk(FIVE, dim=1).indices
         labels, counts = self._labels(values, best[:, 0], target)
-        return _share((best == labels.unsqueeze(1)).any(1), counts)
+        return share((best == labels.unsqueeze(1)).any(1), counts, mask)
 
-    def agreement(self, outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
+    def agreement(self, outputs: Any, target: Any, fp32_outputs: Any, mask: Tensor | None = None) -> Tensor:
         """Return 1 where the decision is FP32's; for several in a sample, the share of them. Needs no labels.
 
         Raises:
             DataError: nothing says how to read the outputs as classes.
         """
         one, other = (self.reading.decisions(logits(each), target) for each in (outputs, fp32_outputs))
-        return _share(one == other, None)
+        return share(one == other, None, mask)
 
-    def counts(self, outputs: Any, target: Any) -> Tensor:
+    def counts(self, outputs: Any, target: Any, mask: Tensor | None = None) -> Tensor:
         """Return which samples have a label that counts, shape `[batch]`."""
         values = logits(outputs)
         _, counts = self._labels(values, self.reading.decisions(values, target), target)
+        real = real_elements(counts, mask)
+        counts = counts if real is None else counts & real
         return counts.flatten(1).any(1) if counts.dim() > 1 else counts
 
     def _labels(self, values: Tensor, found: Tensor, target: Any) -> tuple[Tensor, Tensor]:
@@ -90,14 +92,29 @@ class ClassScores:
         return read_labels(fitting, self.reading.classes(values, target), self.ignore_index)
 
 
-def _share(right: Tensor, counts: Tensor | None) -> Tensor:
-    """Return for every sample the share of decisions that are right, among those that count; NaN where none does."""
-    share = right.double()
+def real_elements(values: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Return which elements of values `[batch, positions, ...]` are real, in their shape; None where all are.
+
+    Args:
+        values: one for every position, or for none.
+        mask: true where a position is real, shape `[batch, positions]`.
+    """
+    if mask is None or values.shape[:2] != mask.shape:
+        return None
+    return mask.reshape(*mask.shape, *[1] * (values.dim() - 2)).expand(values.shape)
+
+
+def share(values: Tensor, counts: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Return the mean of every sample's values, among those that count and are real; NaN where none is."""
+    share, real = values.double(), real_elements(values, mask)
+    if counts is not None and real is not None:
+        counts = counts & real
+    counts = real if counts is None else counts
     if counts is None:
         return share.flatten(1).mean(1) if share.dim() > 1 else share
     if share.dim() == 1:
         return share.where(counts, float("nan"))
-    return (share * counts).flatten(1).sum(1) / counts.flatten(1).sum(1)
+    return share.where(counts, 0).flatten(1).sum(1) / counts.flatten(1).sum(1)
 
 
 def _refuse_several(values: Tensor, target: Any) -> None:

@@ -130,13 +130,13 @@ def _scores(metric: Metric, outputs: Any, batch: Batch, reference: Any) -> Tenso
     Raises:
         DataError: the metric returned something else.
     """
-    assert metric.per_sample is not None
-    scores = metric.per_sample(outputs, batch.target, reference)
+    mask = getattr(batch, "mask", None)
+    scores = metric.scores(outputs, batch.target, reference, mask)
     if not isinstance(scores, Tensor) or scores.shape != (batch.size,):
         found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         message = f"the metric {metric.name} returned {found} for {batch.size} samples; return one score per sample"
         raise DataError(message)
-    return (scores if metric.counts is None else scores[metric.counts(outputs, batch.target)]).cpu()
+    return (scores if metric.counts is None else scores[metric.counts(outputs, batch.target, mask)]).cpu()
 
 
 def powers(reference: Any, outputs: Any) -> tuple[float, float]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from qatflow.errors import DataError
 from qatflow.tasks.data import batches
 from qatflow.tasks.metrics import fitted
+from qatflow.tasks.splits import naming
 from qatflow.tasks.task import Task
 
 LOOKED_AT = 64
@@ -21,22 +21,17 @@ LOOKED_AT = 64
 def with_fitted_metric(task: Task, fp32: Callable[..., Any]) -> Task:
     """Return the task with a metric that reads all outputs alike, as FP32's are to be read.
 
-    It looks at the validation part where the data has one, else at the test part.
-
     Raises:
         DataError: the metric cannot read the model's outputs or the data's targets.
     """
     if task.metric.fit is None:
         return task
-    part = "test" if task.splits.validation is None else "validation"
+    part = task.choosing_part
     looked = batches(getattr(task.splits, part), task.recipe.data, limit=LOOKED_AT)
     outputs, targets = [], []
     for batch in looked:
         moved = batch.to(task.device)
         outputs.append(fp32(*moved.args, **moved.kwargs))
         targets.append(moved.target)
-    try:
+    with naming(part):
         return replace(task, metric=fitted(task.metric, outputs, targets))
-    except DataError as error:
-        message = f"the data's {part} part: {error}"
-        raise DataError(message) from error

@@ -19,15 +19,15 @@ from qatflow.errors import DataError, QatflowError, RecipeError
 from qatflow.names import metric_name
 from qatflow.recipe import Gate
 from qatflow.recipe_check import metric_kwargs_mistakes
-from qatflow.tasks.class_metrics import ClassScores
+from qatflow.tasks.class_metrics import ClassScores, share
 from qatflow.tasks.classes import Reading, logits, same_shape
 from qatflow.tasks.factory import call, load_factory, said
 from qatflow.tasks.whole_metrics import AS_THEY_ARE, Arguments, arguments_of
 
 __all__ = ["METRICS", "Metric", "fitted", "fitting_target", "load_metric", "logits"]
 
-PerSample = Callable[[Any, Any, Any], Tensor]
-"""`(outputs, target, fp32_outputs) -> scores`, shape `[batch]`."""
+PerSample = Callable[..., Tensor]
+"""`(outputs, target, fp32_outputs) -> scores`, shape `[batch]`; metrics of ours take a mask (`takes_mask`) as well."""
 Fit = Callable[[Sequence[Any], Sequence[Any]], "Metric"]
 
 
@@ -45,10 +45,18 @@ class Metric:
     """Returns a fresh object with `update(outputs, target)` and `compute()`, as torchmetrics has them."""
     arguments: Callable[[Any, Any], tuple[Any, Any]] = AS_THEY_ARE
     """`(outputs, target)` to what `update` is called with."""
-    counts: Callable[[Any, Any], Tensor] | None = None
-    """`(outputs, target)` to which samples have a score, bool of shape `[batch]`; None where all have one."""
+    counts: Callable[[Any, Any, Tensor | None], Tensor] | None = None
+    """`(outputs, target, mask)` to which samples have a score, bool of shape `[batch]`; None where all have one."""
+    takes_mask: bool = False
+    """Whether `per_sample` takes a mask of real positions, shape `[batch, positions]`, as its last argument."""
     fit: Fit | None = None
     """Batches of FP32's outputs and targets to the metric that reads all outputs alike; None where nothing is open."""
+
+    def scores(self, outputs: Any, target: Any, fp32_outputs: Any, mask: Tensor | None = None) -> Tensor:
+        """Return the score of every sample, shape `[batch]`; padded positions do not count for metrics of ours."""
+        assert self.per_sample is not None
+        masked = (mask,) if self.takes_mask else ()
+        return self.per_sample(outputs, target, fp32_outputs, *masked)
 
 
 def fitted(metric: Metric, outputs: Sequence[Any], targets: Sequence[Any]) -> Metric:
@@ -68,7 +76,7 @@ def fitted(metric: Metric, outputs: Sequence[Any], targets: Sequence[Any]) -> Me
         if whole is not None:
             update(whole, made, one, target)
         elif made.per_sample is not None:
-            made.per_sample(one, target, one)
+            made.scores(one, target, one)
     return made
 
 
@@ -94,7 +102,8 @@ def fitting_target(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
     """
     values = logits(outputs)
     _refuse_ids(values, "mean_squared_error")
-    return values, same_shape(values, target, "values").to(torch.promote_types(values.dtype, torch.float32))
+    wanted = same_shape(values, target, "values")
+    return values, wanted if wanted.is_floating_point() else wanted.to(values.dtype)
 
 
 def _refuse_ids(values: Tensor, name: str) -> None:
@@ -106,14 +115,10 @@ def _refuse_ids(values: Tensor, name: str) -> None:
         raise DataError(message)
 
 
-def _per_sample_mean(values: Tensor) -> Tensor:
-    return values.double().flatten(1).mean(1) if values.dim() > 1 else values.double()
-
-
-def mean_squared_error(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
+def mean_squared_error(outputs: Any, target: Any, fp32_outputs: Any, mask: Tensor | None = None) -> Tensor:
     """Return the mean squared difference from the target."""
     values, wanted = fitting_target(outputs, target)
-    return _per_sample_mean((values - wanted).square())
+    return share((values - wanted).square(), None, mask)
 
 
 def sqnr_db(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
@@ -137,13 +142,13 @@ def _of_classes(name: str, scores: ClassScores) -> Metric:
         return _of_classes(name, scores.fitted(outputs, targets))
 
     counts = None if name == "agreement" else scores.counts
-    return Metric(name, True, functions[name], counts=counts, fit=fit)
+    return Metric(name, True, functions[name], counts=counts, takes_mask=True, fit=fit)
 
 
 METRICS: dict[str, Metric] = {
     "accuracy": _of_classes("accuracy", ClassScores()),
     "top5_accuracy": _of_classes("top5_accuracy", ClassScores()),
-    "mean_squared_error": Metric("mean_squared_error", False, mean_squared_error),
+    "mean_squared_error": Metric("mean_squared_error", False, mean_squared_error, takes_mask=True),
     "agreement": _of_classes("agreement", ClassScores()),
     "sqnr_db": Metric("sqnr_db", True, sqnr_db),
 }

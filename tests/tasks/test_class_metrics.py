@@ -142,8 +142,8 @@ def test_ignored_labels_do_not_count(ignored: int) -> None:
     assert scores(metric(), outputs, target) == pytest.approx(wanted)
     target[3] = ignored
     made = metric()
-    assert made.counts(outputs, target).tolist() == [True, True, True, False, True, True]
-    kept = made.per_sample(outputs, target, None)[made.counts(outputs, target)]
+    assert made.counts(outputs, target, None).tolist() == [True, True, True, False, True, True]
+    kept = made.per_sample(outputs, target, None)[made.counts(outputs, target, None)]
     assert kept.tolist() == pytest.approx(wanted[:3] + wanted[4:])
     deep = torch.randn(6, 8, 5, 5)
     assert metric("top5_accuracy").per_sample(deep, target, None)[:3].isfinite().all()
@@ -152,9 +152,9 @@ def test_ignored_labels_do_not_count(ignored: int) -> None:
 def test_an_ignore_index_of_the_recipe_replaces_the_usual_ones() -> None:
     outputs, target = torch.eye(3), torch.tensor([0, 7, 2])
     made = metric(ignore_index=7)
-    assert made.per_sample(outputs, target, None)[made.counts(outputs, target)].tolist() == [1, 1]
+    assert made.per_sample(outputs, target, None)[made.counts(outputs, target, None)].tolist() == [1, 1]
     zero = metric(ignore_index=0)
-    assert zero.counts(outputs, torch.tensor([0, 1, 2])).tolist() == [False, True, True]
+    assert zero.counts(outputs, torch.tensor([0, 1, 2]), None).tolist() == [False, True, True]
     with pytest.raises(DataError, match=r"a label is -100.*0 to 2, or 7 for what does not count"):
         scores(made, outputs, torch.tensor([0, -100, 2]))
 
@@ -163,8 +163,8 @@ def test_255_is_a_class_where_there_are_more() -> None:
     outputs = torch.zeros(1, 300)
     outputs[0, 255] = 1
     assert scores(metric(), outputs, torch.tensor([255])) == [1]
-    assert metric().counts(outputs, torch.tensor([255])).tolist() == [True]
-    assert metric().counts(outputs[:, :255], torch.tensor([255])).tolist() == [False]
+    assert metric().counts(outputs, torch.tensor([255]), None).tolist() == [True]
+    assert metric().counts(outputs[:, :255], torch.tensor([255]), None).tolist() == [False]
 
 
 @pytest.mark.parametrize(("label", "classes"), [(3, 3), (-1, 3), (2, 1)])
@@ -195,3 +195,26 @@ def test_arguments_of_our_metrics_are_checked() -> None:
     with pytest.raises(RecipeError, match=r"gate.metric_kwargs.treshold.*did you mean 'threshold'"):
         metric(treshold=1)
     assert METRICS["sqnr_db"].counts is None
+
+
+def test_padded_positions_do_not_count() -> None:
+    outputs, fp32, target = torch.randn(3, 6, 4), torch.randn(3, 6, 4), torch.randint(4, (3, 6))
+    target[0, 0], lengths = -100, [6, 4, 1]
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    for made, labels, first in (
+        (metric(class_axis=2), target, 1),
+        (metric("agreement", class_axis=2), fp32.argmax(2), 0),
+    ):
+        got = made.scores(outputs, target, fp32, mask).tolist()
+        wanted = [
+            accuracy_score(labels[0, first:], outputs[0, first:].argmax(1)),
+            *(accuracy_score(labels[i, :n], outputs[i, :n].argmax(1)) for i, n in ((1, 4), (2, 1))),
+        ]
+        assert got == pytest.approx(wanted)
+    target[2, 0] = -100
+    assert metric(class_axis=2).counts(outputs, target, mask).tolist() == [True, True, False]
+    error = METRICS["mean_squared_error"].scores(outputs, fp32, None, mask)
+    each = (outputs - fp32).square()
+    assert error.tolist() == pytest.approx([float(each[i, :n].double().mean()) for i, n in enumerate(lengths)])
+    one = torch.randn(3, 4)
+    assert metric().scores(one, one.argmax(1), None, mask).tolist() == [1, 1, 1]
