@@ -30,8 +30,9 @@ from qatflow.result import CandidateRecord, GateRecord, Part, Verdict
 from qatflow.steps.context import StepContext
 from qatflow.store import code_version, key_of, read_json, write_json
 from qatflow.tasks.evaluate import Evaluation, Evaluator
+from qatflow.tasks.fitting import with_fitted_metric
+from qatflow.tasks.splits import naming
 from qatflow.tasks.task import Task
-
 
 SAME_SAMPLES = "It was chosen on the same samples, since the data has no validation part."
 
@@ -66,7 +67,7 @@ class Bench:
 
     def __init__(self, recipe: Recipe, task: Task, base: Network, folder: Path, progress: Progress) -> None:
         self.recipe = recipe
-        self.task = task
+        self.task = task = with_fitted_metric(task, base.graph)
         self.base = base
         self.run_folder = folder
         self.folder = folder / "candidates"
@@ -91,7 +92,8 @@ class Bench:
 
     def _ground(self, part: Part) -> Ground:
         evaluator = Evaluator(self.base.graph, lambda: self.task.part(part), self.task.metric, self.task.device)
-        evaluation = evaluator.evaluate(self.base.graph)
+        with naming(part):
+            evaluation = evaluator.evaluate(self.base.graph)
         if finite(evaluation.measurement.value) is None:
             message = f"FP32's {self.task.metric.name} is not finite: check the model, its weights and the data"
             raise DataError(message)

@@ -43,6 +43,7 @@ class Gate(Config):
     metric: str = "accuracy"
     """A name in qatflow's table of metrics, or `package.module:function`."""
     metric_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the factory; accuracy and agreement take `threshold` (of one score) and `class_axis`."""
     direction: Literal["auto", "higher", "lower"] = "auto"
     """Whether higher or lower is better; `auto` is what the metric itself says."""
     max_drop: Annotated[Drop | None, BeforeValidator(_as_drop)] = None

@@ -69,6 +69,8 @@ class Data(Source):
     """Processes that load data; 0 loads in the run's own process."""
     labels: bool = True
     """False where a sample is only the model's input; metrics are then fidelity to FP32."""
+    ignore_index: int | None = None
+    """A label that does not count, for metric and loss; null is -100, and 255 where there are at most 255 classes."""
 
 
 SHORT_PRECISION = re.compile(
@@ -167,10 +169,11 @@ class Qat(Config):
     """`adam`, `adamw`, `sgd` (with momentum 0.9), or `package.module:function`, called with groups of parameters."""
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
     loss: str = "auto"
-    """`cross_entropy`, `mean_squared_error`, `distillation`, `soft_targets`, or `package.module:function`, which
-    returns a loss `(outputs, target) -> scalar`. `auto`: cross entropy with class labels, mean squared error with
-    real-valued ones, else distillation."""
+    """`cross_entropy`, `mean_squared_error`, `distillation`, `soft_targets`, `torch.nn:BCEWithLogitsLoss` and the like,
+    or `package.module:function`, which returns a loss `(outputs, target) -> scalar`. `auto`: cross entropy with class
+    labels, mean squared error with real-valued ones, else distillation."""
     loss_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the factory; a list of numbers for `weight` or `pos_weight` of a `torch.nn` loss is a tensor."""
     distillation: Share | None = 0.0
     """Weight of distillation from FP32 beside the loss on labels; null lets the search choose."""
     temperature: Annotated[float, Field(gt=0)] = 4.0

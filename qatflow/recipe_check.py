@@ -23,6 +23,7 @@ from qatflow.names import (
     LABELLED_LOSSES,
     LOSSES,
     LOWER_IS_BETTER,
+    METRIC_KWARGS,
     METRICS,
     MODELS,
     OPTIMIZERS,
@@ -205,9 +206,8 @@ def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Se
         fix = f"{allowed_values(metric, METRICS)}, or package.module:function"
         yield Mistake("gate.metric", f"unknown metric {metric!r}", fix)
         return
-    elif gate.get("metric_kwargs"):
-        problem = f"{metric!r} is a metric of ours and takes no arguments"
-        yield Mistake("gate.metric_kwargs", problem, "remove them, or name a factory as gate.metric")
+    elif isinstance(gate.get("metric_kwargs"), Mapping):
+        yield from metric_kwargs_mistakes(metric, gate["metric_kwargs"])
     if metric in METRICS and data.get("labels") is False and metric not in FIDELITY_METRICS:
         fix = f"allowed without labels: {', '.join(FIDELITY_METRICS)}"
         yield Mistake("gate.metric", f"{metric!r} needs labels, and data.labels is false", fix)
@@ -223,6 +223,23 @@ def _value_mistakes(gate: Mapping[str, Any], metric: str) -> Iterator[Mistake]:
     if wrong and gate.get(wrong) is not None and gate.get(right) is None:
         problem = f"{shown(gate[wrong])}, but a {direction} {metric} is better"
         yield Mistake(f"gate.{wrong}", problem, f"write gate.{right}")
+
+
+def metric_kwargs_mistakes(metric: str, kwargs: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Tell what a metric of ours cannot be told."""
+    allowed = METRIC_KWARGS.get(metric, ())
+    if kwargs and not allowed:
+        problem = f"{metric!r} is a metric of ours and takes no arguments"
+        yield Mistake("gate.metric_kwargs", problem, "remove them, or name a factory as gate.metric")
+        return
+    for name, value in kwargs.items():
+        path, kind = f"gate.metric_kwargs.{name}", type(value)
+        if name not in allowed:
+            yield Mistake(path, f"{metric!r} has no such argument", allowed_values(str(name), allowed))
+        elif name == "threshold" and kind not in (int, float, type(None)):
+            yield Mistake(path, f"{shown(value)} is not a number", "write 0 for a logit, 0.5 for a probability")
+        elif name == "class_axis" and (kind not in (int, type(None)) or value == 0):
+            yield Mistake(path, f"{shown(value)} is no axis of classes", "write 1, 2 or -1; 0 is the batch")
 
 
 def _training_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterator[Mistake]:

@@ -118,10 +118,28 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "precision.activations_symmetric: false, but target tensorrt has symmetric activations only; remove it",
     ),
     (
-        {"gate": {"metric_kwargs": {"k": 3}}},
-        "gate.metric_kwargs: 'accuracy' is a metric of ours and takes no arguments; remove them, or name a factory as "
-        "gate.metric",
+        {"gate": {"metric": "mean_squared_error", "metric_kwargs": {"k": 3}}},
+        "gate.metric_kwargs: 'mean_squared_error' is a metric of ours and takes no arguments; remove them, or name a "
+        "factory as gate.metric",
     ),
+    (
+        {"gate": {"metric_kwargs": {"treshold": 3}}},
+        "gate.metric_kwargs.treshold: 'accuracy' has no such argument; did you mean 'threshold'? allowed: threshold, "
+        "class_axis",
+    ),
+    (
+        {"gate": {"metric_kwargs": {"threshold": "half"}}},
+        "gate.metric_kwargs.threshold: 'half' is not a number; write 0 for a logit, 0.5 for a probability",
+    ),
+    (
+        {"gate": {"metric_kwargs": {"class_axis": 0}}},
+        "gate.metric_kwargs.class_axis: 0 is no axis of classes; write 1, 2 or -1; 0 is the batch",
+    ),
+    (
+        {"gate": {"metric": "top5_accuracy", "metric_kwargs": {"threshold": 0.5}}},
+        "gate.metric_kwargs.threshold: 'top5_accuracy' has no such argument; allowed: class_axis",
+    ),
+    ({"data": {"ignore_index": 1.5}}, "data.ignore_index: 1.5 is not an integer"),
     (
         {"data": {"labels": False}},
         f"gate.metric: 'accuracy' needs labels, and data.labels is false; "

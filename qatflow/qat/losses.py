@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
-from qatflow.recipe import Recipe
+from qatflow.qat.label_losses import (
+    BINARY,
+    OfClasses,
+    OfRealNumbers,
+    OnLabels,
+    cross_entropy,
+    float_scores,
+    loss_of_module,
+    with_tensors,
+)
+from qatflow.recipe import Qat, Recipe
+from qatflow.tasks.classes import AUTOMATIC, Reading, classes_second, logits
 from qatflow.tasks.factory import call, load_factory
-from qatflow.tasks.metrics import fitting_target, logits
+from qatflow.tasks.metrics import METRICS
 
-OnLabels = Callable[[Any, Any], Tensor]
-"""`(outputs, target) -> loss`, a scalar."""
 FromTeacher = Callable[[Any, Any], Tensor]
 """`(outputs, fp32_outputs) -> loss`, a scalar."""
-
-
-def cross_entropy(outputs: Any, target: Any) -> Tensor:
-    """Return the cross entropy of class scores, shape `[batch, classes, ...]`, and class labels."""
-    return functional.cross_entropy(logits(outputs), target)
-
-
-def mean_squared_error(outputs: Any, target: Any) -> Tensor:
-    """Return the mean squared difference from a real-valued target."""
-    return functional.mse_loss(*fitting_target(outputs, target))
+FEWEST_DECISIONS = 8
+"""Real-valued targets that are all 0 or 1 are taken for labels from so many on."""
 
 
 def distillation(outputs: Any, fp32_outputs: Any) -> Tensor:
@@ -42,24 +42,43 @@ def distillation(outputs: Any, fp32_outputs: Any) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def soft_targets(outputs: Any, fp32_outputs: Any, temperature: float = 4.0) -> Tensor:
-    """Return the divergence of class probabilities from FP32's, both softened (Hinton, Vinyals and Dean 2015).
+@dataclass(frozen=True)
+class SoftTargets:
+    """The divergence of class probabilities from FP32's, both softened (Hinton, Vinyals and Dean 2015).
 
-    It carries the factor `temperature ** 2`, so that its gradient does not shrink as the temperature grows.
+    It carries the factor `temperature ** 2`, so that its gradient does not shrink as the temperature grows. One score
+    alone, and every one of several labels, is a logit beside that of its opposite, which is 0.
     """
-    got = functional.log_softmax(logits(outputs) / temperature, 1)
-    wanted = functional.log_softmax(logits(fp32_outputs) / temperature, 1)
-    divergence = functional.kl_div(got, wanted, reduction="none", log_target=True).sum(1).mean()
-    return divergence * temperature**2
+
+    temperature: float = 4.0
+    reading: Reading = AUTOMATIC
+
+    def __call__(self, outputs: Any, fp32_outputs: Any) -> Tensor:
+        """Return the mean over samples and positions.
+
+        Raises:
+            DataError: nothing says on which axis the classes are, or the model returns class ids.
+        """
+        values, wanted = float_scores(outputs), float_scores(fp32_outputs)
+        axis = self.reading.axis((wanted, None))
+        got, soft = (self._log_probabilities(one, axis) for one in (values, wanted))
+        divergence = functional.kl_div(got, soft, reduction="none", log_target=True).sum(1).mean()
+        return divergence * self.temperature**2
+
+    def _log_probabilities(self, values: Tensor, axis: int | None) -> Tensor:
+        scores = values / self.temperature
+        if axis is None or scores.shape[axis] == 1:
+            return functional.log_softmax(torch.stack([torch.zeros_like(scores), scores], 1), 1)
+        return functional.log_softmax(classes_second(scores, axis), 1)
 
 
 ON_LABELS: dict[str, OnLabels] = {
-    "cross_entropy": cross_entropy,
-    "mean_squared_error": mean_squared_error,
+    "cross_entropy": OfClasses(),
+    "mean_squared_error": OfRealNumbers(),
 }
 FROM_TEACHER: dict[str, FromTeacher] = {
     "distillation": distillation,
-    "soft_targets": soft_targets,
+    "soft_targets": SoftTargets(),
 }
 
 
@@ -90,33 +109,73 @@ class Objective:
         return (1 - weight) * self.on_labels(outputs, target) + weight * self.from_teacher(outputs, fp32_outputs)
 
 
-def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = ()) -> Objective:
+def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), outputs: Any = None) -> Objective:
     """Return what `qat.loss` names; `auto` looks at a target of the data.
 
     Class labels (whole numbers) mean cross entropy, real numbers mean squared error, and no labels, or labels in
     another form than one tensor, distillation. Beside class labels, and beside a loss of the user's, FP32 teaches with
     soft targets where its labels are classes, else with its outputs.
 
+    Args:
+        recipe: the run's.
+        target: of one batch.
+        trust: packages that a factory may come from.
+        outputs: FP32's of the same batch, which settle how all outputs are read; None reads each for itself.
+
     Raises:
         RecipeError: a factory is not trusted, not there, or fails.
-        DataError: it returned no function.
+        DataError: it returned no function, or `auto` cannot tell.
     """
-    qat, name = recipe.qat, recipe.qat.loss
+    qat, data = recipe.qat, recipe.data
     classes = isinstance(target, Tensor) and not target.is_floating_point()
-    if name == "auto":
-        if not recipe.data.labels or not isinstance(target, Tensor):
-            name = "distillation"
-        else:
-            name = "cross_entropy" if classes else "mean_squared_error"
-    soft = functools.partial(soft_targets, temperature=qat.temperature)
+    name = _automatic(data.labels, target) if qat.loss == "auto" else qat.loss
+    reading = _reading(recipe, target, outputs)
+    soft = SoftTargets(qat.temperature, reading)
     if name in FROM_TEACHER:
         return Objective(name, None, soft if name == "soft_targets" else distillation)
     teacher = soft if classes else distillation
+    if name == "cross_entropy":
+        return Objective(name, cross_entropy(reading, data.ignore_index), teacher)
     if name in ON_LABELS:
         return Objective(name, ON_LABELS[name], teacher)
-    trusted = (*trust, "torch") if name.startswith("torch.nn:") else trust
-    made = call(load_factory(name, trusted, "qat.loss"), qat.loss_kwargs, "qat.loss_kwargs", "qat.loss", name)
+    made = _made(qat, name, trust)
+    loss = loss_of_module(made, reading, data.ignore_index) if isinstance(made, nn.Module) else made
+    return Objective(name, loss, teacher)
+
+
+def _automatic(labels: bool, target: Any) -> str:
+    if not labels or not isinstance(target, Tensor):
+        return "distillation"
+    if not target.is_floating_point():
+        return "cross_entropy"
+    if target.numel() >= FEWEST_DECISIONS and bool(((target == 0) | (target == 1)).all()):
+        message = (
+            f"qat.loss: auto cannot tell what real-valued targets of only 0 and 1 are: write {BINARY} for labels, or "
+            "qat.loss: mean_squared_error for values"
+        )
+        raise DataError(message)
+    return "mean_squared_error"
+
+
+def _reading(recipe: Recipe, target: Any, outputs: Any) -> Reading:
+    """Return on which axis the classes are, as far as that is clear; a loss that needs to know more tells so itself."""
+    own = recipe.gate.metric_kwargs.get("class_axis") if recipe.gate.metric in METRICS else None
+    reading = Reading(own)
+    if outputs is None:
+        return reading
+    try:
+        axis = reading.axis((logits(outputs), target))
+    except DataError:
+        return reading
+    return Reading(axis, 0.0 if axis is None else None)
+
+
+def _made(qat: Qat, name: str, trust: tuple[str, ...]) -> Any:
+    from_torch = name.startswith("torch.nn:")
+    kwargs = with_tensors(qat.loss_kwargs) if from_torch else qat.loss_kwargs
+    factory = load_factory(name, (*trust, "torch") if from_torch else trust, "qat.loss")
+    made = call(factory, kwargs, "qat.loss_kwargs", "qat.loss", name)
     if not callable(made):
         message = f"qat.loss: {name} returned a {type(made).__name__}; return a function (outputs, target) -> a scalar"
         raise DataError(message)
-    return Objective(name, made, teacher)
+    return made

@@ -20,9 +20,9 @@ from optuna.trial import TrialState
 from qatflow.bench import Bench
 from qatflow.gate import Measurement, decide
 from qatflow.qat import study as studies
+from qatflow.qat.check import objective_of
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.features import feature_nodes
-from qatflow.qat.losses import choose_objective
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
 from qatflow.qat.space import suggest
@@ -81,7 +81,7 @@ class Worker:
         self.training = Training(
             train=batches,
             validate=lambda model: self.evaluator.evaluate(model).measurement,
-            objective=choose_objective(recipe, next(iter(batches)).target, task.trust),
+            objective=objective_of(bench, next(iter(batches)))[1],
             fp32=bench.base.graph,
             qat=recipe.qat,
             optimizer=choose_optimizer(recipe.qat, task.trust),

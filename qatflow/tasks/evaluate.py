@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from qatflow.errors import DataError
 from qatflow.gate import Measurement
 from qatflow.tasks.data import Batch
-from qatflow.tasks.metrics import Metric, logits
+from qatflow.tasks.metrics import Metric, update
 
 REMEMBER = 256 * 2**20
 """Most bytes of FP32 outputs that are kept; beyond that FP32 runs again beside every candidate."""
@@ -80,9 +80,9 @@ class Evaluator:
             power, difference = powers(reference, outputs)
             signal, noise, samples = signal + power, noise + difference, samples + batch.size
             if whole is not None:
-                _update(whole, self.metric, outputs, batch)
+                update(whole, self.metric, outputs, batch.target)
             elif self.metric.per_sample is not None:
-                scores.append(_checked(self.metric, self.metric.per_sample(outputs, batch.target, reference), batch))
+                scores.append(_scores(self.metric, outputs, batch, reference))
         self._complete = self._remembered is not None
         return Evaluation(self._measurement(scores, whole, math.isfinite(noise)), decibel(signal, noise), samples)
 
@@ -98,6 +98,9 @@ class Evaluator:
             value = float(whole.compute()) if finite else math.nan
             return Measurement(value, None, self.metric.higher_is_better)
         per_sample = torch.cat(scores).double().numpy() if scores else np.zeros(0)
+        if scores and not len(per_sample):
+            message = "no label of the data counts: all of them are ignored; correct them, or data.ignore_index"
+            raise DataError(message)
         value = float(per_sample.mean()) if len(per_sample) and finite else math.nan
         return Measurement(value, per_sample, self.metric.higher_is_better)
 
@@ -121,32 +124,19 @@ class Evaluator:
         return outputs
 
 
-def _update(whole: Any, metric: Metric, outputs: Any, batch: Batch) -> None:
-    """Give a metric over all samples one more batch: the scores where a model returns them by name, else everything.
-
-    Raises:
-        DataError: the metric cannot take them.
-    """
-    named = isinstance(outputs, dict) and bool({"logits", "out"} & outputs.keys())
-    try:
-        whole.update(logits(outputs) if named else outputs, batch.target)
-    except Exception as error:  # a metric raises whatever it likes
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"the metric {metric.name} cannot take the model's outputs and the data's targets: {said}"
-        raise DataError(message) from error
-
-
-def _checked(metric: Metric, scores: Any, batch: Batch) -> Tensor:
-    """Return the scores of a batch, one a sample, on the CPU.
+def _scores(metric: Metric, outputs: Any, batch: Batch, reference: Any) -> Tensor:
+    """Return the scores of a batch on the CPU, one for every sample that counts.
 
     Raises:
         DataError: the metric returned something else.
     """
+    mask = getattr(batch, "mask", None)
+    scores = metric.scores(outputs, batch.target, reference, mask)
     if not isinstance(scores, Tensor) or scores.shape != (batch.size,):
         found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         message = f"the metric {metric.name} returned {found} for {batch.size} samples; return one score per sample"
         raise DataError(message)
-    return scores.cpu()
+    return (scores if metric.counts is None else scores[metric.counts(outputs, batch.target, mask)]).cpu()
 
 
 def powers(reference: Any, outputs: Any) -> tuple[float, float]:

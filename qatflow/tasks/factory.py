@@ -68,7 +68,7 @@ def call(
         raise
     except Exception as error:  # a factory raises whatever the user's code does
         fix = f"call it in Python with {kwargs_path} to see the whole traceback"
-        raise RecipeError([Mistake(path, f"{called!r} failed: {_said(error)}", fix)]) from error
+        raise RecipeError([Mistake(path, f"{called!r} failed: {said(error)}", fix)]) from error
 
 
 def load_factory(factory: str, trust: Iterable[str] = (), path: str = "factory") -> Callable[..., Any]:
@@ -121,7 +121,7 @@ def _import(module: str, path: str) -> ModuleType:
         fix = f"check its spelling, install it, or run in the folder that holds it (now {here})"
         raise RecipeError([Mistake(path, f"there is no module {error.name!r}", fix)]) from error
     except Exception as error:
-        problem = f"importing {module!r} failed: {_said(error)}"
+        problem = f"importing {module!r} failed: {said(error)}"
         raise RecipeError([Mistake(path, problem, f"make `python -c 'import {module}'` work")]) from error
 
 
@@ -156,7 +156,7 @@ def _check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any], pa
         raise RecipeError([Mistake(path, f"{called!r} cannot be called with them: {error}", "add it here")]) from error
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """Return an error's kind, its first line, and where it was raised: in the user's own code rather than a library."""
     lines = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,26 +1,34 @@
 """Metrics: one score per sample where that is possible, because the gate compares samples in pairs.
 
 A metric of ours is a function of outputs, target and FP32 outputs that returns one score per sample; its value is
-their mean. A metric of torchmetrics, or of the user's, has `update` and `compute` and gives one value for all samples:
-the gate then has no interval.
+their mean. A metric of torchmetrics, or of the user's, has `update` and `compute` and gives one value for all samples.
+How outputs are read is settled once, by FP32's (`fitted`), before anything is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from qatflow.errors import DataError
+from qatflow.errors import DataError, QatflowError, RecipeError
+from qatflow.names import metric_name
 from qatflow.recipe import Gate
-from qatflow.tasks.factory import call, load_factory
+from qatflow.recipe_check import metric_kwargs_mistakes
+from qatflow.tasks.class_metrics import ClassScores, share
+from qatflow.tasks.classes import Reading, logits, same_shape
+from qatflow.tasks.factory import call, load_factory, said
+from qatflow.tasks.whole_metrics import AS_THEY_ARE, Arguments, arguments_of
 
-PerSample = Callable[[Any, Any, Any], Tensor]
-"""`(outputs, target, fp32_outputs) -> scores`, shape `[batch]`."""
+__all__ = ["METRICS", "Metric", "fitted", "fitting_target", "load_metric", "logits"]
+
+PerSample = Callable[..., Tensor]
+"""`(outputs, target, fp32_outputs) -> scores`, shape `[batch]`; metrics of ours take a mask (`takes_mask`) as well."""
+Fit = Callable[[Sequence[Any], Sequence[Any]], "Metric"]
 
 
 @dataclass(frozen=True)
@@ -35,113 +43,161 @@ class Metric:
     per_sample: PerSample | None = None
     make_whole: Callable[[], Any] | None = None
     """Returns a fresh object with `update(outputs, target)` and `compute()`, as torchmetrics has them."""
+    arguments: Callable[[Any, Any], tuple[Any, Any]] = AS_THEY_ARE
+    """`(outputs, target)` to what `update` is called with."""
+    counts: Callable[[Any, Any, Tensor | None], Tensor] | None = None
+    """`(outputs, target, mask)` to which samples have a score, bool of shape `[batch]`; None where all have one."""
+    takes_mask: bool = False
+    """Whether `per_sample` takes a mask of real positions, shape `[batch, positions]`, as its last argument."""
+    fit: Fit | None = None
+    """Batches of FP32's outputs and targets to the metric that reads all outputs alike; None where nothing is open."""
+
+    def scores(self, outputs: Any, target: Any, fp32_outputs: Any, mask: Tensor | None = None) -> Tensor:
+        """Return the score of every sample, shape `[batch]`; padded positions do not count for metrics of ours."""
+        assert self.per_sample is not None
+        masked = (mask,) if self.takes_mask else ()
+        return self.per_sample(outputs, target, fp32_outputs, *masked)
 
 
-def logits(outputs: Any) -> Tensor:
-    """Return the first tensor of a model's outputs: the class scores of a classifier.
+def fitted(metric: Metric, outputs: Sequence[Any], targets: Sequence[Any]) -> Metric:
+    """Return the metric with all that is open about outputs and targets settled by some batches of FP32's.
 
-    A mapping with `logits` or `out` gives that one.
+    Args:
+        metric: as `load_metric` returns it.
+        outputs: FP32's, batch by batch.
+        targets: beside them; None for a batch without labels.
 
     Raises:
-        DataError: there is none.
+        DataError: the metric cannot read them; the sentence says why, and what to write.
     """
-    for key in ("logits", "out"):
-        if isinstance(outputs, dict) and key in outputs:
-            outputs = outputs[key]
-    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    if not tensors:
-        raise DataError("the model returns no tensor that a metric could read")
-    return tensors[0]
+    made = metric.fit(outputs, targets) if metric.fit is not None else metric
+    whole = made.make_whole() if made.make_whole is not None else None
+    for one, target in zip(outputs, targets, strict=True):
+        if whole is not None:
+            update(whole, made, one, target)
+        elif made.per_sample is not None:
+            made.scores(one, target, one)
+    return made
 
 
-def _same_shape(values: Tensor, target: Any, what: str) -> Tensor:
-    """Return the target in the shape of `values`; dimensions of size 1 may be left out or added.
+def update(whole: Any, metric: Metric, outputs: Any, target: Any) -> None:
+    """Give a metric over all samples one more batch.
 
     Raises:
-        DataError: they do not fit; comparing them all the same would compare every sample with every other.
+        DataError: the metric cannot take it.
     """
-    if not isinstance(target, Tensor) or [n for n in values.shape if n > 1] != [n for n in target.shape if n > 1]:
-        found = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
-        message = (
-            f"the model's {what} have the shape {list(values.shape)}, and the data's targets {found}: make them fit"
-        )
-        raise DataError(message)
-    return target.reshape(values.shape)
+    try:
+        whole.update(*metric.arguments(outputs, target))
+    except Exception as error:  # a metric raises whatever it likes
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        message = f"the metric {metric.name} cannot take the model's outputs and the data's targets: {lines[0]}"
+        raise DataError(message) from error
 
 
 def fitting_target(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
-    """Return a model's values and real-valued targets in the same shape."""
+    """Return a model's values and real-valued targets in the same shape.
+
+    Raises:
+        DataError: they do not fit, or the model returns whole numbers.
+    """
     values = logits(outputs)
-    return values, _same_shape(values, target, "values")
+    _refuse_ids(values, "mean_squared_error")
+    wanted = same_shape(values, target, "values")
+    return values, wanted if wanted.is_floating_point() else wanted.to(values.dtype)
 
 
-def _per_sample_mean(values: Tensor) -> Tensor:
-    return values.double().flatten(1).mean(1) if values.dim() > 1 else values.double()
+def _refuse_ids(values: Tensor, name: str) -> None:
+    if not values.is_floating_point():
+        message = (
+            f"{name} is of real numbers, and the model returns {str(values.dtype).removeprefix('torch.')}, class ids "
+            "it seems: write gate.metric: agreement, or accuracy with labels"
+        )
+        raise DataError(message)
 
 
-def accuracy(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
-    """Return 1 where the highest score is the target's class; for pixels, the share of them."""
-    best = logits(outputs).argmax(1)
-    return _per_sample_mean(best == _same_shape(best, target, "best classes"))
-
-
-def top5_accuracy(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
-    """Return 1 where the target's class is among the five highest scores."""
-    scores = logits(outputs)
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    target = _same_shape(best[:, 0], target, "best classes")
-    return _per_sample_mean((best == target.unsqueeze(1)).any(1))
-
-
-def mean_squared_error(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
+def mean_squared_error(outputs: Any, target: Any, fp32_outputs: Any, mask: Tensor | None = None) -> Tensor:
     """Return the mean squared difference from the target."""
     values, wanted = fitting_target(outputs, target)
-    return _per_sample_mean((values - wanted).square())
-
-
-def agreement(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
-    """Return 1 where the highest score is the same class as FP32's; needs no labels."""
-    return _per_sample_mean(logits(outputs).argmax(1) == logits(fp32_outputs).argmax(1))
+    return share((values - wanted).square(), None, mask)
 
 
 def sqnr_db(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
     """Return the signal to quantization-noise ratio of a sample's outputs in dB, within 100; needs no labels."""
+    _refuse_ids(logits(fp32_outputs), "sqnr_db")
     wanted, got = (logits(one).double().unsqueeze(-1).flatten(1) for one in (fp32_outputs, outputs))
     noise = (wanted - got).square().sum(1)
     ratio = 10 * torch.log10(wanted.square().sum(1) / noise).clamp(-10, 10)
     return torch.where(noise == 0, 100.0, ratio)
 
 
+def _of_classes(name: str, scores: ClassScores) -> Metric:
+    """Return the metric of classes with this name, whose scores are read in one way."""
+    functions = {
+        "accuracy": scores.accuracy,
+        "top5_accuracy": scores.top5_accuracy,
+        "agreement": scores.agreement,
+    }
+
+    def fit(outputs: Sequence[Any], targets: Sequence[Any]) -> Metric:
+        return _of_classes(name, scores.fitted(outputs, targets))
+
+    counts = None if name == "agreement" else scores.counts
+    return Metric(name, True, functions[name], counts=counts, takes_mask=True, fit=fit)
+
+
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", True, accuracy),
-    "top5_accuracy": Metric("top5_accuracy", True, top5_accuracy),
-    "mean_squared_error": Metric("mean_squared_error", False, mean_squared_error),
-    "agreement": Metric("agreement", True, agreement),
+    "accuracy": _of_classes("accuracy", ClassScores()),
+    "top5_accuracy": _of_classes("top5_accuracy", ClassScores()),
+    "mean_squared_error": Metric("mean_squared_error", False, mean_squared_error, takes_mask=True),
+    "agreement": _of_classes("agreement", ClassScores()),
     "sqnr_db": Metric("sqnr_db", True, sqnr_db),
 }
 
 
-def load_metric(gate: Gate, trust: tuple[str, ...] = ()) -> Metric:
+def load_metric(gate: Gate, trust: tuple[str, ...] = (), ignore_index: int | None = None) -> Metric:
     """Return the gate's metric: by name, or made by a `package.module:function`.
 
     A factory returns a function like those here (then `gate.direction` says which way is better), or an object with
     `update` and `compute`, as torchmetrics' classes are.
 
+    Args:
+        gate: what the recipe says of it.
+        trust: packages that a factory may come from.
+        ignore_index: `data.ignore_index`.
+
     Raises:
         DataError: the factory returns something else, or nothing says which direction is better.
-        RecipeError: the factory is not trusted or not there.
+        RecipeError: the factory is not trusted or not there, or a metric of ours does not take these arguments.
     """
-    if gate.metric in METRICS:
-        metric = METRICS[gate.metric]
-        return metric if gate.direction == "auto" else Metric(metric.name, _higher(gate), metric.per_sample)
+    metric = _ours(gate, ignore_index) if gate.metric in METRICS else _made(gate, trust)
+    label = getattr(gate, "label", None) or metric_name(gate.metric, gate.metric_kwargs)
+    return _renamed(metric, label, metric.higher_is_better if gate.direction == "auto" else _higher(gate))
+
+
+def _renamed(metric: Metric, name: str, higher: bool) -> Metric:
+    """Return the metric under another name and with another direction, which it keeps when it is fitted."""
+    fit = metric.fit
+    again: Fit | None = None if fit is None else lambda *looks: _renamed(fit(*looks), name, higher)
+    return replace(metric, name=name, higher_is_better=higher, fit=again)
+
+
+def _ours(gate: Gate, ignore_index: int | None) -> Metric:
+    mistakes = list(metric_kwargs_mistakes(gate.metric, gate.metric_kwargs))
+    if mistakes:
+        raise RecipeError(mistakes)
+    if METRICS[gate.metric].fit is None:
+        return METRICS[gate.metric]
+    return _of_classes(gate.metric, ClassScores(Reading(**gate.metric_kwargs), ignore_index))
+
+
+def _made(gate: Gate, trust: tuple[str, ...]) -> Metric:
     factory = load_factory(gate.metric, trust, "gate.metric")
-    name = gate.metric.partition(":")[2]
     made = call(factory, gate.metric_kwargs, "gate.metric_kwargs", "gate.metric", gate.metric)
     if hasattr(made, "update") and hasattr(made, "compute"):
         higher = getattr(made, "higher_is_better", None) if gate.direction == "auto" else _higher(gate)
         if higher is None:
             raise DataError(_no_direction(gate))
-        return Metric(name, bool(higher), make_whole=lambda: factory(**gate.metric_kwargs))
+        return _whole(gate.metric, bool(higher), lambda: factory(**gate.metric_kwargs), arguments_of(made))
     if not callable(made):
         message = (
             f"gate.metric: {gate.metric} returned a {type(made).__name__}; return a function "
@@ -150,7 +206,32 @@ def load_metric(gate: Gate, trust: tuple[str, ...] = ()) -> Metric:
         raise DataError(message)
     if gate.direction == "auto":
         raise DataError(_no_direction(gate))
-    return Metric(name, _higher(gate), per_sample=made)
+    return Metric(gate.metric, _higher(gate), per_sample=_told(gate.metric, made))
+
+
+def _whole(name: str, higher: bool, make: Callable[[], Any], arguments: Arguments) -> Metric:
+    """Return a metric over all samples; what is open about its scores is settled by FP32's."""
+
+    def fit(outputs: Sequence[Any], targets: Sequence[Any]) -> Metric:
+        return _whole(name, higher, make, arguments.fitted(outputs, targets))
+
+    return Metric(name, higher, make_whole=make, arguments=arguments, fit=fit if arguments.squash else None)
+
+
+def _told(name: str, function: PerSample) -> PerSample:
+    """Return a function of the user's that tells in a sentence where it fails."""
+
+    @functools.wraps(function)
+    def scores(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
+        try:
+            return function(outputs, target, fp32_outputs)
+        except QatflowError:
+            raise
+        except Exception as error:  # a metric raises whatever it likes
+            message = f"gate.metric: {name} failed on the model's outputs and the data's targets: {said(error)}"
+            raise DataError(message) from error
+
+    return scores
 
 
 def _higher(gate: Gate) -> bool:

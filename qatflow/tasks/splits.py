@@ -7,7 +7,8 @@ nothing was fitted to or chosen by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -51,6 +52,20 @@ class Splits:
                 "samples already used; give `test` samples of its own"
             )
             raise DataError(message)
+
+
+@contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Let what is told of the data in here say which part it is about.
+
+    Raises:
+        DataError: what was raised in here, led by the part.
+    """
+    try:
+        yield
+    except DataError as error:
+        message = f"the data's {part} part: {error}"
+        raise DataError(message) from error
 
 
 def with_validation(splits: Splits) -> tuple[Splits, int]:

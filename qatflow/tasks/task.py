@@ -135,7 +135,7 @@ def load_task(recipe: Recipe, trust: tuple[str, ...] = ()) -> Task:
     device = choose_device(recipe.device)
     splits = load_data(recipe.data, trust)
     model = load_model(recipe.model, trust).to(device)
-    metric = load_metric(recipe.gate, trust)
+    metric = load_metric(recipe.gate, trust, recipe.data.ignore_index)
     return Task(recipe, model, splits, metric, device, _fingerprint(recipe, model, splits), trust)
 
 

@@ -36,8 +36,9 @@ def test_top5_accuracy_is_scikit_learns() -> None:
     outputs, target = classified()
     got = float(score("top5_accuracy", outputs, target).mean())
     assert got == top_k_accuracy_score(target.numpy(), outputs.numpy(), k=5, labels=list(range(9)))
-    few, target = classified(classes=3)
-    assert float(score("top5_accuracy", few, target).mean()) == 1
+    for few in (torch.randn(6, 5), torch.randn(6, 1), torch.randn(6), torch.zeros(6, dtype=torch.long)):
+        with pytest.raises(DataError, match=r"needs more than 5 classes.*gate.metric: accuracy"):
+            score("top5_accuracy", few, torch.zeros(6, dtype=torch.long))
 
 
 def test_mean_squared_error_is_scikit_learns() -> None:
@@ -126,7 +127,10 @@ class OwnMetric:
 
 
 def test_a_name_of_ours() -> None:
-    assert load_metric(Gate(metric="accuracy")) is METRICS["accuracy"]
+    outputs, target = classified()
+    made = load_metric(Gate(metric="accuracy"))
+    assert (made.name, made.higher_is_better) == ("accuracy", True)
+    assert torch.equal(made.per_sample(outputs, target, None), score("accuracy", outputs, target))
     turned = load_metric(Gate(metric="mean_squared_error", direction="higher"))
     assert (turned.name, turned.higher_is_better) == ("mean_squared_error", True)
     assert {name: one.higher_is_better for name, one in METRICS.items() if not one.higher_is_better} == {
@@ -139,7 +143,7 @@ def test_a_metric_of_torchmetrics_brings_its_direction_and_is_made_anew_every_ti
         metric="torchmetrics.classification:MulticlassF1Score", metric_kwargs={"num_classes": 9, "average": "macro"}
     )
     metric = load_metric(gate)
-    assert (metric.name, metric.higher_is_better, metric.per_sample) == ("MulticlassF1Score", True, None)
+    assert (metric.name, metric.higher_is_better, metric.per_sample) == ("F1", True, None)
     outputs, target = classified()
     one, other = metric.make_whole(), metric.make_whole()
     one.update(outputs, target)
@@ -159,6 +163,25 @@ def test_a_function_of_the_users_needs_a_direction() -> None:
     for name in ("negative_error", "OwnMetric"):
         with pytest.raises(DataError, match=r"nothing says whether a higher .* is better; write higher or lower"):
             load_metric(Gate(metric=f"{HERE}:{name}"), ("tests",))
+
+
+def test_a_function_of_the_users_that_fails_is_told_of_with_its_line() -> None:
+    metric = load_metric(Gate(metric=f"{HERE}:negative_error", direction="higher"), ("tests",))
+    with pytest.raises(DataError, match=r"negative_error failed on the model's outputs.*RuntimeError.*test_metrics.py"):
+        metric.per_sample(torch.zeros(3, 2), torch.zeros(3), None)
+
+
+@pytest.mark.parametrize("name", ["mean_squared_error", "sqnr_db"])
+def test_class_ids_have_no_distance(name: str) -> None:
+    ids = torch.tensor([1, 2])
+    with pytest.raises(DataError, match=r"the model returns int64, class ids it seems: write gate.metric: agreement"):
+        score(name, ids, ids, ids)
+
+
+def test_real_targets_may_be_whole_or_double() -> None:
+    values = torch.tensor([[1.0], [2.5]])
+    for target in (torch.tensor([1, 2]), torch.tensor([1.0, 2.0], dtype=torch.float64)):
+        assert score("mean_squared_error", values, target).tolist() == [0, 0.25]
 
 
 def test_what_is_no_metric_is_refused() -> None:
