@@ -16,6 +16,8 @@ from qatflow.config_model import Config
 from qatflow.step_configs import STEP_CONFIGS, StepConfig
 
 Bits = Annotated[int, Field(ge=2, le=16)]
+ATTENTION_MASK = "attention_mask"
+"""The input that transformers call so says which positions are padding."""
 TargetName = Literal["onnxruntime", "tensorrt", "qnn", "xnnpack", "openvino"]
 
 
@@ -60,6 +62,9 @@ class Data(Source):
     """Processes that load data; 0 loads in the run's own process."""
     labels: bool = True
     """False where a sample is only the model's input; metrics are then fidelity to FP32."""
+    mask: str = ATTENTION_MASK
+    """The input, shape `[samples, positions]`, that is nonzero where a position counts and is no padding; an attention
+    mask is found by itself, and empty means none."""
 
 
 SHORT_PRECISION = re.compile(

@@ -13,14 +13,15 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
+from qatflow.graph.padding import Padding
 from qatflow.recipe import Recipe
 from qatflow.tasks.factory import call, load_factory
 from qatflow.tasks.metrics import fitting_target, logits
 
 OnLabels = Callable[[Any, Any], Tensor]
 """`(outputs, target) -> loss`, a scalar."""
-FromTeacher = Callable[[Any, Any], Tensor]
-"""`(outputs, fp32_outputs) -> loss`, a scalar."""
+FromTeacher = Callable[[Any, Any, Padding | None], Tensor]
+"""`(outputs, fp32_outputs, padding) -> loss`, a scalar; padded positions do not count."""
 
 
 def cross_entropy(outputs: Any, target: Any) -> Tensor:
@@ -33,24 +34,30 @@ def mean_squared_error(outputs: Any, target: Any) -> Tensor:
     return functional.mse_loss(*fitting_target(outputs, target))
 
 
-def distillation(outputs: Any, fp32_outputs: Any) -> Tensor:
+def distillation(outputs: Any, fp32_outputs: Any, padding: Padding | None = None) -> Tensor:
     """Return the mean squared difference from FP32's float outputs, each relative to FP32's mean square."""
     losses = []
-    for got, wanted in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(fp32_outputs), strict=True):
+    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(fp32_outputs), strict=True)
+    for leaf, (got, wanted) in enumerate(pairs):
         if isinstance(wanted, Tensor) and wanted.is_floating_point():
+            real = None if padding is None else padding.real(leaf, wanted)
+            if real is not None:
+                got, wanted = (one[real.expand(wanted.shape)] for one in (got, wanted))
             losses.append(functional.mse_loss(got, wanted) / wanted.square().mean().clamp(min=1e-12))
     return torch.stack(losses).sum()
 
 
-def soft_targets(outputs: Any, fp32_outputs: Any, temperature: float = 4.0) -> Tensor:
+def soft_targets(outputs: Any, fp32_outputs: Any, padding: Padding | None = None, temperature: float = 4.0) -> Tensor:
     """Return the divergence of class probabilities from FP32's, both softened (Hinton, Vinyals and Dean 2015).
 
     It carries the factor `temperature ** 2`, so that its gradient does not shrink as the temperature grows.
     """
     got = functional.log_softmax(logits(outputs) / temperature, 1)
     wanted = functional.log_softmax(logits(fp32_outputs) / temperature, 1)
-    divergence = functional.kl_div(got, wanted, reduction="none", log_target=True).sum(1).mean()
-    return divergence * temperature**2
+    divergence = functional.kl_div(got, wanted, reduction="none", log_target=True).sum(1)
+    if padding is not None and divergence.shape == padding.mask.shape:
+        divergence = divergence[padding.mask]
+    return divergence.mean() * temperature**2
 
 
 ON_LABELS: dict[str, OnLabels] = {
@@ -81,13 +88,16 @@ class Objective:
         """Tell whether FP32's outputs are looked at where distillation has this weight."""
         return self.on_labels is None or weight > 0
 
-    def loss(self, outputs: Any, target: Any, fp32_outputs: Any, weight: float) -> Tensor:
+    def loss(
+        self, outputs: Any, target: Any, fp32_outputs: Any, weight: float, padding: Padding | None = None
+    ) -> Tensor:
         """Return the loss, a scalar; `weight` in 0 to 1 is distillation's beside the labels'."""
         if self.on_labels is None:
-            return self.from_teacher(outputs, fp32_outputs)
+            return self.from_teacher(outputs, fp32_outputs, padding)
         if weight == 0:
             return self.on_labels(outputs, target)
-        return (1 - weight) * self.on_labels(outputs, target) + weight * self.from_teacher(outputs, fp32_outputs)
+        taught = self.from_teacher(outputs, fp32_outputs, padding)
+        return (1 - weight) * self.on_labels(outputs, target) + weight * taught
 
 
 def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = ()) -> Objective:

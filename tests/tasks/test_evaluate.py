@@ -142,7 +142,7 @@ def test_a_metric_over_all_samples() -> None:
     assert math.isnan(one.evaluate(lambda x: other(x) * math.nan).measurement.value)
 
 
-def test_every_float_output_counts_for_the_sqnr_and_no_other() -> None:
+def test_every_float_output_has_its_own_sqnr_and_no_other() -> None:
     def outputs(noise: float) -> object:
         return lambda x: {"a": x, "b": (x[:, :1] * 10 + noise, x.long()), "c": 3 + noise}
 
@@ -151,8 +151,9 @@ def test_every_float_output_counts_for_the_sqnr_and_no_other() -> None:
     batch = data((4,))
     got = Evaluator(fp32, lambda: batch, metric, CPU).evaluate(outputs(0.5))
     x = batch[0].args[0].double()
-    power = float((x**2).sum() + ((x[:, :1] * 10) ** 2).sum())
-    assert got.sqnr_db == pytest.approx(10 * math.log10(power / (4 * 0.25)), rel=1e-5)
+    power = float(((x[:, :1] * 10) ** 2).sum())
+    assert dict(got.outputs) == {"a": 300, "b_0": pytest.approx(10 * math.log10(power / (4 * 0.25)), rel=1e-5)}
+    assert got.sqnr_db == min(dict(got.outputs).values())
 
 
 @pytest.mark.parametrize(
