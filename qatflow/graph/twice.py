@@ -6,6 +6,7 @@ transposed before it, is one of real positions if padding does not change it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,9 +42,14 @@ def _twice(leaf: Any) -> Any:
 
 def same(once: Tensor, again: Tensor) -> Tensor:
     """Return which elements of two halves are equal but for rounding, of those that are not finite as well; bool."""
-    finite = torch.cat([once, again]).abs()
-    reach = float(finite[finite.isfinite()].max()) if bool(finite.isfinite().any()) else 0.0
-    return ((once - again).abs() <= ROUNDING * reach) | (once == again) | ~(once.isfinite() | again.isfinite())
+    if once.numel() == 0:
+        return torch.ones_like(once, dtype=torch.bool)
+    reach = float(once.abs().max())
+    if math.isfinite(reach):
+        return (once - again).abs() <= ROUNDING * reach
+    finite = once.isfinite()
+    reach = float(once.where(finite, 0.0).abs().max())
+    return ((once - again).abs() <= ROUNDING * reach) | (once == again) | ~(finite | again.isfinite())
 
 
 class _Changed(fx.Interpreter):
