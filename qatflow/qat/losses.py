@@ -20,8 +20,8 @@ from qatflow.tasks.metrics import fitting_target, logits
 
 OnLabels = Callable[[Any, Any], Tensor]
 """`(outputs, target) -> loss`, a scalar."""
-FromTeacher = Callable[[Any, Any, Padding | None], Tensor]
-"""`(outputs, fp32_outputs, padding) -> loss`, a scalar; padded positions do not count."""
+FromTeacher = Callable[..., Tensor]
+"""`(outputs, fp32_outputs, padding=None) -> loss`, a scalar; padded positions do not count."""
 
 
 def cross_entropy(outputs: Any, target: Any) -> Tensor:
@@ -47,7 +47,7 @@ def distillation(outputs: Any, fp32_outputs: Any, padding: Padding | None = None
     return torch.stack(losses).sum()
 
 
-def soft_targets(outputs: Any, fp32_outputs: Any, padding: Padding | None = None, temperature: float = 4.0) -> Tensor:
+def soft_targets(outputs: Any, fp32_outputs: Any, temperature: float = 4.0, padding: Padding | None = None) -> Tensor:
     """Return the divergence of class probabilities from FP32's, both softened (Hinton, Vinyals and Dean 2015).
 
     It carries the factor `temperature ** 2`, so that its gradient does not shrink as the temperature grows.
@@ -93,10 +93,10 @@ class Objective:
     ) -> Tensor:
         """Return the loss, a scalar; `weight` in 0 to 1 is distillation's beside the labels'."""
         if self.on_labels is None:
-            return self.from_teacher(outputs, fp32_outputs, padding)
+            return self.from_teacher(outputs, fp32_outputs, padding=padding)
         if weight == 0:
             return self.on_labels(outputs, target)
-        taught = self.from_teacher(outputs, fp32_outputs, padding)
+        taught = self.from_teacher(outputs, fp32_outputs, padding=padding)
         return (1 - weight) * self.on_labels(outputs, target) + weight * taught
 
 
