@@ -26,7 +26,7 @@ from qatflow.quant.saved import finite
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, GateRecord, Part, Verdict
+from qatflow.result import CandidateRecord, GateRecord, OutputRecord, Part, Verdict
 from qatflow.steps.context import StepContext
 from qatflow.store import code_version, key_of, read_json, write_json
 from qatflow.tasks.evaluate import Evaluation, Evaluator
@@ -309,8 +309,16 @@ class Bench:
             passed=decision.passed,
             sentence=decision.sentence,
             sqnr_db=finite(evaluation.sqnr_db),
+            outputs=_outputs(evaluation),
             kept=True,
             seconds=work.seconds,
             resumed=work.resumed,
             notes=dict(work.notes),
         )
+
+
+def _outputs(evaluation: Evaluation) -> tuple[OutputRecord, ...]:
+    """Return a record of every output, where there are several."""
+    if len(evaluation.outputs) < 2:
+        return ()
+    return tuple(OutputRecord(name=name, sqnr_db=finite(ratio)) for name, ratio in evaluation.outputs)

@@ -140,7 +140,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "value": finite(measurement.value),
         "per_sample": _numbers(measurement.per_sample),
         "replicates": _numbers(measurement.replicates),
-        "sqnr_db": finite(evaluation.sqnr_db),
+        "outputs": [[name, finite(ratio)] for name, ratio in evaluation.outputs],
         "samples": evaluation.samples,
     }
 
@@ -154,7 +154,8 @@ def from_json(value: Mapping[str, Any], higher_is_better: bool) -> Evaluation:
         _scores(value["replicates"]),
         value["samples"],
     )
-    return Evaluation(measurement, _or_nan(value["sqnr_db"]), value["samples"])
+    outputs = tuple((str(name), _or_nan(ratio)) for name, ratio in value["outputs"])
+    return Evaluation(measurement, outputs, value["samples"])
 
 
 def _numbers(scores: Scores | None) -> list[float | None] | None:

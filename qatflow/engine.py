@@ -53,7 +53,7 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         task = load_task(recipe, trust)
         write_json(folder / "environment.json", environment(str(task.device), recipe.seed))
         journal.stage("capture: export the model as one graph")
-        base = Network(prepare(capture(task.model, *task.example()), TARGETS[recipe.target]))
+        base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
         bench = Bench(recipe, task, base, folder, journal)
         bench.placement(base)  # tells mistakes about layers before anything is measured
         if recipe.qat.when != "never":

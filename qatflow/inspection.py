@@ -62,7 +62,7 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
     """
     task = load_task(recipe, trust)
     target = TARGETS[recipe.target]
-    network = Network(prepare(capture(task.model, *task.example()), target))
+    network = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), target))
     folding = recipe.steps.get("fold_batch_norms")
     if folding is not None:
         context = StepContext(task.calibration_inputs, target, recipe.precision, recipe.calibration)

@@ -25,6 +25,8 @@ from qatflow.gate_config import Gate as Gate
 from qatflow.step_configs import STEP_CONFIGS, StepConfig
 
 Bits = Annotated[int, Field(ge=2, le=16)]
+ATTENTION_MASK = "attention_mask"
+"""The input that transformers call so says which positions are padding."""
 TargetName = Literal["onnxruntime", "tensorrt", "qnn", "xnnpack", "openvino"]
 
 
@@ -71,6 +73,9 @@ class Data(Source):
     """False where a sample is only the model's input; metrics are then fidelity to FP32."""
     ignore_index: int | None = None
     """A label that does not count, for metric and loss; null is -100, and 255 where there are at most 255 classes."""
+    mask: str = ATTENTION_MASK
+    """The input, shape `[samples, positions]`, that is nonzero where a position counts and is no padding; an attention
+    mask is found by itself, and empty means none."""
 
 
 SHORT_PRECISION = re.compile(

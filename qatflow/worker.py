@@ -60,7 +60,7 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     if processes() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
-    base = Network(prepare(capture(task.model, *task.example()), TARGETS[recipe.target]))
+    base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
     bench = Bench(recipe, task, base, folder, _Lines())
     if bench.key != known["bench"]:
         message = f"this machine's qatflow, model or data are not those of the run in {folder}: make them the same"

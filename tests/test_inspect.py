@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from qatflow.errors import DataError
 from qatflow.inspect import main
+from qatflow.inspection import inspect_recipe
+from qatflow.recipe import Recipe
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
@@ -52,3 +55,9 @@ def test_without_a_recipe_it_says_how(capsys: pytest.CaptureFixture[str]) -> Non
     lines = shown(capsys)
     assert lines[0].startswith("`python -m qatflow.inspect recipe=NAME ...`")
     assert any(line.split()[:1] == ["quickstart"] for line in lines)
+
+
+def test_a_mask_that_is_no_input_is_told_before_work_starts() -> None:
+    recipe = Recipe(model={"name": "digits_mobilenet"}, data={"name": "digits", "mask": "valid"})
+    with pytest.raises(DataError, match=r"data\.mask: 'valid' cannot say which positions count: the model has no such"):
+        inspect_recipe(recipe)

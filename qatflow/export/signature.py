@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from qatflow.graph.outputs import joined, output_name
+
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 HOLE = object()
 """Stands where an output tensor goes."""
@@ -42,7 +44,7 @@ class Signature:
         with torch.no_grad():
             paths, form = pytree.tree_flatten_with_path(graph(*args, **kwargs))
         inputs = tuple(_named_inputs(call, args, kwargs))
-        outputs = tuple(_output_name(path, inputs) for path, leaf in paths if isinstance(leaf, Tensor))
+        outputs = tuple(output_name(path, inputs) for path, leaf in paths if isinstance(leaf, Tensor))
         leaves = tuple(HOLE if isinstance(leaf, Tensor) else leaf for _, leaf in paths)
         return Signature(call, inputs, outputs, leaves, form)
 
@@ -74,16 +76,4 @@ def _dynamic(leaf: Any) -> Any:
 
 def _named_inputs(call: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     paths, _ = pytree.tree_flatten_with_path(dict(call.bind(*args, **kwargs).arguments))
-    return {_joined(path): leaf for path, leaf in paths if isinstance(leaf, Tensor)}
-
-
-def _output_name(path: Sequence[Any], inputs: Sequence[str]) -> str:
-    """Name an output by where it is; a runtime has one namespace for inputs and outputs."""
-    name = _joined(path) or "output"
-    name = name if name[0].isalpha() else f"output_{name}"
-    return f"{name}_output" if name in inputs else name
-
-
-def _joined(path: Sequence[Any]) -> str:
-    """Return a path in a nested value as a name: `features_0`."""
-    return "_".join(str(next(getattr(key, one) for one in ("key", "idx", "name") if hasattr(key, one))) for key in path)
+    return {joined(path): leaf for path, leaf in paths if isinstance(leaf, Tensor)}

@@ -28,8 +28,10 @@ from qatflow.export.processor import exact_on, processor_name
 from qatflow.export.pte_export import PteModel
 from qatflow.export.runtime import OnnxModel
 from qatflow.export.signature import Example
+from qatflow.graph.outputs import output_parts
+from qatflow.graph.padding import padding_of
+from qatflow.graph.sqnr import OutputSqnr, decibel, part_powers
 from qatflow.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
-from qatflow.tasks.evaluate import decibel, powers
 from qatflow.tasks.metrics import logits
 
 COMPARED = 16
@@ -54,7 +56,7 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         model = OnnxModel(exported.path, exported.signature, as_written=not own_runtime)
     else:
         model = PteModel(exported.path, exported.signature)
-    watched = _Watched(model, exported.simulation)
+    watched = _Watched(model, exported.simulation, bench.base.graph)
     evaluation = bench.testing.evaluator.evaluate(watched)
     record = bench.judged(evaluation, winner, time.perf_counter() - started)
     differences = _differences(bench, exported, own_runtime) if is_onnx else []
@@ -78,21 +80,23 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
 class _Watched:
     """The file as a model; what it returns is compared with the simulation on the way."""
 
-    def __init__(self, model: OnnxModel | PteModel, simulation: fx.GraphModule) -> None:
-        self.model, self.simulation = model, simulation
+    def __init__(self, model: OnnxModel | PteModel, simulation: fx.GraphModule, fp32: fx.GraphModule) -> None:
+        self.model, self.simulation, self.fp32 = model, simulation, fp32
         self.same = self.classified = 0
-        self.signal = self.noise = 0.0
+        self.sqnr = OutputSqnr(output_parts(fp32))
         self.classes = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         got, wanted = self.model(*args, **kwargs), self.simulation(*args, **kwargs)
-        signal, noise = powers(wanted, got)
-        self.signal, self.noise = self.signal + signal, self.noise + noise
+        padding = padding_of(self.fp32, args, kwargs)
+        self.sqnr.add(part_powers(self.sqnr.parts, wanted, got, padding))
         scores = logits(wanted)
         if scores.dim() < 2 or scores.shape[1] < 2 or not scores.is_floating_point():
             self.classes = False
         else:
             same = scores.argmax(1) == logits(got).argmax(1)
+            if padding is not None and same.shape == padding.mask.shape:
+                same = same[padding.mask]
             self.same, self.classified = self.same + int(same.sum()), self.classified + same.numel()
         return got
 
@@ -102,7 +106,7 @@ class _Watched:
 
     @property
     def sqnr_db(self) -> float | None:
-        ratio = decibel(self.signal, self.noise)
+        ratio = self.sqnr.lowest
         return ratio if math.isfinite(ratio) else None
 
 

@@ -20,23 +20,29 @@ from torch.utils import _pytree as pytree
 
 from qatflow.errors import CaptureError, DataError
 from qatflow.graph.capture_errors import explain, first_sentence, quiet, users_line, why_different
+from qatflow.graph.closeness import outputs_close
+from qatflow.graph.padding import note_mask
+from qatflow.recipe import ATTENTION_MASK
 
 aten = torch.ops.aten
 
 
-def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
+def capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, mask: str = ATTENTION_MASK
+) -> fx.GraphModule:
     """Return `model` as a graph that is called like it.
 
     Args:
         model: any module; it is left in the mode and on the device it is in.
         args: example positional inputs, batch first, at least 2 samples.
         kwargs: example keyword inputs, likewise.
+        mask: the input that says which positions are padding; see `qatflow.graph.padding`.
 
     The graph's parameters and buffers keep the model's names and are copies of them. Dimension 0 of every input
     tensor is dynamic.
 
     Raises:
-        DataError: the model itself fails on the example.
+        DataError: the model itself fails on the example, or has no input called `mask` that could say so.
         CaptureError: the model cannot be exported, or the graph does not compute what the model does.
     """
     for name, parameter in model.named_parameters():
@@ -44,10 +50,10 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
             message = f"{type(model).__name__}'s {name} is {_dtype(parameter)}: give the FP32 model (model.float())"
             raise CaptureError(message)
     with _without_fused_encoder():
-        return _captured(copy.deepcopy(model).eval(), args, dict(kwargs or {}))
+        return _captured(copy.deepcopy(model).eval(), args, dict(kwargs or {}), mask)
 
 
-def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> fx.GraphModule:
+def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mask: str) -> fx.GraphModule:
     shapes = _dynamic_batch(model, args, kwargs)
     _check_runs(model, args, kwargs)
     try:
@@ -65,6 +71,7 @@ def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     graph.graph.eliminate_dead_code()
     graph.recompile()
     _check_same_function(model, graph, args, kwargs)
+    note_mask(graph, model, args, kwargs, mask)
     return graph
 
 
@@ -176,12 +183,10 @@ def _check_same_function(
         for few_args, few_kwargs in ((args, kwargs), pytree.tree_map(first, (tuple(args), dict(kwargs)))):
             twice = [pytree.tree_map_only(Tensor, torch.clone, (tuple(few_args), dict(few_kwargs))) for _ in range(2)]
             expected, actual = (run(*a, **k) for run, (a, k) in zip((model, graph), twice, strict=True))
-            pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(actual), strict=True)
-            for wanted, got in pairs:
-                if isinstance(wanted, Tensor) and not _close(wanted, got):
-                    why = why_different(model, few_args, few_kwargs)
-                    message = f"the captured graph of {type(model).__name__} does not compute what it does: {why}"
-                    raise CaptureError(message)
+            if not outputs_close(graph, expected, actual, tolerance=1e-3):
+                why = why_different(model, few_args, few_kwargs)
+                message = f"the captured graph of {type(model).__name__} does not compute what it does: {why}"
+                raise CaptureError(message)
 
 
 @contextmanager
@@ -193,13 +198,3 @@ def _without_fused_encoder() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _close(wanted: Tensor, got: Tensor) -> bool:
-    """Tell whether two outputs agree to float rounding, relative to the largest value."""
-    if wanted.shape != got.shape:
-        return False
-    if not wanted.is_floating_point():
-        return bool(torch.equal(wanted, got))
-    scale = max(float(wanted.detach().abs().max()), 1e-12) if wanted.numel() else 1.0
-    return bool(torch.allclose(wanted, got, rtol=0, atol=1e-3 * scale, equal_nan=True))

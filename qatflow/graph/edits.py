@@ -51,6 +51,7 @@ def rebuild(base: fx.GraphModule, description: Description, state: Mapping[str, 
         raise CaptureError(message) from error
     graph._codegen = base.graph._codegen
     module = fx.GraphModule(_holder(base, graph, state), graph)
+    module.meta = dict(base.meta)
     module.graph.lint()
     return module
 

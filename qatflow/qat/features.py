@@ -11,6 +11,7 @@ from torch.nn import functional
 from qatflow.errors import Mistake, RecipeError, allowed_values
 from qatflow.graph.observe import flat_inputs
 from qatflow.graph.ops import module_path
+from qatflow.graph.padding import Padding, real_positions
 from qatflow.quant.simulation import QUANTIZERS
 
 
@@ -77,10 +78,14 @@ class _Seen(fx.Interpreter):
         return result
 
 
-def feature_loss(got: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """Return the mean squared difference of features from FP32's, relative to FP32's mean square; their mean."""
-    losses = [
-        functional.mse_loss(one, other) / other.square().mean().clamp(min=1e-12)
-        for one, other in zip(got, wanted, strict=True)
-    ]
+def feature_loss(got: list[Tensor], wanted: list[Tensor], padding: Padding | None = None) -> Tensor:
+    """Return the mean squared difference of features from FP32's, relative to FP32's mean square; their mean.
+
+    Padded positions of features `[n, T, ...]` do not count.
+    """
+    losses = []
+    for one, other in zip(got, wanted, strict=True):
+        real = None if padding is None else real_positions(other, padding.mask)
+        x, y = (one, other) if real is None else (one[real], other[real])
+        losses.append(functional.mse_loss(x, y) / y.square().mean().clamp(min=1e-12))
     return torch.stack(losses).mean()

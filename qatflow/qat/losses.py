@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
+from qatflow.graph.padding import Padding
 from qatflow.qat.label_losses import (
     BINARY,
     OfClasses,
@@ -27,17 +28,21 @@ from qatflow.tasks.classes import AUTOMATIC, Reading, classes_second, logits
 from qatflow.tasks.factory import call, load_factory
 from qatflow.tasks.metrics import METRICS
 
-FromTeacher = Callable[[Any, Any], Tensor]
-"""`(outputs, fp32_outputs) -> loss`, a scalar."""
+FromTeacher = Callable[..., Tensor]
+"""`(outputs, fp32_outputs, padding=None) -> loss`, a scalar; padded positions do not count."""
 FEWEST_DECISIONS = 8
 """Real-valued targets that are all 0 or 1 are taken for labels from so many on."""
 
 
-def distillation(outputs: Any, fp32_outputs: Any) -> Tensor:
+def distillation(outputs: Any, fp32_outputs: Any, padding: Padding | None = None) -> Tensor:
     """Return the mean squared difference from FP32's float outputs, each relative to FP32's mean square."""
     losses = []
-    for got, wanted in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(fp32_outputs), strict=True):
+    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(fp32_outputs), strict=True)
+    for leaf, (got, wanted) in enumerate(pairs):
         if isinstance(wanted, Tensor) and wanted.is_floating_point():
+            real = None if padding is None else padding.real(leaf, wanted)
+            if real is not None:
+                got, wanted = (one[real.expand(wanted.shape)] for one in (got, wanted))
             losses.append(functional.mse_loss(got, wanted) / wanted.square().mean().clamp(min=1e-12))
     return torch.stack(losses).sum()
 
@@ -53,8 +58,8 @@ class SoftTargets:
     temperature: float = 4.0
     reading: Reading = AUTOMATIC
 
-    def __call__(self, outputs: Any, fp32_outputs: Any) -> Tensor:
-        """Return the mean over samples and positions.
+    def __call__(self, outputs: Any, fp32_outputs: Any, padding: Padding | None = None) -> Tensor:
+        """Return the mean over samples and positions that are no padding.
 
         Raises:
             DataError: nothing says on which axis the classes are, or the model returns class ids.
@@ -62,8 +67,10 @@ class SoftTargets:
         values, wanted = float_scores(outputs), float_scores(fp32_outputs)
         axis = self.reading.axis((wanted, None))
         got, soft = (self._log_probabilities(one, axis) for one in (values, wanted))
-        divergence = functional.kl_div(got, soft, reduction="none", log_target=True).sum(1).mean()
-        return divergence * self.temperature**2
+        divergence = functional.kl_div(got, soft, reduction="none", log_target=True).sum(1)
+        if padding is not None and divergence.shape == padding.mask.shape:
+            divergence = divergence[padding.mask]
+        return divergence.mean() * self.temperature**2
 
     def _log_probabilities(self, values: Tensor, axis: int | None) -> Tensor:
         scores = values / self.temperature
@@ -100,13 +107,16 @@ class Objective:
         """Tell whether FP32's outputs are looked at where distillation has this weight."""
         return self.on_labels is None or weight > 0
 
-    def loss(self, outputs: Any, target: Any, fp32_outputs: Any, weight: float) -> Tensor:
+    def loss(
+        self, outputs: Any, target: Any, fp32_outputs: Any, weight: float, padding: Padding | None = None
+    ) -> Tensor:
         """Return the loss, a scalar; `weight` in 0 to 1 is distillation's beside the labels'."""
         if self.on_labels is None:
-            return self.from_teacher(outputs, fp32_outputs)
+            return self.from_teacher(outputs, fp32_outputs, padding=padding)
         if weight == 0:
             return self.on_labels(outputs, target)
-        return (1 - weight) * self.on_labels(outputs, target) + weight * self.from_teacher(outputs, fp32_outputs)
+        taught = self.from_teacher(outputs, fp32_outputs, padding=padding)
+        return (1 - weight) * self.on_labels(outputs, target) + weight * taught
 
 
 def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), outputs: Any = None) -> Objective:

@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, fx, nn
 
 from qatflow.gate import Measurement
+from qatflow.graph.padding import padding_of
 from qatflow.qat.features import Watched, feature_loss
 from qatflow.qat.losses import Objective
 from qatflow.qat.optimizers import MakeOptimizer
@@ -191,11 +192,11 @@ class _Trial:
         if training.features or training.objective.needs_fp32(weight):
             with torch.no_grad():
                 reference = self.teacher(*batch.args, **batch.kwargs)
-        matched = None
+        matched, padding = None, padding_of(training.fp32, batch.args, batch.kwargs)
         if training.features:
             (outputs, features), (reference, wanted) = outputs, reference
-            matched = feature_loss(features, wanted) * training.qat.feature_weight
-        loss = training.objective.loss(outputs, batch.target, reference, weight)
+            matched = feature_loss(features, wanted, padding) * training.qat.feature_weight
+        loss = training.objective.loss(outputs, batch.target, reference, weight, padding)
         loss = loss if matched is None else loss + matched
         self.optimizer.zero_grad()
         fabric.backward(loss)

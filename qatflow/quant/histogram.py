@@ -40,8 +40,8 @@ class Histogram:
         """Whether no value has been seen."""
         return self._counts is None
 
-    def update(self, values: Tensor) -> None:
-        """Add all values of a tensor of any shape.
+    def update(self, values: Tensor, counts: Tensor | None = None) -> None:
+        """Add the values of a tensor of any shape: all of them, or where `counts`, a mask of that shape, is true.
 
         Raises:
             ValueError: a value is not finite.
@@ -49,13 +49,15 @@ class Histogram:
         if values.numel() == 0:
             return
         values = values.detach().float()
-        low, high = (float(bound) for bound in torch.aminmax(values))
+        low, high = (float(bound) for bound in torch.aminmax(values if counts is None else values[counts]))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("a calibration sample makes a value that is not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._make_room(values.device)
         assert self._counts is not None
         values, each = _spread(values)
+        if counts is not None:
+            values = values[_spread(counts)[0]]
         far = max(abs(self._first), abs(self._first + BINS)) >= EXACT
         for start in range(0, len(values), CHUNK):
             part = values[start : start + CHUNK]

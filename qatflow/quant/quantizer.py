@@ -17,6 +17,7 @@ from qatflow.quant.calibrate import activation_encoding, weight_encoding
 from qatflow.quant.fake_quantize import NO_BOUNDS, fake_quantize, followed_range, narrowed
 from qatflow.quant.grid import TINY_SCALE, Encoding, Grid, channel_range, encoding_of_range
 from qatflow.quant.histogram import Histogram
+from qatflow.quant.observing import Observer
 from qatflow.quant.rounding import round_to_grid
 from qatflow.quant.softmax_view import SoftmaxView
 from qatflow.recipe import Calibration
@@ -51,7 +52,7 @@ class ActivationQuantizer(nn.Module):
         self.softmax = softmax
         self.fixed_range = fixed_range
         self.enabled = True
-        self.observing: Histogram | None = None
+        self.observing: Histogram | Observer | None = None
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.log_ratio = nn.Parameter(torch.tensor(0.0), requires_grad=False)

@@ -12,14 +12,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.graph.layers import set_tensor, tensor
+from qatflow.graph.outputs import output_parts
+from qatflow.graph.padding import mask_of, padding_of
+from qatflow.graph.sqnr import OutputSqnr, part_powers
+from qatflow.graph.twice import run_twice
 from qatflow.quant.absorbed_clip import absorb_clip
-from qatflow.quant.grid import Encoding, sqnr_db
+from qatflow.quant.grid import Encoding
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.network import Method, Network, copy_graph
+from qatflow.quant.observing import Observer
 from qatflow.quant.placement import Placement, Point, place
 from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qatflow.quant.target import Target
@@ -131,34 +135,46 @@ class Simulation:
     def observe(self, batches: Iterable[Inputs], kept: list[Inputs] | None = None) -> dict[str, Histogram]:
         """Return histograms of all activations with an encoding of their own, by tensor; `kept` gets the first batches.
 
+        Padded positions do not count.
+
         Raises:
             DataError: there is no sample, or one makes a value that is not finite.
         """
+        nodes = {node.name: node for node in self.network.graph.graph.nodes}
         quantizers = {
             point.tensor: quantizer
             for point in self.placement.points
             if point.shares is None and isinstance(quantizer := self.quantizer(point.tensor), ActivationQuantizer)
         }
-        for quantizer in quantizers.values():
-            quantizer.observing = Histogram()
+        observers = {name: Observer(nodes[name]) for name in quantizers}
+        for name, quantizer in quantizers.items():
+            quantizer.observing = observers[name]
         seen, samples = False, 0
-        with torch.no_grad():
-            for args, kwargs in batches:
-                seen = True
-                if kept is not None and samples < TRIED_ON:
-                    kept.append((args, kwargs))
-                    samples += len(next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)))
-                try:
-                    self.model(*args, **kwargs)
-                except ValueError as error:
-                    raise DataError(str(error)) from error
+        for args, kwargs in batches:
+            seen = True
+            if kept is not None and samples < TRIED_ON:
+                kept.append((args, kwargs))
+                samples += len(next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)))
+            self._show(observers.values(), args, kwargs)
         if not seen:
             raise DataError("the calibration part of the data has no sample: give it some")
-        histograms = {}
-        for name, quantizer in quantizers.items():
-            assert quantizer.observing is not None
-            histograms[name], quantizer.observing = quantizer.observing, None
-        return histograms
+        for quantizer in quantizers.values():
+            quantizer.observing = None
+        return {name: observer.histogram for name, observer in observers.items()}
+
+    @torch.no_grad()
+    def _show(self, observers: Iterable[Observer], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run a batch before the observers: once, or twice where it has padding."""
+        real = mask_of(self.model, args, kwargs)
+        for observer in observers:
+            observer.share = None if real is None else float(real.float().mean())
+        try:
+            if real is None:
+                self.model(*args, **kwargs)
+            else:
+                run_twice(self.model, args, kwargs, real)
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
     def settle_activations(self, histograms: Mapping[str, Histogram], calibration: Calibration) -> None:
         """Take the ranges of activations that `calibration` finds in histograms.
@@ -178,21 +194,23 @@ class Simulation:
                 raise DataError(message) from error
 
     def _closeness(self, histograms: Mapping[str, Histogram], calibration: Calibration, inputs: list[Inputs]) -> float:
-        """Return the SQNR of the outputs on some inputs, in dB, with ranges by one method."""
+        """Return how close the outputs are on some inputs, in dB, with ranges by one method."""
         self.settle_activations(histograms, calibration)
         ratio = self.closeness(inputs)
         return -math.inf if math.isnan(ratio) else ratio
 
     @torch.no_grad()
     def closeness(self, inputs: Iterable[Inputs]) -> float:
-        """Return the SQNR of all float outputs against FP32's, in dB; NaN where one is not finite."""
-        wanted: list[Tensor] = []
-        got: list[Tensor] = []
+        """Return the SQNR against FP32 of the part of the outputs that has the lowest, in dB.
+
+        It is within `MOST_DB`; NaN where a value is not finite. Padded positions do not count.
+        """
+        graph = self.network.fp32_graph
+        sqnr = OutputSqnr(output_parts(graph))
         for args, kwargs in inputs:
-            for run, values in ((self.network.fp32_graph, wanted), (self.model, got)):
-                leaves = pytree.tree_leaves(run(*args, **kwargs))
-                values += [leaf.flatten() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        return sqnr_db(torch.cat(wanted), torch.cat(got))
+            wanted, got = graph(*args, **kwargs), self.model(*args, **kwargs)
+            sqnr.add(part_powers(sqnr.parts, wanted, got, padding_of(graph, args, kwargs)))
+        return sqnr.lowest
 
     def quantize_weights(self, quantize: bool) -> None:
         """Quantize weights, or leave them in float, so that only activations are quantized."""

@@ -44,18 +44,22 @@ class Batch:
         target: what the data says is right: a tensor `[size, ...]`, or tuples, lists and dicts of them; None where
             there are no labels.
         size: how many samples.
+        mask: true where a position is real and not padding, shape `[size, T]`; None where all are, or where the model
+            has not been asked which input says so.
     """
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
     target: Any
     size: int
+    mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""
         args = tuple(value.to(device) for value in self.args)
         kwargs = {name: value.to(device) for name, value in self.kwargs.items()}
-        return Batch(args, kwargs, _moved(self.target, device), self.size)
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(args, kwargs, _moved(self.target, device), self.size, mask)
 
 
 class Batches:

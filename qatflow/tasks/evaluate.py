@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.gate import Measurement
+from qatflow.graph.outputs import OutputPart, output_parts, whole_outputs
+from qatflow.graph.padding import padding_of
+from qatflow.graph.sqnr import OutputSqnr, lowest, lowest_of_samples, part_powers
 from qatflow.tasks.data import Batch
-from qatflow.tasks.metrics import Metric, update
+from qatflow.tasks.jackknife import Replicated
+from qatflow.tasks.metrics import Metric, sqnr_db, update
 
 REMEMBER = 256 * 2**20
 """Most bytes of FP32 outputs that are kept; beyond that FP32 runs again beside every candidate."""
-
-
-MOST_DB = 300.0
-"""What an SQNR is held within, so that an exact match is a number and ranks first."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,27 @@ class Evaluation:
 
     Attributes:
         measurement: the metric.
-        sqnr_db: signal to quantization-noise ratio of all float outputs against FP32's, within `MOST_DB`; NaN where an
-            output is not finite.
+        outputs: name and signal to quantization-noise ratio against FP32's, in dB within `MOST_DB`, of every part of
+            the float outputs (`qatflow.graph.outputs`); NaN where a value is not finite. Padded positions do not count.
         samples: how many there were.
     """
 
     measurement: Measurement
-    sqnr_db: float
+    outputs: tuple[tuple[str, float], ...]
     samples: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """The lowest ratio of all parts; NaN where one is NaN, or where no output is a float tensor."""
+        return lowest(ratio for _, ratio in self.outputs)
 
 
 class Evaluator:
     """Measures models against one FP32 model on one part of the data.
 
     Args:
-        fp32: called with a batch's inputs; its outputs are the reference.
+        fp32: called with a batch's inputs; its outputs are the reference. A captured graph knows the parts of its
+            outputs, and which positions are padding.
         batches: called for a fresh pass over the same samples in the same order.
         metric: what to measure.
         device: where batches go.
@@ -70,39 +76,50 @@ class Evaluator:
     def evaluate(self, model: Callable[..., Any]) -> Evaluation:
         """Measure `model`; a value that is not finite makes the measurement NaN."""
         scores: list[Tensor] = []
-        whole = self._whole()
-        signal = noise = 0.0
+        whole = None if self.metric.make_whole is None else Replicated(self._make_whole)
+        sqnr: OutputSqnr | None = None
         samples = 0
         for index, cpu_batch in enumerate(self.batches()):
             batch = cpu_batch.to(self.device)
+            padding = padding_of(self.fp32, batch.args, batch.kwargs)
+            batch = replace(batch, mask=None if padding is None else padding.mask)
             reference = self._reference(index, batch)
             outputs = reference if model is self.fp32 else model(*batch.args, **batch.kwargs)
-            power, difference = powers(reference, outputs)
-            signal, noise, samples = signal + power, noise + difference, samples + batch.size
+            sqnr = sqnr or OutputSqnr(self._parts(reference))
+            powers = part_powers(sqnr.parts, reference, outputs, padding)
+            sqnr.add(powers)
+            samples += batch.size
             if whole is not None:
-                update(whole, self.metric, outputs, batch.target)
+                update(whole, self.metric, outputs, batch.target, batch.size)
+            elif self.metric.per_sample is sqnr_db:
+                scores.append(lowest_of_samples(powers, batch.size).cpu())
             elif self.metric.per_sample is not None:
                 scores.append(_scores(self.metric, outputs, batch, reference))
         self._complete = self._remembered is not None
-        return Evaluation(self._measurement(scores, whole, math.isfinite(noise)), decibel(signal, noise), samples)
+        finite = sqnr is None or all(math.isfinite(ratio) for _, ratio in sqnr.ratios())
+        measurement = self._measurement(scores, whole, samples, finite)
+        return Evaluation(measurement, () if sqnr is None else sqnr.ratios(), samples)
 
-    def _whole(self) -> Any:
-        """Return a fresh metric over all samples, on the device of the batches; None where there is none."""
-        if self.metric.make_whole is None:
-            return None
+    def _parts(self, reference: Any) -> list[OutputPart]:
+        return output_parts(self.fp32) if isinstance(self.fp32, fx.GraphModule) else whole_outputs(reference)
+
+    def _make_whole(self) -> Any:
+        """Return a fresh metric over all samples, on the device of the batches."""
+        assert self.metric.make_whole is not None
         whole = self.metric.make_whole()
         return whole.to(self.device) if hasattr(whole, "to") else whole
 
-    def _measurement(self, scores: list[Tensor], whole: Any, finite: bool) -> Measurement:
+    def _measurement(self, scores: list[Tensor], whole: Replicated | None, samples: int, finite: bool) -> Measurement:
+        better = self.metric.higher_is_better
         if whole is not None:
-            value = float(whole.compute()) if finite else math.nan
-            return Measurement(value, None, self.metric.higher_is_better)
+            value, replicates = whole.result() if finite else (math.nan, None)
+            return Measurement(value, None, better, replicates, samples)
         per_sample = torch.cat(scores).double().numpy() if scores else np.zeros(0)
         if scores and not len(per_sample):
             message = "no label of the data counts: all of them are ignored; correct them, or data.ignore_index"
             raise DataError(message)
         value = float(per_sample.mean()) if len(per_sample) and finite else math.nan
-        return Measurement(value, per_sample, self.metric.higher_is_better)
+        return Measurement(value, per_sample, better, samples=samples)
 
     def _reference(self, index: int, batch: Batch) -> Any:
         """Return FP32's outputs of a batch, from memory where they fit."""
@@ -130,29 +147,9 @@ def _scores(metric: Metric, outputs: Any, batch: Batch, reference: Any) -> Tenso
     Raises:
         DataError: the metric returned something else.
     """
-    mask = getattr(batch, "mask", None)
-    scores = metric.scores(outputs, batch.target, reference, mask)
+    scores = metric.scores(outputs, batch.target, reference, batch.mask)
     if not isinstance(scores, Tensor) or scores.shape != (batch.size,):
         found = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         message = f"the metric {metric.name} returned {found} for {batch.size} samples; return one score per sample"
         raise DataError(message)
-    return (scores if metric.counts is None else scores[metric.counts(outputs, batch.target, mask)]).cpu()
-
-
-def powers(reference: Any, outputs: Any) -> tuple[float, float]:
-    """Return the power of the reference and of the difference, summed over all float outputs."""
-    signal = noise = 0.0
-    for wanted, got in zip(pytree.tree_leaves(reference), pytree.tree_leaves(outputs), strict=True):
-        if isinstance(wanted, Tensor) and wanted.is_floating_point():
-            signal += float(wanted.double().square().sum())
-            noise += float((wanted.double() - got.double()).square().sum())
-    return signal, noise
-
-
-def decibel(signal: float, noise: float) -> float:
-    """Return `10 log10(signal / noise)` within `MOST_DB`; NaN where the noise is not finite."""
-    if not math.isfinite(noise):
-        return math.nan
-    if noise == 0:
-        return MOST_DB
-    return max(-MOST_DB, min(MOST_DB, 10 * math.log10(signal / noise))) if signal > 0 else -MOST_DB
+    return (scores if metric.counts is None else scores[metric.counts(outputs, batch.target, batch.mask)]).cpu()

@@ -80,14 +80,14 @@ def fitted(metric: Metric, outputs: Sequence[Any], targets: Sequence[Any]) -> Me
     return made
 
 
-def update(whole: Any, metric: Metric, outputs: Any, target: Any) -> None:
-    """Give a metric over all samples one more batch.
+def update(whole: Any, metric: Metric, outputs: Any, target: Any, *size: int) -> None:
+    """Give a metric over all samples, or one that is replicated, one more batch.
 
     Raises:
         DataError: the metric cannot take it.
     """
     try:
-        whole.update(*metric.arguments(outputs, target))
+        whole.update(*metric.arguments(outputs, target), *size)
     except Exception as error:  # a metric raises whatever it likes
         lines = (str(error).strip() or type(error).__name__).splitlines()
         message = f"the metric {metric.name} cannot take the model's outputs and the data's targets: {lines[0]}"

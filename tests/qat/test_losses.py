@@ -7,6 +7,7 @@ import torch
 
 from qatflow import names
 from qatflow.errors import DataError, RecipeError
+from qatflow.graph.padding import Padding
 from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, SoftTargets, choose_objective, distillation
 from qatflow.recipe import Recipe
 
@@ -128,3 +129,25 @@ def test_a_loss_of_the_users() -> None:
 def test_losses_that_cannot_be_used(loss: str, kwargs: dict[str, object], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         choose_objective(recipe(loss, loss_kwargs=kwargs), torch.tensor([1]), ("tests",))
+
+
+def test_padded_positions_teach_nothing() -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    torch.manual_seed(0)
+    wanted = {"tokens": torch.randn(2, 3, 4), "pooled": torch.randn(2, 3)}
+    got = {name: (value + torch.randn_like(value)).requires_grad_() for name, value in wanted.items()}
+    loss = distillation(got, wanted, Padding(mask, (1, None)))
+    real, off = wanted["tokens"][mask], (got["tokens"] - wanted["tokens"])[mask]
+    pooled = (got["pooled"] - wanted["pooled"]).square().mean() / wanted["pooled"].square().mean()
+    assert float(loss.detach()) == pytest.approx(float((off.square().mean() / real.square().mean() + pooled).detach()))
+    loss.backward()
+    assert bool((got["tokens"].grad[~mask] == 0).all())
+    assert bool((got["pooled"].grad != 0).all())
+
+
+def test_soft_targets_leave_out_padded_positions() -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    torch.manual_seed(0)
+    got, wanted = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    flat = [one.movedim(1, 2)[mask] for one in (got, wanted)]
+    assert float(SoftTargets()(got, wanted, padding=Padding(mask, (2,)))) == pytest.approx(float(SoftTargets()(*flat)))

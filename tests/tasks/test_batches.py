@@ -122,3 +122,8 @@ def test_samples_that_cannot_be_stacked_are_told():
         list(batches([(torch.ones(2), 0), (torch.ones(3), 0)], config()))
     with pytest.raises(DataError, match=r"cannot be stacked .*NoneType"):
         list(batches([(torch.ones(2), None)] * 2, config()))
+
+
+def test_the_mask_of_a_batch_moves_with_it():
+    moved = Batch((torch.ones(2, 3),), {}, None, 2, torch.ones(2, 3, dtype=torch.bool)).to("meta")
+    assert moved.mask.is_meta

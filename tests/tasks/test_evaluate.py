@@ -9,10 +9,12 @@ import torchmetrics
 from torch import Tensor, nn
 
 from qatflow.errors import DataError
+from qatflow.graph.capture import capture
 from qatflow.tasks import evaluate
 from qatflow.tasks.data import Batch
 from qatflow.tasks.evaluate import Evaluation, Evaluator
 from qatflow.tasks.metrics import METRICS, Metric
+from tests.graph import padded
 
 CPU = torch.device("cpu")
 
@@ -142,7 +144,7 @@ def test_a_metric_over_all_samples() -> None:
     assert math.isnan(one.evaluate(lambda x: other(x) * math.nan).measurement.value)
 
 
-def test_every_float_output_counts_for_the_sqnr_and_no_other() -> None:
+def test_every_float_output_has_its_own_sqnr_and_no_other() -> None:
     def outputs(noise: float) -> object:
         return lambda x: {"a": x, "b": (x[:, :1] * 10 + noise, x.long()), "c": 3 + noise}
 
@@ -151,8 +153,9 @@ def test_every_float_output_counts_for_the_sqnr_and_no_other() -> None:
     batch = data((4,))
     got = Evaluator(fp32, lambda: batch, metric, CPU).evaluate(outputs(0.5))
     x = batch[0].args[0].double()
-    power = float((x**2).sum() + ((x[:, :1] * 10) ** 2).sum())
-    assert got.sqnr_db == pytest.approx(10 * math.log10(power / (4 * 0.25)), rel=1e-5)
+    power = float(((x[:, :1] * 10) ** 2).sum())
+    assert dict(got.outputs) == {"a": 300, "b_0": pytest.approx(10 * math.log10(power / (4 * 0.25)), rel=1e-5)}
+    assert got.sqnr_db == min(dict(got.outputs).values())
 
 
 @pytest.mark.parametrize(
@@ -189,3 +192,66 @@ def test_a_metric_that_cannot_take_the_outputs_is_told_of() -> None:
     made = lambda: torchmetrics.classification.MulticlassAccuracy(3)  # noqa: E731
     with pytest.raises(DataError, match="the metric three cannot take the model's outputs and the data's targets"):
         evaluator(Counting(), Metric("three", True, make_whole=made)).evaluate(Counting())
+
+
+def test_sqnr_goes_by_the_lowest_part_of_every_sample() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.boxes, self.scores = nn.Linear(6, 4), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"det": torch.cat([self.boxes(x) * 640, self.scores(x).sigmoid()], 1), "aux": x[:, :2]}
+
+    torch.manual_seed(0)
+    fp32 = capture(Detector().eval(), (torch.randn(2, 6),))
+
+    def file(x: Tensor) -> dict[str, Tensor]:
+        det, aux = fp32(x)["det"].clone(), fp32(x)["aux"]
+        det[:, 4:] = det[:, 4:].round()
+        return {"det": det, "aux": aux}
+
+    got = Evaluator(fp32, data, METRICS["sqnr_db"], CPU).evaluate(file)
+    x = torch.cat([one.args[0] for one in data()])
+    wanted, other = fp32(x)["det"][:, 4:].detach().double(), file(x)["det"][:, 4:].detach().double()
+    signal, noise = wanted.square(), (wanted - other).square()
+    assert [name for name, _ in got.outputs] == ["det[:, 0:4] (boxes)", "det[:, 4:7] (scores)", "aux"]
+    assert dict(got.outputs)["det[:, 0:4] (boxes)"] == 300
+    assert got.sqnr_db == pytest.approx(10 * math.log10(float(signal.sum() / noise.sum())))
+    assert got.measurement.per_sample == pytest.approx(10 * torch.log10(signal.sum(1) / noise.sum(1)).numpy())
+
+
+def test_padded_positions_do_not_count() -> None:
+    fp32 = capture(padded.encoder(), padded.batch(2))
+    inputs = padded.batch(5)
+    batch = Batch(inputs, {}, None, 5)
+    real = inputs[1] != 0
+
+    def file(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        outputs = {name: value.clone() for name, value in fp32(ids, mask).items()}
+        outputs["tokens"][~real] = math.nan
+        outputs["ends"] = outputs["ends"] + real * 0.1
+        return outputs
+
+    metric = Metric("any", True, per_sample=lambda out, target, reference: torch.zeros(5))
+    got = dict(Evaluator(fp32, lambda: [batch], metric, CPU).evaluate(file).outputs)
+    ends = fp32(*inputs)["ends"][real].detach().double()
+    wanted = 10 * math.log10(float(ends.square().sum()) / (0.01 * int(real.sum())))
+    assert got == {"tokens": 300, "pooled": 300, "ends": pytest.approx(wanted, abs=1e-4), "turned": 300}
+
+
+def test_minus_infinity_in_the_same_place_is_no_failure() -> None:
+    def masked(x: Tensor) -> Tensor:
+        return torch.where(torch.arange(6) > 3, -math.inf, x)
+
+    got = evaluator(masked).evaluate(lambda x: masked(x) + 0.1)
+    assert math.isfinite(got.sqnr_db)
+    assert math.isfinite(got.measurement.value)
+    assert evaluator(masked).evaluate(masked).sqnr_db == 300
+
+
+def test_whole_numbers_have_no_sqnr() -> None:
+    got = evaluator(lambda x: x.long(), Metric("any", True, per_sample=lambda out, t, r: torch.ones(len(out))))
+    found = got.evaluate(lambda x: x.long() + 1)
+    assert math.isnan(found.sqnr_db)
+    assert found.measurement.value == 1
