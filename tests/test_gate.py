@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.stats  # noqa: F401  (imported here, or the first verdict takes the time that importing it does)
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qatflow.errors import DataError
@@ -79,6 +78,7 @@ def same(one: Decision, other: Decision) -> bool:
     )
 
 
+@settings(deadline=None)
 @given(gates, scores, st.booleans())
 def test_a_metric_turned_upside_down_is_judged_alike(
     gate: Gate, pairs: list[tuple[float, float]], higher: bool
@@ -87,6 +87,7 @@ def test_a_metric_turned_upside_down_is_judged_alike(
     assert same(decide(gate, fp32, candidate), decide(gate, flipped(fp32), flipped(candidate)))
 
 
+@settings(deadline=None)
 @given(gates, finite, finite, finite, st.booleans())
 def test_a_larger_drop_is_never_judged_better(gate: Gate, fp32: float, one: float, other: float, higher: bool) -> None:
     better, worse = (max, min) if higher else (min, max)
@@ -96,6 +97,7 @@ def test_a_larger_drop_is_never_judged_better(gate: Gate, fp32: float, one: floa
     assert at_best.drop <= at_worst.drop
 
 
+@settings(deadline=None)
 @given(gates, scores, st.floats(0, 100), st.booleans())
 def test_losing_as_much_on_every_sample_is_never_judged_better(
     gate: Gate, pairs: list[tuple[float, float]], loss: float, higher: bool
@@ -105,6 +107,7 @@ def test_losing_as_much_on_every_sample_is_never_judged_better(
     assert decide(gate, fp32, candidate).passed >= decide(gate, fp32, worse).passed
 
 
+@settings(deadline=None)
 @given(gates, finite, st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans())
 def test_what_is_not_finite_never_passes(gate: Gate, value: float, bad: float, higher: bool) -> None:
     for fp32, candidate in ((value, bad), (bad, value), (bad, bad)):
@@ -113,6 +116,7 @@ def test_what_is_not_finite_never_passes(gate: Gate, value: float, bad: float, h
         assert math.isnan(decision.drop)
 
 
+@settings(deadline=None)
 @given(gates, scores, st.booleans())
 def test_a_drop_beyond_the_limit_never_passes_and_one_within_does(
     gate: Gate, pairs: list[tuple[float, float]], higher: bool
@@ -127,6 +131,7 @@ def test_a_drop_beyond_the_limit_never_passes_and_one_within_does(
         assert decision.passed == (drop < limit)
 
 
+@settings(deadline=None)
 @given(gates, scores)
 def test_the_same_results_twice_are_no_drop_but_never_without_an_interval(
     gate: Gate, pairs: list[tuple[float, float]]
@@ -175,6 +180,7 @@ def right_or_wrong(count: int, share: float, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).random(count) < share).astype(np.float64)
 
 
+@settings(deadline=None)
 @given(scores, st.integers(0, 100))
 def test_the_interval_holds_the_mean_drop(pairs: list[tuple[float, float]], seed: int) -> None:
     fp32, candidate = (sampled(column) for column in zip(*pairs, strict=True))
@@ -232,6 +238,7 @@ def test_few_equal_samples_do_not_pass_a_strict_gate() -> None:
     assert decide(gate(0.001, strict=True), *changed(decision.needed)).passed
 
 
+@settings(deadline=None)
 @given(st.integers(20, 400), st.integers(0, 5), st.integers(0, 5), st.floats(0.015, 0.2))
 def test_so_many_samples_as_are_needed_do_settle_it(samples: int, lost: int, gained: int, allowed: float) -> None:
     decision = decide(gate(allowed), *changed(samples, lost, gained))
@@ -386,6 +393,7 @@ def test_sentences(decision: Decision, sentence: str) -> None:
     assert decision.sentence == sentence
 
 
+@settings(deadline=None)
 @given(gates, scores, st.booleans())
 def test_a_sentence_speaks_of_confidence_only_where_there_is_an_interval(
     gate: Gate, pairs: list[tuple[float, float]], higher: bool

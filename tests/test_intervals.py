@@ -68,6 +68,7 @@ def test_where_nothing_changed_the_bound_is_exact() -> None:
     assert share_difference(3, 0, 20, 0.95).high == pytest.approx(share(3, 20, 0.95).high)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.data(), confidences)
 def test_the_bounds_rise_with_what_is_lost_and_fall_with_what_is_gained(
     samples: int, data: st.DataObject, confidence: float
@@ -82,6 +83,7 @@ def test_the_bounds_rise_with_what_is_lost_and_fall_with_what_is_gained(
     assert here.low >= more_gained.low - 1e-12 and here.high >= more_gained.high - 1e-12
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.data(), confidences)
 def test_lost_and_gained_are_two_sides_of_the_same(samples: int, data: st.DataObject, confidence: float) -> None:
     lost = data.draw(st.integers(0, samples))
