@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qatflow.errors import DataError, QatflowError, RecipeError
+from qatflow.gate import check_direction
 from qatflow.names import metric_name
 from qatflow.recipe import Gate
 from qatflow.recipe_check import metric_kwargs_mistakes
@@ -170,8 +171,9 @@ def load_metric(gate: Gate, trust: tuple[str, ...] = (), ignore_index: int | Non
         RecipeError: the factory is not trusted or not there, or a metric of ours does not take these arguments.
     """
     metric = _ours(gate, ignore_index) if gate.metric in METRICS else _made(gate, trust)
-    label = getattr(gate, "label", None) or metric_name(gate.metric, gate.metric_kwargs)
-    return _renamed(metric, label, metric.higher_is_better if gate.direction == "auto" else _higher(gate))
+    higher = metric.higher_is_better if gate.direction == "auto" else _higher(gate)
+    check_direction(gate, higher)
+    return _renamed(metric, gate.label or metric_name(gate.metric, gate.metric_kwargs), higher)
 
 
 def _renamed(metric: Metric, name: str, higher: bool) -> Metric:

@@ -140,7 +140,9 @@ def test_a_metric_over_all_samples() -> None:
     )
     assert got.measurement.value == pytest.approx(float(wanted))
     assert got.measurement.per_sample is None
-    assert one.evaluate(other).measurement == got.measurement
+    assert got.measurement.replicates is not None
+    again = one.evaluate(other).measurement
+    assert (again.value, again.replicates.tolist()) == (got.measurement.value, got.measurement.replicates.tolist())
     assert math.isnan(one.evaluate(lambda x: other(x) * math.nan).measurement.value)
 
 
