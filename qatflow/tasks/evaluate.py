@@ -92,7 +92,9 @@ class Evaluator:
             if whole is not None:
                 update(whole, self.metric, outputs, batch.target, batch.size)
             elif self.metric.per_sample is sqnr_db:
-                scores.append(lowest_of_samples(powers, batch.size).cpu())
+                # Without parts there are no real numbers, which the metric itself refuses in a sentence.
+                of_samples = lowest_of_samples(powers, batch.size) if sqnr.parts else sqnr_db(outputs, None, reference)
+                scores.append(of_samples.cpu())
             elif self.metric.per_sample is not None:
                 scores.append(_scores(self.metric, outputs, batch, reference))
         self._complete = self._remembered is not None

@@ -10,6 +10,8 @@ from torch import Tensor
 from qatflow.errors import DataError, RecipeError
 from qatflow.recipe import Gate
 from qatflow.tasks.classes import Reading
+from qatflow.tasks.data import Batch
+from qatflow.tasks.evaluate import Evaluator
 from qatflow.tasks.metrics import METRICS, Metric, fitted, load_metric
 
 
@@ -218,3 +220,11 @@ def test_padded_positions_do_not_count() -> None:
     assert error.tolist() == pytest.approx([float(each[i, :n].double().mean()) for i, n in enumerate(lengths)])
     one = torch.randn(3, 4)
     assert metric().scores(one, one.argmax(1), None, mask).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["sqnr_db", "mean_squared_error"])
+def test_a_model_of_class_ids_has_no_real_numbers_to_measure(name: str) -> None:
+    batch = Batch((torch.tensor([1, 2]),), {}, torch.tensor([1, 2]), 2)
+    evaluator = Evaluator(lambda x: x, lambda: [batch], METRICS[name], torch.device("cpu"))
+    with pytest.raises(DataError, match=rf"{name} is of real numbers, and the model returns int64, class ids it seems"):
+        evaluator.evaluate(lambda x: x)
