@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,37 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         message = f"{path} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder but `meta.json`, which is to hold them, by its name."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {path.name: _sha256(path) for path in paths if path.name != "meta.json"}
+
+
+def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
+    """Make sure that the files of a folder are those of which `digests` told; others beside them do not matter.
+
+    Raises:
+        RunFolderError: one is missing, or is another.
+    """
+    for name, digest in expected.items():
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            message = f"cannot read {folder / name}: {error.strerror}"
+            raise RunFolderError(message) from error
+        if found != digest:
+            message = f"{folder / name} is not the file that was written: its SHA-256 is another"
+            raise RunFolderError(message)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def key_of(*parts: Any) -> str:

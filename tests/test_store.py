@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from qatflow import store
 from qatflow.errors import RunFolderError
-from qatflow.store import code_version, key_of, read_json, write_atomically, write_json, write_text
+from qatflow.store import (
+    check_digests,
+    code_version,
+    digests,
+    key_of,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 plain = st.recursive(
     st.none()
@@ -148,3 +157,27 @@ def test_the_version_of_the_code_changes_with_the_code(monkeypatch: pytest.Monke
         (tmp_path / "sub" / "a.py").write_text(text)
         versions.append(code_version.__wrapped__())
     assert versions[0] == versions[2] != versions[1]
+
+
+def test_digests_tell_every_file_but_meta_json(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    (tmp_path / "graph.json").write_bytes(b"")
+    (tmp_path / "meta.json").write_text("{}")
+    (tmp_path / ".half").write_text("being written")
+    assert digests(tmp_path) == {
+        "graph.json": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "model.safetensors": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+    }  # of nothing and of "abc": FIPS 180-2
+
+
+def test_a_file_that_changed_or_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"abc" * 1_000_000)
+    expected = digests(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"beside it")
+    check_digests(tmp_path, expected)
+    (tmp_path / "model.safetensors").write_bytes(b"abc" * 999_999 + b"abd")
+    with pytest.raises(RunFolderError, match=r"model.safetensors is not the file that was written"):
+        check_digests(tmp_path, expected)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(RunFolderError, match=r"cannot read .*model.safetensors: No such file"):
+        check_digests(tmp_path, expected)
