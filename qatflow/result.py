@@ -161,6 +161,8 @@ class TrialRecord(Record):
 
     number: int
     state: Literal["complete", "pruned", "failed", "running"]
+    probe: bool = False
+    """One of the short first trials that find the order of magnitude of the learning rate."""
     lr: float
     epochs: int
     decay_period: int

@@ -50,10 +50,13 @@ LAYERS: Columns = {
 TRIALS: Columns = {
     "number": "int64",
     "state": "string",
+    "probe": "bool",
     "lr": "float64",
     "epochs": "int64",
+    "trained": "int64",
     "decay_period": "int64",
     "range_learning": "bool",
+    "distillation": "float64",
     "value": "float64",
     "best_epoch": "Int64",
     "seconds": "float64",
@@ -89,8 +92,13 @@ def layers(result: RunResult) -> pd.DataFrame:
 
 
 def trials(result: RunResult) -> pd.DataFrame:
-    """Return one row per QAT trial; `value` is the best metric on the validation part, `seconds` wall-clock time."""
-    return _frame((trial.model_dump() for trial in result.trials), TRIALS)
+    """Return one row per QAT trial, with all that was searched.
+
+    `epochs` were planned and `trained` were done; `value` is the best metric on the validation part, `seconds`
+    wall-clock time.
+    """
+    rows = ({**trial.model_dump(), "trained": max(len(trial.history) - 1, 0)} for trial in result.trials)
+    return _frame(rows, TRIALS)
 
 
 def epochs(result: RunResult) -> pd.DataFrame:

@@ -17,7 +17,9 @@ RESULT_COLUMNS = "candidate stage metric value fp32 drop drop_low drop_high verd
 LAYER_COLUMNS = (
     "layer tensor kind bits signed symmetric channels scale_min scale_max range_min range_max zero_point sqnr_db"
 )
-TRIAL_COLUMNS = "number state lr epochs decay_period range_learning value best_epoch seconds reason"
+TRIAL_COLUMNS = (
+    "number state probe lr epochs trained decay_period range_learning distillation value best_epoch seconds reason"
+)
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
