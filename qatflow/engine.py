@@ -98,7 +98,7 @@ def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate
     from qatflow.qat.search import search  # Lightning Fabric takes seconds to import
 
     try:
-        found = search(bench, start, bench.run_folder)
+        found = search(bench, start, bench.run_folder, judged=lambda one: bench.judge(one).passed)
     except Exception as error:  # the user's loader and loss, Optuna, its database: any of them
         said = str(error) or type(error).__name__
         logger.exception("QAT failed")

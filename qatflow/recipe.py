@@ -59,8 +59,9 @@ class Model(Source):
 
     weights: str | None = None
     """A safetensors file or a `torch.save`d state dict, loaded into the model that the factory returns."""
-    final_lr: Annotated[float, Field(gt=0)] = 1e-6
-    """The learning rate at which FP32 training ended: the QAT search is centred on it."""
+    final_lr: Annotated[float, Field(gt=0)] | None = None
+    """The learning rate at which FP32 training ended: the QAT search is centred on it. Where it is null, and
+    `search.lr` as well, the first trials of the search find the order of magnitude."""
 
 
 class Data(Source):
@@ -228,9 +229,10 @@ class Search(Config):
     max_time: Annotated[float, Field(gt=0), BeforeValidator(_as_seconds)] | None = None
     """A time such as `90m` or `2h`, after which no epoch is begun; null is no limit."""
     stop_at_gate: bool = True
-    """End the study with the first trial that meets the gate on the validation part."""
+    """End the study with the first trial that meets the gate on the validation part, and on the test part as well."""
     lr: tuple[float, float] | None = None
-    """Lowest and highest learning rate, searched on a log scale; null is a tenth of `model.final_lr` to ten times."""
+    """Lowest and highest learning rate, searched on a log scale; null is a tenth of `model.final_lr` to ten times,
+    or 1e-7 to 1e-3 where that is null."""
     epochs: Span = (15, 20)
     decay_period: Span = (5, 10)
     """The learning rate is divided by 10 every so many epochs."""

@@ -108,7 +108,12 @@ class _Lines(Silent):
 
     def trial(self, record: TrialRecord) -> None:
         """Say what a trial came to."""
-        say(Console(), f"trial {record.number}: {record.state}, value {record.value}")
+        said = f"trial {record.number}: {record.state}, value {record.value}"
+        say(Console(), f"{said}; {record.reason}" if record.reason else said)
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        say(Console(), text)
 
 
 if __name__ == "__main__":

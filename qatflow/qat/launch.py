@@ -62,6 +62,13 @@ def log_path(folder: Path, number: int) -> Path:
     return folder / f"worker-{number}.log"
 
 
+def last_line(log: Path) -> str:
+    """Return the last thing a log says, in brackets; an empty string where it says nothing."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f" ({last})" if last else ""
+
+
 @dataclass
 class _RayTask:
     """A worker that Ray runs somewhere."""

@@ -2,81 +2,215 @@
 
 The space is AIMET's guide: the learning rate on a log scale around the FP32 model's final one, 15 to 20 epochs, the
 rate divided by 10 every 5 to 10 epochs, range learning on or off. The guide's own recommendation is the first trial,
-TPE (Bergstra et al. 2011) proposes the others, and a median pruner ends those that lag behind. Trials are trained
-here, one after another, or by workers. The study lives in the run folder or in a database; a second start of the same
-command goes on with it. Every finished trial that is the best so far is stored at once.
+after short probes where the recipe does not say around which rate to search; TPE (Bergstra et al. 2011) proposes the
+others, and a median pruner ends those that lag behind. Trials are trained here, one after another, or by workers. The
+study lives in the run folder or in a database; a second start of the same command goes on with it. The models of the
+best trials so far are stored at once, and only a trial whose model is stored can win.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage
 
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate, Work
-from qatflow.errors import QatflowError, RunFolderError
+from qatflow.errors import CaptureError, QatflowError, RunFolderError
+from qatflow.qat import ending, notes, space, stored
 from qatflow.qat import study as studies
-from qatflow.qat.launch import ENGINES, Started, log_path
-from qatflow.qat.space import recommended
-from qatflow.qat.trial import Start, Worker, done, trial_folder
+from qatflow.qat.launch import ENGINES, Started, last_line, log_path
+from qatflow.qat.trial import POLL, Start, Worker
 from qatflow.quant import fused
-from qatflow.quant.saved import load
-from qatflow.store import key_of, read_json, write_json
+from qatflow.result import Note
+from qatflow.store import key_of, write_json
 
 SPACE = {"lr", "epochs", "decay_period", "distillation"}
 """Keys of `search` that say what is searched; the others say how long and where, and a study outlives a change."""
-POLL = 0.5
-"""Seconds between two looks at what workers have finished."""
 
 
-def search(bench: Bench, start: Candidate, folder: Path) -> Candidate | None:
-    """Search, and return the best trial's model measured on the evaluation part; None if every trial failed.
+def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candidate], bool]) -> Candidate | None:
+    """Search, and return the best trial's model, measured; None, with a note, where no trial left one.
+
+    An exception that a trial raises is noted with it, and the trial tried once more. Whatever ends the search early,
+    the best of what it found until then is returned.
 
     Args:
         bench: the run's.
         start: the candidate that every trial starts from; it is epoch 0 of all of them.
         folder: the run folder; `study.db` is made in it, or continued.
+        judged: tells whether a trial's model, which meets the gate on the validation part, meets it where the run is
+            judged. That ends the search where `search.stop_at_gate` wants it; otherwise it goes on.
 
     Raises:
         DataError: the data has no training part, or no validation part and none can be split off.
         RecipeError: the storage cannot be opened.
-        QatflowError: workers end without having trained anything.
+        RunFolderError: `study.db` is damaged.
+        QatflowError: trials or workers fail, and none was finished.
     """
     config, dumped = bench.recipe.search, bench.recipe.model_dump(mode="json", include={"qat", "search", "model"})
     dumped["search"] = {name: value for name, value in dumped["search"].items() if name in SPACE}
     key = key_of(start.key, dumped)
     storage = studies.open_storage(studies.storage_url(config.storage, folder))
     try:
-        return _search(bench, start, folder, key, storage)
+        study = studies.open_study(storage, key, bench.task.metric.higher_is_better)
+        return _Search(bench, start, folder, study).run(judged)
     finally:
         studies.close(storage)
 
 
-def _search(bench: Bench, start: Candidate, folder: Path, key: str, storage: RDBStorage) -> Candidate | None:
-    config = bench.recipe.search
-    study = studies.open_study(storage, key, bench.task.metric.higher_is_better)
-    study.set_user_attr("folder", str(folder.resolve()))
-    studies.set_deadline(study, config.max_time)
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(recommended(bench.recipe))
-    write_json(folder / "study.json", {"study": key, "start": start.record.id, "bench": bench.key})
-    bench.progress.stage(f"qat: up to {config.max_trials} trials from {start.record.id}")
-    _tell_ways(bench)
-    told = _Told(bench, study)
-    told()
-    studies.stop_at_gate(study, config.stop_at_gate)
-    if config.workers == 1 and config.devices_per_trial == 1 and config.engine == "local":
-        _alone(bench, start, study, told)
-    else:
-        _with_workers(bench, study, told, folder)
-    if why := studies.stopped(study):
-        bench.progress.note(f"the search ended early: {why}")
-    elif studies.late(study):
-        bench.progress.note(f"the search ended early: search.max_time, {config.max_time:g} s, is over")
-    return _winner(bench, start, study, key)
+class _Search:
+    """One start of a search."""
+
+    def __init__(self, bench: Bench, start: Candidate, folder: Path, study: optuna.Study) -> None:
+        self.bench = bench
+        self.recipe = bench.recipe
+        self.start = start
+        self.folder = folder
+        self.study = study
+        self.told = _Told(bench, study)
+        self.worker: Worker | None = None
+        self.broken = ""
+        self.measured: dict[int, Candidate] = {}
+
+    def run(self, judged: Callable[[Candidate], bool]) -> Candidate | None:
+        self._begin()
+        if why := self._train_until(judged):
+            self.bench.progress.note(f"the search ended early: {why}")
+        found = self._best()
+        if found is None:
+            self._tell_nothing()
+        return found and self._keep(found)
+
+    def _begin(self) -> None:
+        config, study = self.recipe.search, self.study
+        study.set_user_attr("folder", str(self.folder.resolve()))
+        ending.begin(study, config.max_time)
+        if not study.get_trials(deepcopy=False):
+            studies.set_probes(study, space.probed_rates(self.recipe))
+        stored_as = {"study": study.study_name, "start": self.start.record.id, "bench": self.bench.key}
+        write_json(self.folder / "study.json", stored_as)
+        self.bench.progress.stage(f"qat: up to {config.max_trials} trials from {self.start.record.id}")
+        _tell_ways(self.bench)
+        self.told()
+
+    def _train_until(self, judged: Callable[[Candidate], bool]) -> str:
+        """Train until no trial is wanted, and have those judged that meet the gate; returns what ended it early."""
+        while True:
+            self._train()
+            trial = ending.met(self.study, self.recipe.gate) if self.recipe.search.stop_at_gate else None
+            if self.broken or trial is None or self._is_over():
+                return self.broken or ending.early(self.study, self.recipe)
+            found = self._best()
+            if found is None or found.record.notes["trial"] != trial.number:
+                continue  # its model was damaged: another one is the best now
+            said = f"trial {trial.number} meets the gate on the validation part"
+            if judged(found):
+                return said
+            ending.note_missed(self.study, self.recipe.gate, trial.number)
+            self.bench.progress.note(f"{said}, but misses it where it is judged: the search goes on")
+
+    def _is_over(self) -> bool:
+        trials = len(notes.finished(self.study))
+        return trials >= self.recipe.search.max_trials or bool(ending.early(self.study, self.recipe))
+
+    def _train(self) -> None:
+        """Train trials here or with workers; what breaks that is told, and loses nothing that is finished."""
+        config = self.recipe.search
+        try:
+            if config.workers == 1 and config.devices_per_trial == 1 and config.engine == "local":
+                self._alone()
+            else:
+                self._with_workers()
+        except Exception as error:
+            if stored.best(self.study) is None:
+                raise
+            self.broken = str(error) if isinstance(error, QatflowError) else notes.said(error)
+
+    def _alone(self) -> None:
+        """Train all trials in this process, and wait for those that other machines have begun."""
+        while not self._done():
+            if self.worker is None:
+                self.worker = Worker(self.bench, Start(self.start.network, self.start.encodings), self.study)
+                self.bench.progress.note(f"QAT trains on {self.worker.training.objective.name}")
+            self.worker.work(self.told)
+            if not self._done():
+                time.sleep(POLL)
+            self.told()
+
+    def _with_workers(self) -> None:
+        """Let workers train, and tell of what they finish; those cut off are replaced while there is progress."""
+        config, trust = self.recipe.search, self.bench.task.trust
+        while not self._done():
+            before = _progress(self.study)
+            workers = ENGINES[config.engine](config, self.folder, trust)
+            _wait(workers, self.told)
+            failed = [log_path(self.folder, number) for number, one in enumerate(workers) if one.poll()]
+            if failed and _progress(self.study) == before:
+                message = f"QAT's workers ended without training anything: see {failed[0]}{last_line(failed[0])}"
+                raise QatflowError(message)
+            if failed:
+                logs = ", ".join(f"{log.name}{last_line(log)}" for log in failed)
+                self.bench.progress.note(f"{len(failed)} of {len(workers)} workers failed: see {logs}")
+            while not self._done() and notes.running(self.study):
+                time.sleep(POLL)  # another machine trains the last ones
+                studies.take_over_abandoned(self.study)
+                self.told()
+
+    def _done(self) -> bool:
+        return ending.done(self.study, self.recipe, begun=False)
+
+    def _best(self) -> Candidate | None:
+        """Measure the best trial's model; of one that is missing or damaged is told, and the next best is taken."""
+        for trial in stored.ranked(self.study)[: stored.KEPT]:
+            if trial.number in self.measured:
+                return self.measured[trial.number]
+            key = key_of(self.study.study_name, trial.number, trial.user_attrs[stored.STORED])
+            found = self.bench.recall("qat", key)
+            try:
+                self.measured[trial.number] = found if found is not None else self._measure(trial, key)
+            except (RunFolderError, CaptureError) as error:
+                self.bench.progress.note(f"the model of trial {trial.number} cannot be used: {error}")
+                stored.leave_out(self.study, trial.number)
+                continue
+            return self.measured[trial.number]
+        return None
+
+    def _measure(self, trial: optuna.trial.FrozenTrial, key: str) -> Candidate:
+        folder = stored.folder_of(self.bench.folder, trial.number)
+        network, encodings = stored.recall(trial, folder, self.bench.base.graph)
+        best_epoch, started_from = trial.user_attrs["best_epoch"], self.start.record.id
+        told: dict[str, Note] = {"trial": trial.number, "best_epoch": best_epoch, "started_from": started_from}
+        work = Work("qat", "qat", (*self.start.work.steps, "qat"), told, 0.0)
+        return self.bench.measure(network, work, key=key, started=time.perf_counter(), encodings=encodings)
+
+    def _keep(self, found: Candidate) -> Candidate:
+        """Store the winner, with the time that all trials took."""
+        if not found.work.resumed:
+            trained = sum(one.user_attrs.get("seconds", 0.0) for one in notes.finished(self.study))
+            work = replace(found.work, seconds=found.work.seconds + trained)
+            record = found.record.model_copy(update={"seconds": work.seconds})
+            found = replace(found, work=work, record=record)
+        return self.bench.keep(found, kept=True)
+
+    def _tell_nothing(self) -> None:
+        """Tell why there is no winner.
+
+        Raises:
+            QatflowError: a trial raised an exception, and none was completed.
+        """
+        states = {trial.state for trial in notes.finished(self.study)}
+        if optuna.trial.TrialState.COMPLETE in states:
+            why = "no trial's model can be used"
+        elif raised := ending.errors(self.study):
+            message = f"QAT: trial {raised[0].number} failed: {raised[0].user_attrs[notes.ERROR]}"
+            raise QatflowError(message)
+        else:
+            why = "every QAT trial failed" if states else "no trial was finished"
+        self.bench.progress.note(f"{why}: the best rung of the ladder stays the winner")
 
 
 def _tell_ways(bench: Bench) -> None:
@@ -87,6 +221,13 @@ def _tell_ways(bench: Bench) -> None:
     kernels = fused.kernels(bench.task.device.type)
     if isinstance(kernels, str):
         bench.progress.note(f"{kernels}; QAT trains op by op, which takes longer")
+    if bench.recipe.model.final_lr is None and bench.recipe.search.lr is None:
+        probed = space.probed_rates(bench.recipe)
+        said = f"model.final_lr is not given: {space.ASSUMED_RATE:g} is assumed"
+        if probed:
+            rates = ", ".join(f"{rate:g}" for rate in probed)
+            said += f", and the first {len(probed)} trials are short probes for a better one, at {rates}"
+        bench.progress.note(said)
 
 
 class _Told:
@@ -98,50 +239,16 @@ class _Told:
         self.numbers: set[int] = set()
 
     def __call__(self) -> None:
-        for trial in studies.finished(self.study):
+        for trial in notes.to_tell(self.study):
             if trial.number not in self.numbers:
                 self.numbers.add(trial.number)
-                self.bench.progress.trial(studies.record_of(trial))
-
-
-def _alone(bench: Bench, start: Candidate, study: optuna.Study, told: _Told) -> None:
-    """Train all trials in this process, and wait for those that other machines have begun."""
-    trials = bench.recipe.search.max_trials
-    if done(study, trials, begun=False):
-        return
-    worker = Worker(bench, Start(start.network, start.encodings), study)
-    bench.progress.note(f"QAT trains on {worker.training.objective.name}")
-    while not done(study, trials, begun=False):
-        worker.work(told)
-        if not done(study, trials, begun=False):
-            time.sleep(POLL)
-        told()
-
-
-def _with_workers(bench: Bench, study: optuna.Study, told: _Told, folder: Path) -> None:
-    """Let workers train, and tell of what they finish; those that are cut off are replaced while there is progress."""
-    config, trust = bench.recipe.search, bench.task.trust
-    while not done(study, config.max_trials, begun=False):
-        before = _progress(study)
-        workers = ENGINES[config.engine](config, folder, trust)
-        _wait(workers, told)
-        failed = [number for number, one in enumerate(workers) if one.poll()]
-        if failed:
-            logs = ", ".join(log_path(folder, number).name for number in failed)
-            bench.progress.note(f"{len(failed)} of {len(workers)} workers failed: see {logs}")
-        if failed and _progress(study) == before:
-            message = f"QAT's workers ended without training anything: see {log_path(folder, failed[0])}"
-            raise QatflowError(message)
-        while not done(study, config.max_trials, begun=False) and studies.running(study):
-            time.sleep(POLL)  # another machine trains the last ones
-            studies.take_over_abandoned(study)
-            told()
+                self.bench.progress.trial(notes.record_of(trial))
 
 
 def _progress(study: optuna.Study) -> tuple[int, int]:
-    """Return how many trials are finished and how many epochs were reported: what workers leave even if they die."""
+    """Return how many trials ended and how many epochs were reported: what workers leave even if they die."""
     trials = study.get_trials(deepcopy=False)
-    return len(studies.finished(study)), sum(len(trial.intermediate_values) for trial in trials)
+    return len(notes.to_tell(study)), sum(len(trial.intermediate_values) for trial in trials)
 
 
 def _wait(workers: list[Started], told: _Told) -> None:
@@ -155,27 +262,3 @@ def _wait(workers: list[Started], told: _Told) -> None:
         for worker in workers:
             if worker.poll() is None:
                 worker.terminate()
-
-
-def _winner(bench: Bench, start: Candidate, study: optuna.Study, key: str) -> Candidate | None:
-    """Measure the best trial's model on the evaluation part."""
-    trial = studies.best(study)
-    if trial is None:
-        why = "no trial was finished" if not studies.finished(study) else "every QAT trial failed"
-        bench.progress.note(f"{why}: the best rung of the ladder stays the winner")
-        return None
-    own_key = key_of(key, trial.number)
-    found = bench.recall("qat", own_key)
-    if found is not None:
-        return bench.keep(found, kept=True)
-    folder = trial_folder(bench, trial.number)
-    stored = read_json(folder / "meta.json")
-    if stored != {"study": study.study_name, "trial": trial.number}:
-        message = f"{folder} is not the model of the study's best trial {trial.number}; remove study.db and run again"
-        raise RunFolderError(message)
-    network, encodings = load(folder, bench.base.graph)
-    seconds = sum(one.user_attrs.get("seconds", 0.0) for one in studies.finished(study))
-    notes = {"trial": trial.number, "best_epoch": trial.user_attrs["best_epoch"], "started_from": start.record.id}
-    work = Work("qat", "qat", (*start.work.steps, "qat"), notes, seconds)
-    candidate = bench.measure(network, work, key=own_key, started=time.perf_counter(), encodings=encodings)
-    return bench.keep(candidate, kept=True)

@@ -1,38 +1,40 @@
-"""The Optuna study: where it is stored, whose its trials are, and what of them counts.
+"""The Optuna study: where it is stored, what it proposes, and who runs its trials.
 
 Many processes may work on one study. A trial notes who runs it and shows signs of life; one whose process is gone is
-closed and enqueued again, and whoever takes it up goes on from its last checkpoint.
+closed and enqueued again, and whoever takes it up goes on from its last checkpoint. What is proposed depends on the
+seed and on the trials that count, not on those that were cut off: a study that is killed and continued proposes what
+one that nobody disturbs does.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import socket
 import threading
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from qatflow.errors import Mistake, RecipeError
-from qatflow.qat.schedule import Settings
-from qatflow.qat.train import Outcome
-from qatflow.quant.saved import finite
-from qatflow.result import EpochRecord, TrialRecord
+from qatflow.errors import Mistake, RecipeError, RunFolderError
+from qatflow.qat import notes
+from qatflow.qat.ending import START
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 BEAT = 30
 """Seconds between two signs of life of a running trial."""
 GRACE = 180
 """Seconds without one after which another machine takes a trial over."""
-OWNER, CONTINUES, MET, STOP, DEADLINE = "owner", "continues", "met", "stop", "deadline"
+OWNER, PROBES = "owner", "probes"
+STARTUP = 4
+"""Trials before TPE has enough to go by, and before any is pruned."""
 
 
 def storage_url(configured: str | None, folder: Path) -> str:
@@ -45,6 +47,7 @@ def open_storage(url: str) -> RDBStorage:
 
     Raises:
         RecipeError: it cannot be reached, or its driver is not installed.
+        RunFolderError: it is a file, and damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options: dict[str, Any] = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
@@ -59,6 +62,10 @@ def open_storage(url: str) -> RDBStorage:
             )
     except Exception as error:  # SQLAlchemy's, Optuna's, or the driver's own
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        file = Path(url.partition("///")[2])
+        if url.startswith("sqlite") and file.is_file():
+            message = f"{file} cannot be read as an Optuna study ({said}); remove it and run again"
+            raise RunFolderError(message) from error
         fix = "check the URL, that the server answers, and its driver (pip install 'qatflow[postgresql]')"
         raise RecipeError([Mistake("search.storage", f"cannot be opened: {said}", fix)]) from error
 
@@ -76,24 +83,94 @@ def open_study(storage: RDBStorage, name: str, higher_is_better: bool) -> optuna
         study_name=name,
         load_if_exists=True,
         direction="maximize" if higher_is_better else "minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
+        sampler=_tpe(0),
     )
 
 
-def ask(study: optuna.Study, seed: int) -> optuna.Trial:
-    """Return the next trial; what the sampler proposes depends on the seed and how many there are.
-
-    Proposals of trials that run elsewhere count as mediocre, so that workers do not all try the same.
-    """
-    number = len(study.get_trials(deepcopy=False))
-    with _experimental():
-        sampler = optuna.samplers.TPESampler(seed=seed + number, n_startup_trials=4, constant_liar=True)
-    study.sampler = sampler
+def ask(study: optuna.Study) -> optuna.Trial:
+    """Return the next trial, owned by this process; nothing is proposed yet."""
+    study.sampler = _tpe(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Heartbeat of storage")  # `alive` beats where `optimize` would
         trial = study.ask()
     trial.set_user_attr(OWNER, {"host": socket.gethostname(), "pid": os.getpid()})
     return trial
+
+
+def propose(study: optuna.Study, seed: int, fixed: Mapping[str, Any]) -> None:
+    """Settle what the study suggests from now on: `fixed` parameters as they are, and TPE's, by this seed, else.
+
+    Proposals of trials that run elsewhere count as mediocre, so that workers do not all try the same.
+    """
+    with _experimental():
+        study.sampler = optuna.samplers.PartialFixedSampler(dict(fixed), _tpe(seed)) if fixed else _tpe(seed)
+    startup = STARTUP + len(study.user_attrs.get(PROBES, []))  # probes are too short to be compared with
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=3)
+
+
+def _tpe(seed: int) -> optuna.samplers.TPESampler:
+    """Return TPE, one parameter at a time: with so few trials there is nothing to be learned of how they hang together.
+
+    It is also what proposes the same in Optuna 4, whose default it was, and 5.
+    """
+    with _experimental():
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=False, constant_liar=True)
+
+
+def place(study: optuna.Study, number: int) -> int:
+    """Return how many trials that count, or are under way, were begun before this one."""
+    return sum(other.number < number for other in notes.begun(study))
+
+
+def is_first(study: optuna.Study, number: int) -> bool:
+    """Tell whether all trials that count, or are under way, and were begun before this one are probes."""
+    return all(one.user_attrs.get(notes.PROBE) for one in notes.begun(study) if one.number < number)
+
+
+def set_probes(study: optuna.Study, rates: Sequence[float]) -> None:
+    """Let the first trials of a new study be probes at these rates."""
+    study.set_user_attr(PROBES, list(rates))
+
+
+def probe_rate(study: optuna.Study, place: int) -> float | None:
+    """Return the rate that the trial in this place probes; None where it is no probe."""
+    rates = study.user_attrs.get(PROBES, [])
+    return rates[place] if place < len(rates) else None
+
+
+def probes_left(study: optuna.Study) -> bool:
+    """Tell whether there are probes that are not over: what comes after them depends on them."""
+    return len(_probes(study)) < len(study.user_attrs.get(PROBES, []))
+
+
+def must_wait(study: optuna.Study) -> bool:
+    """Tell whether others train the last probes, and there is nothing to be begun before they are over."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    all_begun = len(notes.begun(study)) >= len(study.user_attrs.get(PROBES, []))
+    return probes_left(study) and all_begun and not waiting
+
+
+def best_probe(study: optuna.Study) -> float | None:
+    """Return the rate of the probe that trained best, of equal ones the one with the lower loss, then the lower rate.
+
+    Epoch 0, which is the same for all, does not count: else every rate that is too high would be as good as one that
+    is too low.
+    """
+    sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
+
+    def rank(trial: FrozenTrial) -> tuple[float, float, float]:
+        epochs = notes.history_of(trial)[1:]
+        values = [sign * one.value for one in epochs if one.value is not None]
+        loss = epochs[-1].train_loss if epochs else None
+        return max(values, default=-math.inf), -math.inf if loss is None else -loss, -trial.params["lr"]
+
+    trained = [trial for trial in _probes(study) if trial.state == TrialState.COMPLETE]
+    return float(max(trained, key=rank).params["lr"]) if trained else None
+
+
+def _probes(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the probes that are over."""
+    return [trial for trial in notes.finished(study) if trial.user_attrs.get(notes.PROBE)]
 
 
 @contextmanager
@@ -125,16 +202,27 @@ def take_over_abandoned(study: optuna.Study) -> None:
         if owner.get("host") == socket.gethostname() and not _runs(owner["pid"]):
             try:
                 study.tell(trial.number, state=TrialState.FAIL)
-            except ValueError:
+            except (ValueError, UpdateFinishedTrialError):
                 continue  # another process was quicker
             _again(study, trial)
 
 
 def _again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Enqueue a trial that nobody runs any more."""
-    if trial.params:
-        attrs = {CONTINUES: trial.user_attrs.get(CONTINUES, trial.number)}
-        study.enqueue_trial(trial.params, user_attrs=attrs, skip_if_exists=False)
+    """Enqueue a trial that nobody runs any more; one that had not all its parameters yet is proposed anew."""
+    if notes.SETTINGS not in trial.user_attrs:
+        return
+    attrs = {name: trial.user_attrs[name] for name in (notes.SETTINGS, notes.PROBE) if name in trial.user_attrs}
+    attrs[notes.CONTINUES] = trial.user_attrs.get(notes.CONTINUES, trial.number)
+    settings = asdict(notes.settings_of(trial))
+    params = {name: value for name, value in settings.items() if name not in ("schedule", "warmup")}
+    study.enqueue_trial(params, user_attrs=attrs, skip_if_exists=False)
+
+
+def give_up(study: optuna.Study, trial: optuna.Trial, error: Exception, seconds: float) -> None:
+    """Close a trial that raised an exception, and enqueue it to be gone on with from its last checkpoint."""
+    trial.set_user_attr(START, study.user_attrs.get(START))
+    notes.note_error(trial, error, seconds)
+    _again(study, study.tell(trial, state=TrialState.FAIL))
 
 
 def _runs(pid: int) -> bool:
@@ -147,97 +235,6 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that count, in order: one that was abandoned has no history and does not."""
-    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if "history" in trial.user_attrs]
-
-
-def running(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that are being trained."""
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-
-def best(study: optuna.Study) -> FrozenTrial | None:
-    """Return the best trial, of equal ones the first: many end on epoch 0, and only the first of them is stored."""
-    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(done, key=lambda trial: (sign * (trial.value or 0.0), -trial.number)) if done else None
-
-
-def is_best(study: optuna.Study, value: float) -> bool:
-    """Tell whether a value beats those of all complete trials."""
-    so_far = best(study)
-    if so_far is None or so_far.value is None:
-        return True
-    higher = study.direction == optuna.study.StudyDirection.MAXIMIZE
-    return value > so_far.value if higher else value < so_far.value
-
-
-def remember(trial: optuna.Trial, outcome: Outcome, settings: Settings, seconds: float) -> None:
-    """Store with a trial what Optuna has no field for."""
-    trial.set_user_attr("best_epoch", outcome.best_epoch)
-    trial.set_user_attr("best", finite(outcome.best))
-    trial.set_user_attr("seconds", seconds)
-    trial.set_user_attr("reason", "; ".join(filter(None, (outcome.reason, outcome.stopped))))
-    trial.set_user_attr("range_learning", settings.range_learning)
-    trial.set_user_attr("distillation", settings.distillation)
-    trial.set_user_attr("pruned", outcome.stopped == PRUNED)
-    trial.set_user_attr("history", json.dumps([record.model_dump() for record in outcome.history]))
-
-
-PRUNED = "pruned: it lagged behind the other trials"
-
-
-def record_of(trial: FrozenTrial) -> TrialRecord:
-    """Return a finished trial as the result has it."""
-    notes = trial.user_attrs
-    state = "failed" if trial.state == TrialState.FAIL else "pruned" if notes.get("pruned") else "complete"
-    return TrialRecord.model_validate(
-        {
-            "number": trial.number,
-            "state": state,
-            "lr": trial.params["lr"],
-            "epochs": trial.params["epochs"],
-            "decay_period": trial.params["decay_period"],
-            "range_learning": notes.get("range_learning", trial.params.get("range_learning", False)),
-            "distillation": notes.get("distillation", 0.0),
-            "value": notes.get("best"),
-            "best_epoch": notes.get("best_epoch"),
-            "seconds": notes.get("seconds", 0.0),
-            "reason": notes.get("reason", ""),
-            "history": history_of(trial),
-        }
-    )
-
-
-def history_of(trial: FrozenTrial) -> list[EpochRecord]:
-    """Return the epochs of a finished trial."""
-    return [EpochRecord.model_validate(one) for one in json.loads(trial.user_attrs.get("history", "[]"))]
-
-
-def stop_at_gate(study: optuna.Study, wanted: bool) -> None:
-    """Let no worker begin another trial if one has met the gate on the validation part and that is `wanted`."""
-    met = next((trial.number for trial in finished(study) if trial.user_attrs.get(MET)), None)
-    reason = f"trial {met} meets the gate on the validation part" if wanted and met is not None else ""
-    study.set_user_attr(STOP, reason)
-
-
-def stopped(study: optuna.Study) -> str:
-    """Return why no further trial is begun, or an empty string."""
-    return str(study.user_attrs.get(STOP, ""))
-
-
-def set_deadline(study: optuna.Study, max_time: float | None) -> None:
-    """Let all workers end after so many seconds from now."""
-    study.set_user_attr(DEADLINE, None if max_time is None else time.time() + max_time)
-
-
-def late(study: optuna.Study) -> bool:
-    """Tell whether the study's time is up."""
-    deadline = study.user_attrs.get(DEADLINE)
-    return deadline is not None and time.time() > deadline
 
 
 @contextmanager

@@ -55,7 +55,9 @@ class Training:
         seed: of the order of batches, and of whatever is random in the data.
         features: nodes whose values are to match FP32's.
         start: epoch 0's measurement where it is known already.
-        report: called after every epoch; the reason to stop the trial, or an empty string.
+        report: called after every epoch that did not diverge, also for those that a checkpoint holds; returns the
+            reason to stop the trial, or an empty string.
+        note: told what a person should know.
     """
 
     train: Batches
@@ -69,6 +71,7 @@ class Training:
     features: tuple[str, ...] = ()
     start: Measurement | None = None
     report: Callable[[EpochRecord], str] = lambda record: ""
+    note: Callable[[str], None] = lambda text: None
 
 
 @dataclass
@@ -109,16 +112,29 @@ def train(simulation: Simulation, training: Training, settings: Settings, checkp
         checkpoint: where to write how far it got; one that is there is gone on from.
     """
     trial = _Trial(simulation, training, settings)
-    if checkpoint is None or not checkpoint.exists():
+    state = None if checkpoint is None else _read(checkpoint, training)
+    if state is None:
         trial.measure_start()
     else:
-        trial.restore(torch.load(checkpoint, map_location=training.fabric.device, weights_only=True))
+        trial.restore(state)
     while trial.outcome.epochs < settings.epochs and not trial.outcome.failed and not trial.outcome.stopped:
         trial.epoch()
         if checkpoint is not None and training.fabric.is_global_zero:
             write_atomically(checkpoint, trial.save)
     simulation.model.load_state_dict(trial.best)
     return trial.outcome
+
+
+def _read(checkpoint: Path, training: Training) -> dict[str, Any] | None:
+    """Return what a checkpoint holds; None where there is none, or a damaged one."""
+    if not checkpoint.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, map_location=training.fabric.device, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - it depends on the bytes what a damaged file makes torch raise
+        training.note(f"{checkpoint} is damaged ({type(error).__name__}): that trial is trained from its beginning")
+        return None
+    return state
 
 
 class _Trial:
@@ -130,6 +146,7 @@ class _Trial:
         self.training = training
         self.settings = settings
         self.outcome = Outcome()
+        self.reported: list[int] = []
         self.factor = 1.0
         self.first_loss = math.nan
         self.groups = _groups(simulation, settings.range_learning, training.qat)
@@ -160,6 +177,7 @@ class _Trial:
             return
         if not math.isfinite(outcome.best) or self.sign * (value - outcome.best) > 0:
             outcome.best, outcome.best_epoch, self.best = value, epoch, _snapshot(self.model)
+        self.reported.append(epoch)
         outcome.stopped = self.training.report(record)
 
     def _pass(self, epoch: int) -> tuple[float, float]:
@@ -242,6 +260,7 @@ class _Trial:
         outcome = {**asdict(self.outcome), "history": [one.model_dump() for one in self.outcome.history]}
         state = {
             "outcome": outcome,
+            "reported": self.reported,
             "sign": self.sign,
             "factor": self.factor,
             "first_loss": self.first_loss,
@@ -256,11 +275,14 @@ class _Trial:
         """Go on from what `save` wrote."""
         told = dict(state["outcome"])
         self.outcome = Outcome(**{**told, "history": [EpochRecord(**one) for one in told["history"]]})
+        self.reported = state["reported"]
         self.sign, self.factor, self.first_loss = state["sign"], state["factor"], state["first_loss"]
         self.model.load_state_dict(state["model"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.oscillations.load_state(state["oscillations"])
+        for epoch in self.reported:
+            self.training.report(self.outcome.history[epoch])
 
 
 def _mean(fabric: Fabric, total: Tensor) -> float:

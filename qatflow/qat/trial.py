@@ -1,4 +1,4 @@
-"""One trial from proposal to record: ask Optuna, train, keep the model if it is the best so far, tell Optuna.
+"""One trial from proposal to record: ask Optuna, train, keep the model if it is among the best, tell Optuna.
 
 The processes that train one trial together all run this; the first of them, the leader, speaks to Optuna and writes
 files, and the others learn from it what to do.
@@ -6,36 +6,40 @@ files, and the others learn from it what to do.
 
 from __future__ import annotations
 
+import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from lightning_fabric import Fabric
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from qatflow.bench import Bench
-from qatflow.gate import Measurement, decide
+from qatflow.qat import ending, notes, space, stored
 from qatflow.qat import study as studies
 from qatflow.qat.check import objective_of
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.features import feature_nodes
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
-from qatflow.qat.space import suggest
 from qatflow.qat.train import Outcome, Training, train
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
-from qatflow.quant.saved import save
 from qatflow.quant.simulation import Simulation
 from qatflow.result import EpochRecord
 from qatflow.step_configs import ReestimateBatchNorms
 from qatflow.steps.reestimate_batch_norms import reestimate_batch_norms
-from qatflow.store import write_json
 from qatflow.tasks.evaluate import Evaluator
+
+logger = logging.getLogger(__name__)
+POLL = 0.5
+"""Seconds between two looks at what others have finished."""
+Wait = Literal["wait"]
 
 
 @dataclass(frozen=True)
@@ -89,63 +93,97 @@ class Worker:
             seed=recipe.seed,
             features=tuple(feature_nodes(bench.base.graph, recipe.qat.features)),
             start=self.evaluator.evaluate(bench.simulate(start.network, start.encodings).model).measurement,
+            note=bench.progress.note,
         )
+        if study is not None:
+            ending.note_fp32(study, self.fp32)
 
     def work(self, told: Callable[[], None] = lambda: None) -> None:
         """Train trials until the study needs no more; `told` is called after each."""
         while True:
-            trial = self._next()
-            plan = self._plan(trial)
+            trial, found = self._next()
+            plan = self.fabric.broadcast(found)
             if plan is None:
                 return
-            if trial is None:
+            if plan == "wait":
+                time.sleep(POLL)
+            elif trial is None:
                 self._train(plan, lambda record: "")
-                continue
-            with studies.alive(trial):
-                self._carry_out(trial, plan)
+            else:
+                with studies.alive(trial):
+                    self._carry_out(trial, plan)
             told()
 
-    def _next(self) -> optuna.Trial | None:
-        """Return the leader's next trial; None where there is none to begin."""
-        if self.study is None:
-            return None
-        studies.take_over_abandoned(self.study)
-        if done(self.study, self.bench.recipe.search.max_trials, begun=True):
-            return None
-        trial = studies.ask(self.study, self.bench.recipe.seed)
-        counted = [*studies.finished(self.study), *studies.running(self.study)]
-        if sum(other.number < trial.number for other in counted) >= self.bench.recipe.search.max_trials:
-            self.study.tell(trial, state=TrialState.FAIL)  # another worker began the last one at the same moment
-            return None
-        return trial
+    def _next(self) -> tuple[optuna.Trial | None, _Plan | Wait | None]:
+        """Return the leader's next trial with its plan; no plan where none is wanted any more."""
+        study, recipe = self.study, self.bench.recipe
+        if study is None:
+            return None, None
+        studies.take_over_abandoned(study)
+        if ending.done(study, recipe, begun=True):
+            return None, None
+        if studies.must_wait(study):
+            return None, "wait"
+        trial = studies.ask(study)
+        place = studies.place(study, trial.number)
+        goes_on = notes.CONTINUES in trial.user_attrs
+        early = not goes_on and studies.probe_rate(study, place) is None and studies.probes_left(study)
+        if early or place >= recipe.search.max_trials:
+            study.tell(trial, state=TrialState.FAIL)  # another worker began the last one at the same moment
+            return None, "wait"
+        return trial, self._plan(trial, place, goes_on)
 
-    def _plan(self, trial: optuna.Trial | None) -> _Plan | None:
-        plan = None
-        if trial is not None:
-            origin = trial.user_attrs.get(studies.CONTINUES, trial.number)
-            plan = _Plan(suggest(trial, self.bench.recipe), trial.number, origin)
-        return self.fabric.broadcast(plan)
+    def _plan(self, trial: optuna.Trial, place: int, goes_on: bool) -> _Plan:
+        """Settle what a trial trains with: a probe's, the recommendation, or what Optuna proposes."""
+        study, recipe = trial.study, self.bench.recipe
+        rate = None if goes_on else studies.probe_rate(study, place)
+        fixed: Mapping[str, object] = {}
+        if rate is not None:
+            trial.set_user_attr(notes.PROBE, True)
+            fixed = {"lr": rate}
+        elif not goes_on and studies.is_first(study, trial.number):
+            fixed = space.recommended(recipe, studies.best_probe(study))
+        studies.propose(study, recipe.seed + place, fixed)
+        suggest = space.probe if notes.PROBE in trial.user_attrs else space.suggest
+        settings = suggest(trial, recipe)
+        notes.note_settings(trial, settings)
+        plan = _Plan(settings, trial.number, trial.user_attrs.get(notes.CONTINUES, trial.number))
+        if not goes_on:
+            self._checkpoint(plan).unlink(missing_ok=True)  # of another study, which had this folder before
+        return plan
 
     def _carry_out(self, trial: optuna.Trial, plan: _Plan) -> None:
+        """Train a trial and tell Optuna; an exception that it raises is its own, and told with it."""
         assert self.study is not None
         started = time.perf_counter()
-        outcome = self._known(self.study, plan.settings)
+        try:
+            self._train_and_tell(trial, plan, started)
+        except UpdateFinishedTrialError:
+            self.bench.progress.note(f"trial {trial.number}: another process took it over; this one went silent")
+            return
+        except Exception as error:
+            logger.exception("trial %d failed", trial.number)
+            studies.give_up(self.study, trial, error, time.perf_counter() - started)
+            if self.fabric.world_size > 1:
+                raise  # the other processes of this trial wait for this one
+            return
+        self._checkpoint(plan).unlink(missing_ok=True)
+        stored.drop_outdone(self.study, self.bench.folder)
+
+    def _train_and_tell(self, trial: optuna.Trial, plan: _Plan, started: float) -> None:
+        study = trial.study
+        outcome = self._known(study, plan.settings)
         if outcome is None:
             outcome, simulation = self._train(plan, self._reporter(trial, plan))
-            if math.isfinite(outcome.best) and studies.is_best(self.study, outcome.best) and not outcome.failed:
-                folder = self._folder(trial.number)
-                save(folder, self.bench.base.graph, simulation.to_network(), simulation.encodings())
-                write_json(folder / "meta.json", {"study": self.study.study_name, "trial": trial.number})
-                if self._meets_gate(simulation, outcome):
-                    trial.set_user_attr(studies.MET, True)
-        studies.remember(trial, outcome, plan.settings, time.perf_counter() - started)
+            usable = math.isfinite(outcome.best) and not outcome.failed
+            if usable and stored.deserves(study, trial.number, outcome.best):
+                folder = stored.folder_of(self.bench.folder, trial.number)
+                stored.store(trial, folder, self.bench.base.graph, simulation.to_network(), simulation.encodings())
+        notes.note_outcome(trial, outcome, time.perf_counter() - started)
         if outcome.failed or not math.isfinite(outcome.best):
-            self.study.tell(trial, state=TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
         else:
-            self.study.tell(trial, outcome.best)
-        studies.stop_at_gate(self.study, self.bench.recipe.search.stop_at_gate)
-        self._checkpoint(plan).unlink(missing_ok=True)
-        self._drop_outdone(self.study)
+            study.tell(trial, outcome.best)
 
     def _train(self, plan: _Plan, report: Callable[[EpochRecord], str]) -> tuple[Outcome, Simulation]:
         """Train by a plan, in all processes of the trial alike."""
@@ -181,69 +219,25 @@ class Worker:
             next(ticks, None)
             if record.value is not None:
                 trial.report(record.value, record.epoch)
-            if studies.late(study):
+            if ending.late(study):
                 return "the search's time was up"
-            return studies.PRUNED if trial.should_prune() else ""
+            return notes.PRUNED if trial.should_prune() else ""
 
         return report
 
     def _known(self, study: optuna.Study, settings: Settings) -> Outcome | None:
         """Return what a trial would come to that another one has already gone through: training repeats itself."""
-        for other in studies.finished(study):
-            notes = other.user_attrs
-            if other.state != TrialState.COMPLETE or notes.get("reason"):
+        for other in notes.finished(study):
+            if other.state != TrialState.COMPLETE or other.user_attrs["reason"]:
                 continue
-            theirs = replace(
-                settings,
-                lr=other.params["lr"],
-                epochs=other.params["epochs"],
-                decay_period=other.params["decay_period"],
-                range_learning=notes["range_learning"],
-                distillation=notes["distillation"],
-            )
-            if not settings.begins_like(theirs):
+            if not settings.begins_like(notes.settings_of(other)):
                 continue
-            history = studies.history_of(other)[: settings.epochs + 1]
+            history = notes.history_of(other)[: settings.epochs + 1]
             values = [math.nan if record.value is None else record.value for record in history]
             sign = 1.0 if self.fp32.higher_is_better else -1.0
             best = max(range(len(values)), key=lambda epoch: (sign * values[epoch], -epoch))
             return Outcome(history, best, values[best], reason=f"as far as it goes, trial {other.number} was the same")
         return None
 
-    def _meets_gate(self, simulation: Simulation, outcome: Outcome) -> bool:
-        gate, seed = self.bench.recipe.gate, self.bench.recipe.seed
-        told = Measurement(outcome.best, None, self.fp32.higher_is_better)
-        if not decide(gate, replace(self.fp32, per_sample=None), told, seed).passed and not gate.strict:
-            return False
-        return decide(gate, self.fp32, self.evaluator.evaluate(simulation.model).measurement, seed).passed
-
-    def _folder(self, number: int) -> Path:
-        return trial_folder(self.bench, number)
-
     def _checkpoint(self, plan: _Plan) -> Path:
-        return self._folder(plan.origin) / "checkpoint.pt"
-
-    def _drop_outdone(self, study: optuna.Study) -> None:
-        """Remove the models of trials that a later one has beaten; those under way keep their checkpoints."""
-        best = studies.best(study)
-        kept = {best.number} if best is not None else set()
-        for one in studies.running(study):
-            kept |= {one.number, one.user_attrs.get(studies.CONTINUES, one.number)}
-        for one in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            kept.add(one.user_attrs.get(studies.CONTINUES, one.number))
-        for folder in self.bench.folder.glob("qat-trial-*"):
-            if int(folder.name.rpartition("-")[2]) not in kept:
-                shutil.rmtree(folder, ignore_errors=True)  # another worker may be quicker
-
-
-def trial_folder(bench: Bench, number: int) -> Path:
-    """Return where a trial's best model and its checkpoint are."""
-    return bench.folder / f"qat-trial-{number}"
-
-
-def done(study: optuna.Study, max_trials: int, *, begun: bool) -> bool:
-    """Tell whether no further trial is wanted; with `begun`, those that are under way count as well."""
-    if studies.stopped(study) or studies.late(study):
-        return True
-    count = len(studies.finished(study)) + (len(studies.running(study)) if begun else 0)
-    return count >= max_trials
+        return stored.folder_of(self.bench.folder, plan.origin) / stored.CHECKPOINT

@@ -100,11 +100,11 @@ def trials_info(result: RunResult) -> TrialsInfo:
 
 
 def best_trial(result: RunResult) -> int | None:
-    """Return the number of the trial that QAT's candidate came from, or else of the best completed one so far.
+    """Return the number of the trial that QAT's last candidate came from, or else of the best completed one so far.
 
     The first among equals; None where no trial was completed.
     """
-    for candidate in result.candidates:
+    for candidate in reversed(result.candidates):
         number = candidate.notes.get("trial")
         if candidate.stage == "qat" and any(trial.number == number for trial in result.trials):
             return int(number) if number is not None else None

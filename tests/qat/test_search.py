@@ -1,16 +1,19 @@
 """The study as a whole: a real bench, real training, a real database."""
 
-import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
 
-from qatflow.bench import Bench, Candidate
-from qatflow.errors import DataError, RunFolderError
+from qatflow.bench import Bench
+from qatflow.candidates import Candidate, Work
+from qatflow.errors import DataError
 from qatflow.graph.capture import capture
 from qatflow.progress import Silent
+from qatflow.qat import stored
 from qatflow.qat.search import search
 from qatflow.qat.space import rate_span, recommended
 from qatflow.quant import fused
@@ -62,14 +65,16 @@ def prepare(recipe: Recipe, folder: Path, progress: Silent | None = None) -> tup
     base = Network(capture(task.model, *task.example()))
     bench = Bench(recipe, task, base, folder, progress or Silent())
     bench.baseline()
-    start = bench.measure(base, name="naive", stage="ptq", key="start", steps=(), notes={}, started=0.0)
+    start = bench.measure(base, Work("naive", "ptq"), key="start", started=time.perf_counter())
     return bench, bench.keep(start, kept=True)
 
 
-def run(recipe: Recipe, folder: Path, interrupt: int | None = None) -> tuple[Candidate | None, Watching]:
+def run(
+    recipe: Recipe, folder: Path, interrupt: int | None = None, judged: Callable[[Candidate], bool] = lambda one: True
+) -> tuple[Candidate | None, Watching]:
     progress = Watching(interrupt)
     bench, start = prepare(recipe, folder, progress)
-    return search(bench, start, folder), progress
+    return search(bench, start, folder, judged), progress
 
 
 def study_of(folder: Path) -> optuna.Study:
@@ -131,12 +136,14 @@ def test_the_winner_is_the_best_trial_measured_on_the_evaluation_part(finished) 
     assert (winner.record.id, winner.record.stage, winner.record.steps) == ("qat", "qat", ("qat",))
     bench, _ = prepare(recipe(), folder / "again")
     simulation = bench.simulate(winner.network, winner.encodings)
-    measured = bench.evaluator.evaluate(simulation.model)
+    measured = bench.choosing.evaluator.evaluate(simulation.model)
     assert measured.measurement.value == winner.record.value
     assert measured.sqnr_db == winner.record.sqnr_db
     assert best.value > best.history[0].value
     assert winner.record.seconds >= sum(one.seconds for one in progress.trials)
-    assert [path.name for path in (folder / "candidates").glob("qat-trial-*")] == [f"qat-trial-{best.number}"]
+    ranked = sorted(progress.trials, key=lambda one: (-one.value, one.number))
+    left = {path.name for path in (folder / "candidates").glob("qat-trial-*")}
+    assert left == {f"qat-trial-{one.number}" for one in ranked[: stored.KEPT]}
 
 
 def test_the_same_seed_gives_the_same_study(finished, tmp_path: Path) -> None:
@@ -172,7 +179,13 @@ def test_stopped_half_way_it_goes_on_and_redoes_the_abandoned_trial(tmp_path: Pa
     trials = study_of(tmp_path).trials
     assert trials[2].state == optuna.trial.TrialState.FAIL
     assert trials[3].params == abandoned.params
-    assert all(one.history for one in progress.trials)
+    _, undisturbed = run(stopped, tmp_path / "undisturbed")
+    for one, other in zip(progress.trials, undisturbed.trials, strict=True):
+        assert without_seconds([one.model_copy(update={"number": 0})]) == without_seconds(
+            [other.model_copy(update={"number": 0})]
+        )
+    values = [trial.intermediate_values for trial in trials if trial.number != 2]
+    assert values == [trial.intermediate_values for trial in study_of(tmp_path / "undisturbed").trials]
 
 
 def test_interrupted_before_anything_was_trained(tmp_path: Path) -> None:
@@ -199,16 +212,6 @@ def test_where_every_trial_fails_there_is_no_winner(tmp_path: Path) -> None:
     assert [one.state for one in progress.trials] == ["failed", "failed"]
     assert all("given up" in one.reason for one in progress.trials)
     assert "every QAT trial failed" in progress.notes[-1]
-
-
-def test_a_folder_whose_best_model_is_another_is_refused(tmp_path: Path) -> None:
-    one = recipe(max_trials=1, epochs=(1, 1))
-    run(one, tmp_path)
-    (tmp_path / "candidates" / "qat" / "meta.json").unlink()
-    meta = tmp_path / "candidates" / "qat-trial-0" / "meta.json"
-    meta.write_text(json.dumps({"study": "another", "trial": 0}))
-    with pytest.raises(RunFolderError, match=r"remove study.db and run again"):
-        run(one, tmp_path)
 
 
 def test_a_lower_metric_is_searched_for_where_lower_is_better(tmp_path: Path) -> None:

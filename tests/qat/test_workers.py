@@ -17,12 +17,16 @@ import yaml
 
 import qatflow
 from qatflow.errors import QatflowError, RecipeError, RunFolderError
+from qatflow.qat import stored
 from qatflow.qat import study as studies
 from qatflow.qat.launch import command
-from qatflow.recipe import Recipe
+from qatflow.qat.search import search
+from qatflow.qat.space import PROBED_RATES
+from qatflow.recipe import Model, Recipe
 from qatflow.result import RunResult, TrialRecord
 from qatflow.store import read_json
 from qatflow.worker import work
+from tests.qat import test_search
 
 HERE = "tests.qat.tiny_task"
 TRUST = ("tests",)
@@ -64,7 +68,7 @@ def test_two_workers_share_a_study(alone: RunResult, tmp_path: Path) -> None:
     assert result.winner is not None
     assert next(one for one in result.candidates if one.stage == "qat").notes["trial"] == best.number
     assert {path.name for path in tmp_path.glob("worker-*.log")} == {"worker-0.log", "worker-1.log"}
-    assert len(list((tmp_path / "candidates").glob("qat-trial-*"))) == 1
+    assert len(list((tmp_path / "candidates").glob("qat-trial-*"))) <= stored.KEPT
     assert not list(tmp_path.rglob("checkpoint.pt"))
     assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False).stdout
 
@@ -115,8 +119,8 @@ def test_a_killed_run_goes_on_and_loses_the_running_epoch_only(tmp_path: Path) -
     result = qatflow.run(slow, folder, trust=TRUST)
     (trial,) = result.trials
     assert trial.number == 1
-    for record, stored in zip(trial.history, reached["history"], strict=False):
-        assert record.seconds == stored["seconds"]  # not done again
+    for record, earlier in zip(trial.history, reached["history"], strict=False):
+        assert record.seconds == earlier["seconds"]  # not done again
     uninterrupted = qatflow.run(slow, tmp_path / "other", trust=TRUST)
     assert summary(trial) == summary(uninterrupted.trials[0])
     qat = [one for run in (result, uninterrupted) for one in run.candidates if one.stage == "qat"]
@@ -124,10 +128,120 @@ def test_a_killed_run_goes_on_and_loses_the_running_epoch_only(tmp_path: Path) -
     assert qat[0].sqnr_db == pytest.approx(qat[1].sqnr_db)
 
 
+def idle(**search: object) -> Recipe:
+    """A recipe whose trials all end on epoch 0, and so with the same value."""
+    return recipe(**{"lr": (1e-12, 1e-12), "epochs": (1, 3), "max_trials": 5, **search})
+
+
+class Overtaken(test_search.Watching):
+    """While the first trial is trained, another process trains all the others."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def track(self, items, description, total=None):
+        for item in items:
+            if description == "qat: trial 0" and item == 0:
+                assert len(trials_in(f"sqlite:///{self.folder / 'study.db'}")) == 1
+                subprocess.run(command(self.folder, TRUST, 1), check=True, timeout=PATIENCE)
+            yield item
+
+
+def test_of_trials_that_tie_the_first_wins_though_it_ends_last(tmp_path: Path) -> None:
+    own, progress = idle(), Overtaken(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(own.model_dump(mode="json")))
+    bench, start = test_search.prepare(own, tmp_path, progress)
+    winner = search(bench, start, tmp_path, lambda one: False)
+    trials = trials_in(f"sqlite:///{tmp_path / 'study.db'}")
+    assert max(trials, key=lambda one: one.datetime_complete).number == 0
+    assert {trial.value for trial in trials} == {trials[0].value}
+    assert winner is not None
+    assert winner.record.notes["trial"] == 0
+    again, _ = test_search.run(own, tmp_path)
+    assert again is not None
+    assert again.record == winner.record.model_copy(update={"resumed": True})
+    assert again.record.value == start.record.value
+
+
+def test_two_workers_whose_trials_tie_never_lose_the_winner(tmp_path: Path) -> None:
+    first = qatflow.run(idle(workers=2), tmp_path, trust=TRUST)
+    second = qatflow.run(idle(workers=2), tmp_path, trust=TRUST)
+    for result in (first, second):
+        assert result.status == "finished"
+        assert len(result.trials) == 5
+        assert {trial.value for trial in result.trials} == {result.trials[0].value}
+        (qat,) = (one for one in result.candidates if one.stage == "qat")
+        assert qat.notes["trial"] == 0
+    left = {path.name for path in (tmp_path / "candidates").glob("qat-trial-*")}
+    assert "qat-trial-0" in left
+    assert len(left) <= stored.KEPT
+
+
+def test_workers_probe_every_rate_once_before_they_go_on(tmp_path: Path) -> None:
+    own = recipe(lr=None, workers=2, max_trials=6, epochs=(2, 3))
+    own = own.model_copy(update={"model": Model(factory=f"{HERE}:model")})
+    result = qatflow.run(own, tmp_path, trust=TRUST)
+    probes = [trial for trial in result.trials if trial.probe]
+    others = [trial for trial in result.trials if not trial.probe]
+    assert sorted(trial.lr for trial in probes) == list(PROBED_RATES)
+    assert len(others) == 2
+    trials = trials_in(f"sqlite:///{tmp_path / 'study.db'}")
+    times = {trial.number: (trial.datetime_start, trial.datetime_complete) for trial in trials}
+    assert min(times[one.number][0] for one in others) >= max(times[one.number][1] for one in probes)
+    first = min(others, key=lambda trial: trial.number)
+    assert (first.epochs, first.decay_period) == (3, 1)
+    assert first.lr in PROBED_RATES
+
+
+def test_an_exception_in_workers_ends_the_search_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("99")
+    loss = {"loss": f"{HERE}:breakable_loss", "loss_kwargs": {"switch": str(tmp_path / "broken")}}
+    own = recipe(workers=2)
+    own = own.model_copy(update={"qat": own.qat.model_copy(update=loss)})
+    with pytest.raises(QatflowError, match=r"^QAT: trial \d failed: ValueError: no such class: in this batch$"):
+        qatflow.run(own, tmp_path / "run", trust=TRUST)
+    assert "Traceback" in "".join(path.read_text() for path in (tmp_path / "run").glob("worker-*.log"))
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_twice_proposes_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    slow = recipe("slow_data", max_trials=7, epochs=(2, 4))
+    slow = slow.model_copy(update={"qat": slow.qat.model_copy(update={"distillation": None})})
+    folder = tmp_path / "run"
+    (tmp_path / "recipe.json").write_text(slow.model_dump_json())
+    code = (
+        "import json, sys, qatflow; from qatflow.recipe import Recipe; "
+        "qatflow.run(Recipe(**json.load(open(sys.argv[1]))), sys.argv[2], trust=('tests',))"
+    )
+
+    def under_way() -> int:
+        """Return how many trials had ended where one is in its second epoch, else -1."""
+        if not (folder / "study.json").exists():
+            return -1
+        trials = trials_in(f"sqlite:///{folder / 'study.db'}")
+        live = [one for one in trials if one.state == optuna.trial.TrialState.RUNNING and one.intermediate_values]
+        return sum("history" in trial.user_attrs for trial in trials) if live else -1
+
+    for finished in (2, 5):
+        process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "recipe.json", folder])
+        wait_for(lambda finished=finished: under_way() >= finished)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    killed = qatflow.run(slow, folder, trust=TRUST)
+    undisturbed = qatflow.run(slow, tmp_path / "other", trust=TRUST)
+    assert [trial.number for trial in killed.trials] != list(range(7))
+    assert [summary(trial) for trial in killed.trials] == [summary(trial) for trial in undisturbed.trials]
+    assert [one.distillation for one in killed.trials] == [one.distillation for one in undisturbed.trials]
+    assert [one.decay_period for one in killed.trials] == [one.decay_period for one in undisturbed.trials]
+    values = [run.winner.value for run in (killed, undisturbed) if run.winner is not None]
+    assert values[0] == values[1]
+
+
 def test_a_worker_that_dies_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [sys.executable, "-c", "raise SystemExit('no such device')"]
     monkeypatch.setattr("qatflow.qat.launch.command", lambda *_: broken)
-    with pytest.raises(QatflowError, match=r"ended without training anything: see .*worker-0.log"):
+    with pytest.raises(QatflowError, match=r"without training anything: see .*worker-0.log \(no such device\)$"):
         qatflow.run(recipe(workers=2), tmp_path, trust=TRUST)
     assert "no such device" in (tmp_path / "worker-0.log").read_text()
 

@@ -1,6 +1,7 @@
 """A model and data for whole searches: a few hundred points in two classes, learned by nobody."""
 
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +40,56 @@ def loss() -> object:
 class Slow:
     """Samples that take their time, so that a run can be caught in the middle of an epoch."""
 
-    def __init__(self, samples: list[tuple[Tensor, int]]) -> None:
+    def __init__(self, samples: list[tuple[Tensor, int]], seconds: float) -> None:
         self.samples = samples
+        self.seconds = seconds
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        time.sleep(0.01)
+        time.sleep(self.seconds)
         return self.samples[index]
 
 
-def slow_data() -> dict[str, object]:
-    return {**data(), "train": Slow(part(96, 1))}
+def slow_data(seconds: float = 0.01) -> dict[str, object]:
+    return {**data(), "train": Slow(part(96, 1), seconds)}
+
+
+class Breakable:
+    """Samples that cannot be read while a file is there."""
+
+    def __init__(self, samples: list[tuple[Tensor, int]], switch: str) -> None:
+        self.samples = samples
+        self.switch = Path(switch)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.switch.exists():
+            raise OSError("the disk is gone")
+        return self.samples[index]
+
+
+def breakable_data(switch: str) -> dict[str, object]:
+    return {**data(), "train": Breakable(part(96, 1), switch)}
+
+
+def breakable_loss(switch: str) -> object:
+    """Return cross entropy that fails while a file is there, which says how often."""
+
+    def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
+        path = Path(switch)
+        if path.exists():
+            left = int(path.read_text())
+            path.write_text(str(left - 1))
+            if left == 1:
+                path.unlink()
+            raise ValueError("no such class\nin this batch")
+        return nn.functional.cross_entropy(outputs, target)
+
+    return cross_entropy
 
 
 def optimizer(groups: list[dict[str, object]], alpha: float) -> torch.optim.Optimizer:

@@ -1,0 +1,105 @@
+"""What is noted with a trial that Optuna has no field for, and the trial's record made of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from qatflow.qat.schedule import Settings
+from qatflow.qat.train import Outcome
+from qatflow.quant.saved import finite
+from qatflow.result import EpochRecord, TrialRecord
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+SETTINGS, HISTORY, ERROR, PROBE = "settings", "history", "error", "probe"
+CONTINUES = "continues"
+"""Number of the trial that this one goes on with: the first one, which has the checkpoint."""
+PRUNED = "pruned: it lagged behind the other trials"
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that count, in order: one that was abandoned, or raised an exception, has no history."""
+    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if HISTORY in trial.user_attrs]
+
+
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that are being trained."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def begun(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that count or are being trained, in order.
+
+    By one look at the study: a trial that ends between two looks would be in neither.
+    """
+    trials = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
+    return [trial for trial in trials if trial.state == TrialState.RUNNING or HISTORY in trial.user_attrs]
+
+
+def to_tell(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that a person is told of: the finished ones, and those that raised an exception."""
+    ended = study.get_trials(deepcopy=False, states=FINISHED)
+    return [trial for trial in ended if HISTORY in trial.user_attrs or ERROR in trial.user_attrs]
+
+
+def note_settings(trial: optuna.Trial, settings: Settings) -> None:
+    """Note what a trial trains with, once all of it is settled."""
+    trial.set_user_attr(SETTINGS, json.dumps(asdict(settings)))
+
+
+def settings_of(trial: FrozenTrial) -> Settings:
+    """Return what a trial trains, or trained, with."""
+    return Settings(**json.loads(trial.user_attrs[SETTINGS]))
+
+
+def note_outcome(trial: optuna.Trial, outcome: Outcome, seconds: float) -> None:
+    """Note what a trial came to; from now on it counts."""
+    trial.set_user_attr("best_epoch", outcome.best_epoch)
+    trial.set_user_attr("best", finite(outcome.best))
+    trial.set_user_attr("seconds", seconds)
+    trial.set_user_attr("reason", "; ".join(filter(None, (outcome.reason, outcome.stopped))))
+    trial.set_user_attr("pruned", outcome.stopped == PRUNED)
+    trial.set_user_attr(HISTORY, json.dumps([record.model_dump() for record in outcome.history]))
+
+
+def note_error(trial: optuna.Trial, error: Exception, seconds: float) -> None:
+    """Note the exception that ended a trial."""
+    trial.set_user_attr("seconds", seconds)
+    trial.set_user_attr(ERROR, said(error))
+
+
+def said(error: Exception) -> str:
+    """Return an exception as one line: its type, and of what it says the first line and the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join(dict.fromkeys([type(error).__name__, *lines[:1], *lines[-1:]]))
+
+
+def history_of(trial: FrozenTrial) -> list[EpochRecord]:
+    """Return the epochs of a finished trial."""
+    return [EpochRecord.model_validate(one) for one in json.loads(trial.user_attrs.get(HISTORY, "[]"))]
+
+
+def record_of(trial: FrozenTrial) -> TrialRecord:
+    """Return a trial that ended as the result has it."""
+    notes, settings = trial.user_attrs, settings_of(trial)
+    state = "failed" if trial.state == TrialState.FAIL else "pruned" if notes.get("pruned") else "complete"
+    return TrialRecord.model_validate(
+        {
+            "number": trial.number,
+            "state": state,
+            "probe": bool(notes.get(PROBE)),
+            "lr": settings.lr,
+            "epochs": settings.epochs,
+            "decay_period": settings.decay_period,
+            "range_learning": settings.range_learning,
+            "distillation": settings.distillation,
+            "value": notes.get("best"),
+            "best_epoch": notes.get("best_epoch"),
+            "seconds": notes.get("seconds", 0.0),
+            "reason": notes.get(ERROR) or notes.get("reason", ""),
+            "history": history_of(trial),
+        }
+    )
