@@ -105,7 +105,9 @@ def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate
         journal.update(training_error=said)
         journal.note(f"QAT failed, and the best rung of the ladder is shipped: {said}")
         return []
-    return [] if found is None else [found]
+    if found.error:
+        journal.update(training_error=found.error)
+    return [] if found.winner is None else [found.winner]
 
 
 def _tell_deployed(

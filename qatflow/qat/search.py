@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -32,8 +32,21 @@ SPACE = {"lr", "epochs", "decay_period", "distillation"}
 """Keys of `search` that say what is searched; the others say how long and where, and a study outlives a change."""
 
 
-def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candidate], bool]) -> Candidate | None:
-    """Search, and return the best trial's model, measured; None, with a note, where no trial left one.
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        winner: the best trial's model, measured; None where no trial left one, which was told of.
+        error: the failure that ended the search early; empty where none did.
+    """
+
+    winner: Candidate | None
+    error: str = ""
+
+
+def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candidate], bool]) -> Found:
+    """Search, and return the best trial's model.
 
     An exception that a trial raises is noted with it, and the trial tried once more. Whatever ends the search early,
     the best of what it found until then is returned.
@@ -76,14 +89,14 @@ class _Search:
         self.broken = ""
         self.measured: dict[int, Candidate] = {}
 
-    def run(self, judged: Callable[[Candidate], bool]) -> Candidate | None:
+    def run(self, judged: Callable[[Candidate], bool]) -> Found:
         self._begin()
         if why := self._train_until(judged):
             self.bench.progress.note(f"the search ended early: {why}")
         found = self._best()
         if found is None:
             self._tell_nothing()
-        return found and self._keep(found)
+        return Found(found and self._keep(found), self.broken or ending.failing(self.study))
 
     def _begin(self) -> None:
         config, study = self.recipe.search, self.study

@@ -90,7 +90,7 @@ class Breaking(Watching):
 
 def broken_run(recipe: Recipe, folder: Path, breaking: Breaking) -> Candidate | None:
     bench, start = prepare(recipe, folder, breaking)
-    return search(bench, start, folder, lambda one: False)
+    return search(bench, start, folder, lambda one: False).winner
 
 
 def test_an_exception_of_the_users_is_noted_with_its_trial_which_is_gone_on_with(tmp_path: Path) -> None:
@@ -139,7 +139,8 @@ def test_data_that_cannot_be_read_any_more_loses_nothing_that_is_finished(tmp_pa
     bench, start = prepare(more, tmp_path / "run", progress)
     switch.touch()
     again = search(bench, start, tmp_path / "run", lambda one: False)
-    assert trial_of(again) == trial_of(winner) == 0
+    assert trial_of(again.winner) == trial_of(winner) == 0
+    assert again.error == "OSError: the disk is gone"
     assert progress.notes[-1] == "the search ended early: OSError: the disk is gone"
     switch.unlink()
     bench, start = prepare(more, tmp_path / "new", Watching())

@@ -74,7 +74,7 @@ def run(
 ) -> tuple[Candidate | None, Watching]:
     progress = Watching(interrupt)
     bench, start = prepare(recipe, folder, progress)
-    return search(bench, start, folder, judged), progress
+    return search(bench, start, folder, judged).winner, progress
 
 
 def study_of(folder: Path) -> optuna.Study:

@@ -152,7 +152,7 @@ def test_of_trials_that_tie_the_first_wins_though_it_ends_last(tmp_path: Path) -
     own, progress = idle(), Overtaken(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(own.model_dump(mode="json")))
     bench, start = test_search.prepare(own, tmp_path, progress)
-    winner = search(bench, start, tmp_path, lambda one: False)
+    winner = search(bench, start, tmp_path, lambda one: False).winner
     trials = trials_in(f"sqlite:///{tmp_path / 'study.db'}")
     assert max(trials, key=lambda one: one.datetime_complete).number == 0
     assert {trial.value for trial in trials} == {trials[0].value}
