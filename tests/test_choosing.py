@@ -101,7 +101,7 @@ def test_the_end_of_the_ladder_is_judged_once(tmp_path: Path) -> None:
 def test_a_failure_of_training_ships_the_best_rung(tmp_path: Path) -> None:
     sections = {
         "qat": {"when": "always", "loss": "tests.choosing_task:raising_loss"},
-        "search": {"max_trials": 2, "epochs": (1, 1), "decay_period": (1, 1), "lr": (1e-4, 1e-3)},
+        "search": {"max_trials": 2, "epochs": (2, 2), "decay_period": (1, 1), "lr": (1e-4, 1e-3)},
         "gate": {"max_drop": 0.6},
         "export": {"verify": True},
     }
