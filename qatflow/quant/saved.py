@@ -86,6 +86,8 @@ def encoding_to_json(encoding: Encoding) -> dict[str, Any]:
         "signed": encoding.grid.signed,
         "symmetric": encoding.grid.symmetric,
         "narrow": encoding.grid.narrow,
+        "smallest_scale": encoding.grid.smallest_scale,
+        "dtype": str(encoding.scale.dtype).removeprefix("torch."),
         "axis": encoding.axis,
         "scale": encoding.scale.tolist(),
         "zero_point": encoding.zero_point.tolist(),
@@ -94,8 +96,9 @@ def encoding_to_json(encoding: Encoding) -> dict[str, Any]:
 
 def encoding_from_json(value: dict[str, Any], device: torch.device) -> Encoding:
     """Undo `encoding_to_json`."""
-    grid = Grid(value["bits"], value["signed"], value["symmetric"], value["narrow"])
-    scale, zero_point = (torch.tensor(value[name], device=device) for name in ("scale", "zero_point"))
+    grid = Grid(value["bits"], value["signed"], value["symmetric"], value["narrow"], value["smallest_scale"])
+    dtype = getattr(torch, value["dtype"])
+    scale, zero_point = (torch.tensor(value[name], dtype=dtype, device=device) for name in ("scale", "zero_point"))
     return Encoding(grid, scale, zero_point, value["axis"])
 
 
