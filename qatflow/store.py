@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qatflow.errors import RunFolderError
+
+META = "meta.json"
+"""What a candidate's or trial's folder says of itself; written last."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
@@ -76,9 +79,58 @@ def key_of(*parts: Any) -> str:
 
 
 @cache
-def code_version() -> str:
-    """Return a hash of qatflow's own source, so that a result of older code is not taken for one of newer."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+def code_version(*places: str) -> str:
+    """Return a hash of qatflow's own source, so that a result of older code is not taken for one of newer.
+
+    Args:
+        places: folders and files of the package, such as `quant` and `bench.py`; all of it where there are none.
+    """
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if not places or any(name == place or name.startswith(f"{place}/") for place in places):
+            digest.update(name.encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a folder but `meta.json`, which holds them, by name.
+
+    Raises:
+        RunFolderError: a file cannot be read.
+    """
+    names = sorted(path for path in folder.glob("*") if path.is_file() and path.name != META)
+    return {path.name: _sha256(path) for path in names if not path.name.startswith(".")}
+
+
+def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
+    """Check that the files of a folder are those that were written.
+
+    Args:
+        folder: of a candidate or trial.
+        expected: the SHA-256 of every file, by name.
+
+    Raises:
+        RunFolderError: one is missing or has other content; it is named.
+    """
+    for name, wanted in expected.items():
+        path = folder / name
+        if not path.is_file():
+            message = f"{path} is missing"
+            raise RunFolderError(message)
+        if _sha256(path) != wanted:
+            message = f"{path} is not what was written there: its SHA-256 is another one"
+            raise RunFolderError(message)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise RunFolderError(message) from error
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from torch import fx
 
 from qatflow.errors import RunFolderError
 from qatflow.graph.edits import describe, rebuild
-from qatflow.graph.layers import tensor
+from qatflow.graph.layers import laid_out_like, tensor
 from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
 from qatflow.store import read_json, write_atomically, write_json
@@ -66,7 +66,9 @@ def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encodin
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
-    return Network(rebuild(base, description, state), fixed, normals, goal, stored["ranges"]), tensors
+    graph = rebuild(base, description, state)
+    goal = {name: laid_out_like(tensor(graph, name), value) for name, value in goal.items()}
+    return Network(graph, fixed, normals, goal, stored["ranges"]), tensors
 
 
 def _normal(value: list[list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
