@@ -22,6 +22,7 @@ from qatflow.tasks.splits import Samples
 
 DIGITS = 16
 """Hexadecimal digits of a sample's hash."""
+GOLDEN = (math.sqrt(5) - 1) / 2
 TWICE = 8
 """Samples that are read twice to see whether a part is random."""
 
@@ -54,11 +55,8 @@ def digests_of(samples: Samples, indices: Iterable[int], config: recipe.Data, *,
 
 
 def spread(size: int) -> list[int]:
-    """Return all of `range(size)` in an order of which every beginning is spread evenly over it."""
-    step = max(1, round(size * 0.618))
-    while math.gcd(step, size) > 1:
-        step += 1
-    return [number * step % size for number in range(size)]
+    """Return all of `range(size)` in an order of which every beginning is spread evenly over it (Weyl's sequence)."""
+    return sorted(range(size), key=lambda index: index * GOLDEN % 1)
 
 
 def is_random(samples: Samples, config: recipe.Data, *, labels: bool = True) -> bool:
