@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and keys that stand for what they are made of."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from qatflow import store
 from qatflow.errors import RunFolderError
-from qatflow.store import code_version, key_of, read_json, write_atomically, write_json, write_text
+from qatflow.store import (
+    check_digests,
+    code_version,
+    digests,
+    key_of,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 plain = st.recursive(
     st.none()
@@ -148,3 +158,50 @@ def test_the_version_of_the_code_changes_with_the_code(monkeypatch: pytest.Monke
         (tmp_path / "sub" / "a.py").write_text(text)
         versions.append(code_version.__wrapped__())
     assert versions[0] == versions[2] != versions[1]
+
+
+def test_only_the_places_that_compute_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("quant/grid.py", "quantiles/a.py", "report/page.py", "bench.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a = 1")
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+
+    def versions() -> tuple[str, str]:
+        return code_version.__wrapped__("quant", "bench.py"), code_version.__wrapped__()
+
+    before = versions()
+    (tmp_path / "quantiles" / "a.py").write_text("a = 2")
+    (tmp_path / "report" / "page.py").write_text("a = 2")
+    assert versions()[0] == before[0]
+    assert versions()[1] != before[1]
+    (tmp_path / "quant" / "grid.py").rename(tmp_path / "quant" / "grids.py")
+    renamed = versions()[0]
+    assert renamed != before[0]
+    (tmp_path / "bench.py").write_text("a = 2")
+    assert versions()[0] != renamed
+
+
+def folder_of(tmp_path: Path) -> Path:
+    for name, text in {"a.json": "{}", "b.bin": "bytes", "meta.json": "{}", ".b.bin.x": "half"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "within").mkdir()
+    return tmp_path
+
+
+def test_digests_are_of_every_file_but_the_one_that_holds_them(tmp_path: Path) -> None:
+    found = digests(folder_of(tmp_path))
+    assert found == {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.json", "b.bin")}
+    check_digests(tmp_path, found)
+    (tmp_path / "c.txt").write_text("written later")
+    check_digests(tmp_path, found)
+
+
+@pytest.mark.parametrize("content", ["", "byte", "bytes ", "BYTES"])
+def test_a_file_with_other_content_is_named(tmp_path: Path, content: str) -> None:
+    found = digests(folder_of(tmp_path))
+    (tmp_path / "b.bin").write_text(content)
+    with pytest.raises(RunFolderError, match=r"b\.bin is not what was written there: its SHA-256 is another one"):
+        check_digests(tmp_path, found)
+    (tmp_path / "b.bin").unlink()
+    with pytest.raises(RunFolderError, match=r"b\.bin is missing"):
+        check_digests(tmp_path, found)
