@@ -251,15 +251,14 @@ class Bench:
 
     def _on_test(self, candidate: Candidate) -> Evaluation:
         """Measure a candidate on the test part, or recall what an earlier start measured."""
-        path = self.folder / candidate.work.id / shelf.TEST
-        if path.exists():
-            stored = read_json(path)
-            if stored["key"] == candidate.key:
-                return shelf.from_json(stored["evaluation"])
+        folder = self.folder / candidate.work.id
+        found = shelf.recall_test(folder, candidate.key)
+        if found is not None:
+            return found
         self.progress.stage(f"judge: {candidate.work.id} on the test part")
         simulation = self.simulate(candidate.network, candidate.encodings)
         evaluation = self.testing.evaluator.evaluate(simulation.model)
-        write_json(path, {"key": candidate.key, "evaluation": shelf.to_json(evaluation)})
+        write_json(folder / shelf.TEST, {"key": candidate.key, "evaluation": shelf.to_json(evaluation)})
         return evaluation
 
     def _look(self, key: str) -> int:

@@ -137,6 +137,15 @@ def recall(folder: Path, base: fx.GraphModule, key: str) -> Stored | str:
         return f"{folder} cannot be used again ({error}): doing that rung anew"
 
 
+def recall_test(folder: Path, key: str) -> Evaluation | None:
+    """Return what an earlier start measured of a candidate on the test part; None where that cannot be used."""
+    try:
+        stored = read_json(folder / TEST)
+        return from_json(stored["evaluation"]) if stored["key"] == key else None
+    except (RunFolderError, LookupError, TypeError, ValueError):
+        return None
+
+
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return what was measured as plain values; null is what is not a finite number."""
     return {**measurement_to_json(evaluation.measurement), "sqnr_db": finite(evaluation.sqnr_db)}

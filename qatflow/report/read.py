@@ -78,11 +78,13 @@ def _checked(path: Path, values: Any) -> RunResult:
         raise RunFolderError(message)
     try:
         return RunResult.model_validate_json(json.dumps(upgraded(values)))
-    except (ValidationError, AttributeError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("result",), "msg": str(error)}
-        where = ".".join(map(str, first["loc"]))
-        message = (
-            f"{path} is not a qatflow result ({where}: {first['msg'].lower()}); "
-            "start the run again on this folder, which writes it anew"
-        )
-        raise RunFolderError(message) from error
+    except (AttributeError, TypeError) as error:
+        raise _no_result(path, str(error)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _no_result(path, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+
+
+def _no_result(path: Path, why: str) -> RunFolderError:
+    fix = "start the run again on this folder, which writes it anew"
+    return RunFolderError(f"{path} is not a qatflow result ({why}); {fix}")

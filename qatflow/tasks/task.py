@@ -25,7 +25,7 @@ from qatflow.tasks.metrics import Metric, load_metric
 from qatflow.tasks.models import load_model
 from qatflow.tasks.splits import with_validation
 
-COMPUTING = ("graph", "quant", "steps", "tasks", "bench.py")
+COMPUTING = ("graph", "quant", "steps", "tasks", "bench.py", "judgement.py")
 """What of qatflow's own code a candidate's figures depend on."""
 READING = {"name", "factory", "kwargs", "workers"}
 """Keys of `data` that do not say what is made of the samples: these count by what they are."""

@@ -96,9 +96,7 @@ def test_another_schema_version(version: object, shown: str, met_folder: Path) -
     path = met_folder / "result.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**values, "schema_version": version, "new_field": 1}), encoding="utf-8")
-    with pytest.raises(
-        RunFolderError, match=rf"has schema_version {shown}, this qatflow reads up to 2; rebuild"
-    ):
+    with pytest.raises(RunFolderError, match=rf"has schema_version {shown}, this qatflow reads up to 2; rebuild"):
         write(met_folder)
 
 
