@@ -28,8 +28,9 @@ from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.result import CandidateRecord, GateRecord, OutputRecord, Part, Verdict
 from qatflow.steps.context import StepContext
-from qatflow.store import code_version, key_of, read_json, write_json
+from qatflow.store import key_of, read_json, write_json
 from qatflow.tasks.evaluate import Evaluation, Evaluator
+from qatflow.tasks.evaluation_data import EvaluationData
 from qatflow.tasks.fitting import with_fitted_metric
 from qatflow.tasks.splits import naming
 from qatflow.tasks.task import Task
@@ -44,6 +45,8 @@ class Ground:
     part: Part
     evaluator: Evaluator
     fp32: Measurement
+    resumed: bool = False
+    """Whether an earlier start measured FP32."""
 
     @property
     def samples(self) -> int:
@@ -64,6 +67,8 @@ class Bench:
 
     choosing: Ground
     testing: Ground
+    key: str
+    """Hash of all that a candidate depends on but its steps; there once FP32 is measured, which hashes the data."""
 
     def __init__(self, recipe: Recipe, task: Task, base: Network, folder: Path, progress: Progress) -> None:
         self.recipe = recipe
@@ -73,11 +78,7 @@ class Bench:
         self.folder = folder / "candidates"
         self.progress = progress
         self.target = TARGETS[recipe.target]
-        self.key = key_of(
-            code_version(),
-            task.fingerprint,
-            recipe.model_dump(mode="json", include={"precision", "target", "calibration", "seed"}),
-        )
+        self.evaluation = EvaluationData(folder, task.evaluation_parts, recipe.data, progress.note)
         self._judged: dict[str, CandidateRecord] = {}
 
     def baseline(self) -> CandidateRecord:
@@ -86,18 +87,27 @@ class Bench:
         Raises:
             DataError: it is not finite.
         """
-        self.choosing = self._ground(self.task.choosing_part)
-        self.testing = self.choosing if self.task.choosing_part == "test" else self._ground("test")
+        key = self.task.key(self.base.graph, self.progress.note)
+        self.choosing = self._ground(self.task.choosing_part, key)
+        self.testing = self.choosing if self.task.choosing_part == "test" else self._ground("test", key)
+        self.key = key_of(key, self.evaluation.hash(self.choosing.part), self.evaluation.hash("test"))
         return self._tell_fp32(self.choosing)
 
-    def _ground(self, part: Part) -> Ground:
-        evaluator = Evaluator(self.base.graph, lambda: self.task.part(part), self.task.metric, self.task.device)
+    def _ground(self, part: Part, key: str) -> Ground:
+        """Measure FP32 on a part and hash its samples, or recall both where an earlier start did that."""
+        data, task = self.evaluation, self.task
+        evaluator = Evaluator(self.base.graph, lambda: data.recording(part, task.part(part)), task.metric, task.device)
         with naming(part):
-            evaluation = evaluator.evaluate(self.base.graph)
-        if finite(evaluation.measurement.value) is None:
-            message = f"FP32's {self.task.metric.name} is not finite: check the model, its weights and the data"
+            data.known(part)
+            found = data.fp32(part, key)
+            if found is not None:
+                return Ground(part, evaluator, found, resumed=True)
+            measurement = evaluator.evaluate(self.base.graph).measurement
+        if finite(measurement.value) is None:
+            message = f"FP32's {task.metric.name} is not finite: check the model, its weights and the data"
             raise DataError(message)
-        return Ground(part, evaluator, evaluation.measurement)
+        data.keep_fp32(part, key, measurement)
+        return Ground(part, evaluator, measurement)
 
     def _tell_fp32(self, ground: Ground) -> CandidateRecord:
         value = ground.fp32.value
@@ -116,6 +126,7 @@ class Bench:
             sqnr_db=None,
             kept=True,
             seconds=0.0,
+            resumed=ground.resumed,
         )
         self.progress.candidate(record)
         return record
@@ -219,7 +230,7 @@ class Bench:
 
         Nothing is computed, and nothing that was decided then is taken over.
         """
-        found = shelf.recall(self.folder / name, self.base.graph, key, self.choosing.fp32.higher_is_better)
+        found = shelf.recall(self.folder / name, self.base.graph, key)
         if isinstance(found, str):
             if found:
                 self.progress.note(found)
@@ -240,15 +251,14 @@ class Bench:
 
     def _on_test(self, candidate: Candidate) -> Evaluation:
         """Measure a candidate on the test part, or recall what an earlier start measured."""
-        path = self.folder / candidate.work.id / "test.json"
-        if path.exists():
-            stored = read_json(path)
-            if stored["key"] == candidate.key:
-                return shelf.from_json(stored["evaluation"], self.testing.fp32.higher_is_better)
+        folder = self.folder / candidate.work.id
+        found = shelf.recall_test(folder, candidate.key)
+        if found is not None:
+            return found
         self.progress.stage(f"judge: {candidate.work.id} on the test part")
         simulation = self.simulate(candidate.network, candidate.encodings)
         evaluation = self.testing.evaluator.evaluate(simulation.model)
-        write_json(path, {"key": candidate.key, "evaluation": shelf.to_json(evaluation)})
+        write_json(folder / shelf.TEST, {"key": candidate.key, "evaluation": shelf.to_json(evaluation)})
         return evaluation
 
     def _look(self, key: str) -> int:

@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import fx
 
 from qatflow.errors import CaptureError, RunFolderError
-from qatflow.gate import Measurement, Scores
+from qatflow.gate import Measurement
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
 from qatflow.quant.saved import finite, load, save
 from qatflow.result import CandidateRecord, Note
-from qatflow.store import read_json, write_json
+from qatflow.store import META, check_digests, digests, read_json, write_json
 from qatflow.tasks.evaluate import Evaluation
+from qatflow.tasks.evaluation_data import measurement_from_json, measurement_to_json
 
+TEST = "test.json"
+"""What was measured of a candidate on the test part; it comes later, so that it has a key of its own."""
 Stage = Literal["fp32", "ptq", "qat", "deployed"]
 
 
@@ -88,10 +90,12 @@ class Stored:
 
 def store(folder: Path, base: fx.GraphModule, candidate: Candidate) -> None:
     """Write a candidate to its folder; `meta.json` comes last, so that what it speaks of is there."""
+    (folder / TEST).unlink(missing_ok=True)  # of what stood here before
     save(folder, base, candidate.network, candidate.encodings)
     work = candidate.work
     meta = {
         "key": candidate.key,
+        "files": digests(folder),
         "id": work.id,
         "stage": work.stage,
         "steps": list(work.steps),
@@ -100,24 +104,24 @@ def store(folder: Path, base: fx.GraphModule, candidate: Candidate) -> None:
         "unchanged": work.unchanged,
         "evaluation": to_json(candidate.evaluation),
     }
-    write_json(folder / "meta.json", meta)
+    write_json(folder / META, meta)
 
 
-def recall(folder: Path, base: fx.GraphModule, key: str, higher_is_better: bool) -> Stored | str:
+def recall(folder: Path, base: fx.GraphModule, key: str) -> Stored | str:
     """Return what an earlier start stored in `folder`; a sentence where it cannot be used, empty if it is another's.
 
     Args:
         folder: of the candidate.
         base: the captured graph.
         key: what it must have been stored under.
-        higher_is_better: the metric's direction.
     """
-    if not (folder / "meta.json").exists():
+    if not (folder / META).exists():
         return ""
     try:
-        meta = read_json(folder / "meta.json")
+        meta = read_json(folder / META)
         if meta["key"] != key:
             return ""
+        check_digests(folder, meta["files"])
         network, encodings = load(folder, base)
         work = Work(
             id=meta["id"],
@@ -128,43 +132,27 @@ def recall(folder: Path, base: fx.GraphModule, key: str, higher_is_better: bool)
             unchanged=meta["unchanged"],
             resumed=True,
         )
-        return Stored(work, network, encodings, from_json(meta["evaluation"], higher_is_better))
-    except (RunFolderError, CaptureError, KeyError, TypeError, OSError) as error:
+        return Stored(work, network, encodings, from_json(meta["evaluation"]))
+    except (RunFolderError, CaptureError, LookupError, TypeError, ValueError, OSError) as error:
         return f"{folder} cannot be used again ({error}): doing that rung anew"
+
+
+def recall_test(folder: Path, key: str) -> Evaluation | None:
+    """Return what an earlier start measured of a candidate on the test part; None where that cannot be used."""
+    try:
+        stored = read_json(folder / TEST)
+        return from_json(stored["evaluation"]) if stored["key"] == key else None
+    except (RunFolderError, LookupError, TypeError, ValueError):
+        return None
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return what was measured as plain values; null is what is not a finite number."""
-    measurement = evaluation.measurement
-    return {
-        "value": finite(measurement.value),
-        "per_sample": _numbers(measurement.per_sample),
-        "replicates": _numbers(measurement.replicates),
-        "outputs": [[name, finite(ratio)] for name, ratio in evaluation.outputs],
-        "samples": evaluation.samples,
-    }
+    outputs = [[name, finite(ratio)] for name, ratio in evaluation.outputs]
+    return {**measurement_to_json(evaluation.measurement), "outputs": outputs}
 
 
-def from_json(value: Mapping[str, Any], higher_is_better: bool) -> Evaluation:
+def from_json(value: Mapping[str, Any]) -> Evaluation:
     """Undo `to_json`."""
-    measurement = Measurement(
-        _or_nan(value["value"]),
-        _scores(value["per_sample"]),
-        higher_is_better,
-        _scores(value["replicates"]),
-        value["samples"],
-    )
-    outputs = tuple((str(name), _or_nan(ratio)) for name, ratio in value["outputs"])
-    return Evaluation(measurement, outputs, value["samples"])
-
-
-def _numbers(scores: Scores | None) -> list[float | None] | None:
-    return None if scores is None else [finite(score) for score in scores.tolist()]
-
-
-def _scores(numbers: list[float | None] | None) -> Scores | None:
-    return None if numbers is None else np.array([_or_nan(one) for one in numbers], dtype=np.float64)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+    outputs = tuple((str(name), math.nan if ratio is None else float(ratio)) for name, ratio in value["outputs"])
+    return Evaluation(measurement_from_json(value), outputs, value["samples"])

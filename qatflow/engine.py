@@ -15,6 +15,7 @@ import yaml
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate
 from qatflow.environment import environment
+from qatflow.errors import RunFolderError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.graph.capture import capture
@@ -26,8 +27,8 @@ from qatflow.quant.network import Network
 from qatflow.quant.prepare import prepare
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, RunResult, Verification
-from qatflow.store import write_json, write_text
+from qatflow.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
+from qatflow.store import read_json, write_json, write_text
 from qatflow.tasks.task import load_task
 from qatflow.tensor_records import float_tensors, tensors
 
@@ -48,6 +49,7 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
     """
     journal = Journal(recipe, folder, progress or Silent())
     try:
+        _tell_older(journal, folder)
         write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         journal.stage("load: model, data and metric")
         task = load_task(recipe, trust)
@@ -83,6 +85,19 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         journal.close_stage()
         journal.update(status="interrupted" if interrupted else "failed", error=str(error) or type(error).__name__)
         raise
+
+
+def _tell_older(journal: Journal, folder: Path) -> None:
+    """Say so where the folder holds results of another schema, of which nothing is taken over."""
+    try:
+        version = read_json(folder / "result.json")["schema_version"]
+    except (RunFolderError, LookupError, TypeError):
+        return  # there is none yet, or it is damaged and written anew
+    if version != SCHEMA_VERSION:
+        journal.note(
+            f"{folder} holds results of schema {version}, and this qatflow writes schema {SCHEMA_VERSION}: all is done "
+            "anew; trials of an older study stay in its study.db and are not used"
+        )
 
 
 def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Candidate:

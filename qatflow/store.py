@@ -13,6 +13,9 @@ from typing import Any
 
 from qatflow.errors import RunFolderError
 
+META = "meta.json"
+"""What a candidate's or trial's folder says of itself; written last."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a file beside `path`, then give it that name; returns `path`.
@@ -69,37 +72,6 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(message) from error
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in a folder but `meta.json`, which is to hold them, by its name."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {path.name: _sha256(path) for path in paths if path.name != "meta.json"}
-
-
-def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
-    """Make sure that the files of a folder are those of which `digests` told; others beside them do not matter.
-
-    Raises:
-        RunFolderError: one is missing, or is another.
-    """
-    for name, digest in expected.items():
-        try:
-            found = _sha256(folder / name)
-        except OSError as error:
-            message = f"cannot read {folder / name}: {error.strerror}"
-            raise RunFolderError(message) from error
-        if found != digest:
-            message = f"{folder / name} is not the file that was written: its SHA-256 is another"
-            raise RunFolderError(message)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def key_of(*parts: Any) -> str:
     """Return a hash of JSON-able parts: the same parts give the same key in every process."""
     text = json.dumps(parts, sort_keys=True, default=str)
@@ -107,9 +79,58 @@ def key_of(*parts: Any) -> str:
 
 
 @cache
-def code_version() -> str:
-    """Return a hash of qatflow's own source, so that a result of older code is not taken for one of newer."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+def code_version(*places: str) -> str:
+    """Return a hash of qatflow's own source, so that a result of older code is not taken for one of newer.
+
+    Args:
+        places: folders and files of the package, such as `quant` and `bench.py`; all of it where there are none.
+    """
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if not places or any(name == place or name.startswith(f"{place}/") for place in places):
+            digest.update(name.encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a folder but `meta.json`, which holds them, by name.
+
+    Raises:
+        RunFolderError: a file cannot be read.
+    """
+    names = sorted(path for path in folder.glob("*") if path.is_file() and path.name != META)
+    return {path.name: _sha256(path) for path in names if not path.name.startswith(".")}
+
+
+def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
+    """Check that the files of a folder are those that were written.
+
+    Args:
+        folder: of a candidate or trial.
+        expected: the SHA-256 of every file, by name.
+
+    Raises:
+        RunFolderError: one is missing or has other content; it is named.
+    """
+    for name, wanted in expected.items():
+        path = folder / name
+        if not path.is_file():
+            message = f"{path} is missing"
+            raise RunFolderError(message)
+        if _sha256(path) != wanted:
+            message = f"{path} is not what was written there: its SHA-256 is another one"
+            raise RunFolderError(message)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise RunFolderError(message) from error
+    return digest.hexdigest()

@@ -62,6 +62,7 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     task = load_task(recipe, trust)
     base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
     bench = Bench(recipe, task, base, folder, _Lines())
+    bench.baseline()
     if bench.key != known["bench"]:
         message = f"this machine's qatflow, model or data are not those of the run in {folder}: make them the same"
         raise RunFolderError(message)

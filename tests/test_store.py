@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and keys that stand for what they are made of."""
 
+import hashlib
 import json
 import math
 import os
@@ -159,25 +160,48 @@ def test_the_version_of_the_code_changes_with_the_code(monkeypatch: pytest.Monke
     assert versions[0] == versions[2] != versions[1]
 
 
-def test_digests_tell_every_file_but_meta_json(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"abc")
-    (tmp_path / "graph.json").write_bytes(b"")
-    (tmp_path / "meta.json").write_text("{}")
-    (tmp_path / ".half").write_text("being written")
-    assert digests(tmp_path) == {
-        "graph.json": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "model.safetensors": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-    }  # of nothing and of "abc": FIPS 180-2
+def test_only_the_places_that_compute_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("quant/grid.py", "quantiles/a.py", "report/page.py", "bench.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a = 1")
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+
+    def versions() -> tuple[str, str]:
+        return code_version.__wrapped__("quant", "bench.py"), code_version.__wrapped__()
+
+    before = versions()
+    (tmp_path / "quantiles" / "a.py").write_text("a = 2")
+    (tmp_path / "report" / "page.py").write_text("a = 2")
+    assert versions()[0] == before[0]
+    assert versions()[1] != before[1]
+    (tmp_path / "quant" / "grid.py").rename(tmp_path / "quant" / "grids.py")
+    renamed = versions()[0]
+    assert renamed != before[0]
+    (tmp_path / "bench.py").write_text("a = 2")
+    assert versions()[0] != renamed
 
 
-def test_a_file_that_changed_or_is_gone_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"abc" * 1_000_000)
-    expected = digests(tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"beside it")
-    check_digests(tmp_path, expected)
-    (tmp_path / "model.safetensors").write_bytes(b"abc" * 999_999 + b"abd")
-    with pytest.raises(RunFolderError, match=r"model.safetensors is not the file that was written"):
-        check_digests(tmp_path, expected)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(RunFolderError, match=r"cannot read .*model.safetensors: No such file"):
-        check_digests(tmp_path, expected)
+def folder_of(tmp_path: Path) -> Path:
+    for name, text in {"a.json": "{}", "b.bin": "bytes", "meta.json": "{}", ".b.bin.x": "half"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "within").mkdir()
+    return tmp_path
+
+
+def test_digests_are_of_every_file_but_the_one_that_holds_them(tmp_path: Path) -> None:
+    found = digests(folder_of(tmp_path))
+    assert found == {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.json", "b.bin")}
+    check_digests(tmp_path, found)
+    (tmp_path / "c.txt").write_text("written later")
+    check_digests(tmp_path, found)
+
+
+@pytest.mark.parametrize("content", ["", "byte", "bytes ", "BYTES"])
+def test_a_file_with_other_content_is_named(tmp_path: Path, content: str) -> None:
+    found = digests(folder_of(tmp_path))
+    (tmp_path / "b.bin").write_text(content)
+    with pytest.raises(RunFolderError, match=r"b\.bin is not what was written there: its SHA-256 is another one"):
+        check_digests(tmp_path, found)
+    (tmp_path / "b.bin").unlink()
+    with pytest.raises(RunFolderError, match=r"b\.bin is missing"):
+        check_digests(tmp_path, found)

@@ -7,6 +7,7 @@ Nothing is pickled.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qatflow.errors import CaptureError
-from qatflow.graph.layers import tensor
+from qatflow.graph.layers import laid_out_like, tensor
 
 Description = list[Any]
 """One entry a node: its name if the base graph has the same node, else a dict."""
@@ -46,11 +47,12 @@ def rebuild(base: fx.GraphModule, description: Description, state: Mapping[str, 
                 made[entry] = graph.node_copy(known[entry], lambda source: made[source.name])
             else:
                 made[entry["name"]] = _node_from_json(graph, entry, made, known)
+        holder = _holder(base, graph, state)
     except (KeyError, AttributeError) as error:
         message = f"a stored graph does not fit the captured model: {error} is missing"
         raise CaptureError(message) from error
     graph._codegen = base.graph._codegen
-    module = fx.GraphModule(_holder(base, graph, state), graph)
+    module = fx.GraphModule(holder, graph)
     module.meta = dict(base.meta)
     module.graph.lint()
     return module
@@ -101,8 +103,16 @@ def _to_json(argument: Any) -> Any:
         return {"node": argument.name}
     if isinstance(argument, (list, tuple)):
         return [_to_json(part) for part in argument]
+    if isinstance(argument, float) and not math.isfinite(argument):
+        return {"float": repr(argument)}
     if argument is None or isinstance(argument, (bool, int, float, str)):
         return argument
+    if isinstance(argument, (torch.dtype, torch.memory_format, torch.layout)):
+        return {"torch": str(argument).removeprefix("torch.")}
+    if isinstance(argument, torch.device):
+        return {"device": str(argument)}
+    if isinstance(argument, slice):
+        return {"slice": _to_json([argument.start, argument.stop, argument.step])}
     message = f"an argument of type {type(argument).__name__} cannot be stored"
     raise CaptureError(message)
 
@@ -122,8 +132,17 @@ def _node_from_json(
 
 
 def _from_json(value: Any, made: dict[str, fx.Node]) -> Any:
-    if isinstance(value, dict):
-        return made[value["node"]]
+    match value:
+        case {"node": name}:
+            return made[name]
+        case {"float": text}:
+            return float(text)
+        case {"torch": name}:
+            return getattr(torch, name)
+        case {"device": name}:
+            return torch.device(name)
+        case {"slice": parts}:
+            return slice(*(_from_json(part, made) for part in parts))
     if isinstance(value, list):
         return [_from_json(part, made) for part in value]
     return value
@@ -139,7 +158,14 @@ def _target(name: str) -> Any:
 
 
 def _holder(base: fx.GraphModule, graph: fx.Graph, state: Mapping[str, Tensor]) -> nn.Module:
-    """Return a module with every tensor that the graph reads: parameters where `base` or the name says so."""
+    """Return a module with every tensor that the graph reads: parameters where `base` or the name says so.
+
+    Tensors lie in memory as those of `base` do, so that a network computes to the last bit what it did before it was
+    stored.
+
+    Raises:
+        KeyError: one is neither in `state` nor in `base`.
+    """
     holder = nn.Module()
     for node in graph.nodes:
         if node.op != "get_attr":
@@ -150,15 +176,23 @@ def _holder(base: fx.GraphModule, graph: fx.Graph, state: Mapping[str, Tensor]) 
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        try:
-            value = state[str(node.target)]
-        except KeyError:
-            value = tensor(base, str(node.target))
+        before = _found(base, str(node.target))
+        value = state.get(str(node.target), before)
+        if value is None:
+            raise KeyError(str(node.target))
+        value = laid_out_like(before, value)
         if value.is_floating_point() and not _is_buffer(base, str(node.target)):
-            owner.register_parameter(leaf, nn.Parameter(value.detach().clone()))
+            owner.register_parameter(leaf, nn.Parameter(value))
         else:
-            owner.register_buffer(leaf, value.detach().clone())
+            owner.register_buffer(leaf, value)
     return holder
+
+
+def _found(base: fx.GraphModule, name: str) -> Tensor | None:
+    try:
+        return tensor(base, name)
+    except (KeyError, AttributeError):
+        return None
 
 
 def _is_buffer(base: fx.GraphModule, name: str) -> bool:

@@ -91,13 +91,25 @@ def tensor(graph: fx.GraphModule, name: str) -> Tensor:
 
 
 def set_tensor(graph: fx.GraphModule, name: str, value: Tensor) -> None:
-    """Give the parameter or buffer called `name` a new value of any shape; a new name becomes a parameter."""
+    """Give the parameter or buffer called `name` a new value of any shape; a new name becomes a parameter.
+
+    A value of the old one's shape is laid out in memory as that was: kernels add up in another order otherwise, and a
+    network would differ, in the last bits, from the same one read from a file.
+    """
     owner_path, _, leaf = name.rpartition(".")
     owner = _owner(graph, owner_path)
+    value = laid_out_like(getattr(owner, leaf, None), value)
     if leaf in owner._buffers:
-        owner._buffers[leaf] = value.detach().clone()
+        owner._buffers[leaf] = value
     else:
-        setattr(owner, leaf, nn.Parameter(value.detach().clone()))
+        setattr(owner, leaf, nn.Parameter(value))
+
+
+def laid_out_like(other: Tensor | None, value: Tensor) -> Tensor:
+    """Return a copy of `value` with the strides of another tensor, contiguous where that has another shape."""
+    if other is None or other.shape != value.shape:
+        return value.detach().clone(memory_format=torch.contiguous_format)
+    return torch.empty_like(other, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value.detach())
 
 
 def add_buffer(graph: fx.GraphModule, name: str, value: Tensor) -> None:

@@ -64,9 +64,9 @@ def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candi
         RunFolderError: `study.db` is damaged.
         QatflowError: trials or workers fail, and none was finished.
     """
-    config, dumped = bench.recipe.search, bench.recipe.model_dump(mode="json", include={"qat", "search", "model"})
-    dumped["search"] = {name: value for name, value in dumped["search"].items() if name in SPACE}
-    key = key_of(start.key, dumped)
+    config, recipe = bench.recipe.search, bench.recipe
+    settings = recipe.qat.model_dump(mode="json", exclude={"when"}), config.model_dump(mode="json", include=SPACE)
+    key = key_of(start.key, bench.task.training_key(), settings, recipe.model.final_lr)
     storage = studies.open_storage(studies.storage_url(config.storage, folder))
     try:
         study = studies.open_study(storage, key, bench.task.metric.higher_is_better)

@@ -14,7 +14,7 @@ from torch import fx
 
 from qatflow.errors import RunFolderError
 from qatflow.graph.edits import describe, rebuild
-from qatflow.graph.layers import tensor
+from qatflow.graph.layers import laid_out_like, tensor
 from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
 from qatflow.store import read_json, write_atomically, write_json
@@ -66,7 +66,9 @@ def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encodin
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
         message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
-    return Network(rebuild(base, description, state), fixed, normals, goal, stored["ranges"]), tensors
+    graph = rebuild(base, description, state)
+    goal = {name: laid_out_like(tensor(graph, name), value) for name, value in goal.items()}
+    return Network(graph, fixed, normals, goal, stored["ranges"]), tensors
 
 
 def _normal(value: list[list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,6 +88,8 @@ def encoding_to_json(encoding: Encoding) -> dict[str, Any]:
         "signed": encoding.grid.signed,
         "symmetric": encoding.grid.symmetric,
         "narrow": encoding.grid.narrow,
+        "smallest_scale": encoding.grid.smallest_scale,
+        "dtype": str(encoding.scale.dtype).removeprefix("torch."),
         "axis": encoding.axis,
         "scale": encoding.scale.tolist(),
         "zero_point": encoding.zero_point.tolist(),
@@ -94,8 +98,9 @@ def encoding_to_json(encoding: Encoding) -> dict[str, Any]:
 
 def encoding_from_json(value: dict[str, Any], device: torch.device) -> Encoding:
     """Undo `encoding_to_json`."""
-    grid = Grid(value["bits"], value["signed"], value["symmetric"], value["narrow"])
-    scale, zero_point = (torch.tensor(value[name], device=device) for name in ("scale", "zero_point"))
+    grid = Grid(value["bits"], value["signed"], value["symmetric"], value["narrow"], value["smallest_scale"])
+    dtype = getattr(torch, value["dtype"])
+    scale, zero_point = (torch.tensor(value[name], dtype=dtype, device=device) for name in ("scale", "zero_point"))
     return Encoding(grid, scale, zero_point, value["axis"])
 
 

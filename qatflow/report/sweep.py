@@ -18,9 +18,10 @@ from qatflow.errors import RunFolderError
 from qatflow.report import numbers, wording
 from qatflow.report.charts import Bar, RowChart, drop_charts, tone_of
 from qatflow.report.html import page, relative_href
+from qatflow.report.read import read_result
 from qatflow.report.recipe_keys import differing, flatten
 from qatflow.report.tables import Columns
-from qatflow.report.write import csv, read_result, read_text
+from qatflow.report.write import csv, read_text
 from qatflow.result import RunResult
 from qatflow.store import write_text
 

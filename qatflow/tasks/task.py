@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError, Mistake, RecipeError
+from qatflow.graph.fingerprint import graph_fingerprint
 from qatflow.recipe import Recipe
 from qatflow.result import Part
-from qatflow.store import key_of
+from qatflow.store import code_version, key_of
+from qatflow.tasks.code import code_fingerprint
 from qatflow.tasks.data import Batch, Batches, Samples, Splits, batches, load_data
+from qatflow.tasks.evaluation_data import random_sentence
+from qatflow.tasks.factory import load_factory
+from qatflow.tasks.fingerprint import calibration_fingerprint, form_of, is_random
 from qatflow.tasks.metrics import Metric, load_metric
 from qatflow.tasks.models import load_model
 from qatflow.tasks.splits import with_validation
+
+COMPUTING = ("graph", "quant", "steps", "tasks", "bench.py", "judgement.py")
+"""What of qatflow's own code a candidate's figures depend on."""
+READING = {"name", "factory", "kwargs", "workers"}
+"""Keys of `data` that do not say what is made of the samples: these count by what they are."""
+OTHER_LOOKS = (32,)
+"""Numbers of calibration samples that steps take whatever the recipe says: `steps.chain_trial`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,6 @@ class Task:
         splits: the parts of the data.
         metric: what the gate looks at.
         device: where everything runs.
-        fingerprint: hash of the weights, of samples of every part, and of the metric.
         trust: packages that factories may come from, besides the well-known ones.
     """
 
@@ -39,7 +50,6 @@ class Task:
     splits: Splits
     metric: Metric
     device: torch.device
-    fingerprint: str
     trust: tuple[str, ...] = ()
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -64,9 +74,13 @@ class Task:
 
     def part(self, name: Part) -> Iterable[Batch]:
         """Return a part that candidates are measured on, in a fixed order."""
-        samples = self.splits.test if name == "test" else self.splits.validation
-        assert samples is not None
-        return batches(samples, self.recipe.data)
+        return batches(self.evaluation_parts[name], self.recipe.data)
+
+    @property
+    def evaluation_parts(self) -> dict[str, Samples]:
+        """The parts that candidates are measured on."""
+        chosen = {} if self.splits.validation is None else {"validation": self.splits.validation}
+        return {**chosen, "test": self.splits.test}
 
     def test(self) -> Iterable[Batch]:
         """Return the evaluation part in a fixed order."""
@@ -109,6 +123,55 @@ class Task:
         _, taken = with_validation(self.splits)
         return f"the data has no validation part: QAT takes every tenth training sample for it, {taken} in all"
 
+    def key(self, graph: fx.GraphModule, tell: Callable[[str], None] = lambda text: None) -> str:
+        """Return a hash of all that a candidate's figures depend on, but for its steps and the evaluation data.
+
+        That is the captured graph with its weights, every calibration sample that is used, the metric's code, the
+        settings, the versions of libraries that compute, and qatflow's own code.
+
+        Args:
+            graph: the captured model.
+            tell: called with what a user should know.
+        """
+        calibration, data, recipe = self.splits.calibration, self.recipe.data, self.recipe
+        if is_random(calibration, data, labels=False):
+            tell(random_sentence("calibration"))
+            samples = form_of(calibration, data)
+        else:
+            samples = calibration_fingerprint(calibration, self.calibration_limits(), data)
+        return key_of(
+            code_version(*COMPUTING),
+            _versions("torch", "numpy"),
+            graph_fingerprint(graph),
+            samples,
+            factory_fingerprint(recipe.gate.metric, self.trust),
+            recipe.model_dump(mode="json", include={"precision", "target", "calibration", "seed"}),
+            recipe.gate.model_dump(mode="json", include={"metric", "metric_kwargs", "direction"}),
+            data.model_dump(mode="json", exclude=READING),
+        )
+
+    def calibration_limits(self) -> set[int]:
+        """Return the numbers of calibration samples that the run's parts take at most."""
+        steps = {step.samples for step in self.recipe.steps.values() if hasattr(step, "samples")}
+        return {self.recipe.calibration.samples, *OTHER_LOOKS, *steps}
+
+    def training_key(self) -> str:
+        """Return a hash of what training depends on besides its settings and where it starts.
+
+        That is the code of the loss and the optimizer, the libraries, and qatflow's own code. Of the training part only
+        length and form count: augmentation may draw other numbers in every process.
+
+        Raises:
+            DataError: there is no training part.
+        """
+        train, qat = self._training_parts()[0], self.recipe.qat
+        return key_of(
+            code_version("qat"),
+            _versions("optuna", "lightning-fabric"),
+            [factory_fingerprint(one, (*self.trust, "torch")) for one in (qat.loss, qat.optimizer)],
+            form_of(train, self.recipe.data),
+        )
+
     def _training_parts(self) -> tuple[Samples, Samples]:
         if self.splits.train is None:
             message = (
@@ -136,7 +199,7 @@ def load_task(recipe: Recipe, trust: tuple[str, ...] = ()) -> Task:
     splits = load_data(recipe.data, trust)
     model = load_model(recipe.model, trust).to(device)
     metric = load_metric(recipe.gate, trust, recipe.data.ignore_index)
-    return Task(recipe, model, splits, metric, device, _fingerprint(recipe, model, splits), trust)
+    return Task(recipe, model, splits, metric, device, trust)
 
 
 def choose_device(name: str) -> torch.device:
@@ -152,25 +215,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _fingerprint(recipe: Recipe, model: nn.Module, splits: Splits) -> str:
-    """Hash the weights whole, and of every part of the data its length and first, middle and last sample."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(_bytes(value))
-    for part in ("train", "validation", "calibration", "test"):
-        samples: Samples | None = getattr(splits, part)
-        if samples is None:
-            continue
-        size = len(samples)
-        digest.update(f"{part}:{size}".encode())
-        for index in sorted({0, size // 2, size - 1}):
-            for leaf in pytree.tree_leaves(samples[index]):
-                digest.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
-    sections = recipe.model_dump(mode="json", include={"model", "data"})
-    return key_of(digest.hexdigest(), sections, recipe.gate.metric, recipe.gate.metric_kwargs)
+def factory_fingerprint(name: str, trust: tuple[str, ...]) -> str:
+    """Return a hash of the code behind `package.module:function`; empty for a name of ours.
+
+    Raises:
+        RecipeError: it is not trusted or not there.
+    """
+    return code_fingerprint(load_factory(name, trust)) if ":" in name else ""
 
 
-def _bytes(value: Tensor) -> bytes:
-    flat = value.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+def _versions(*packages: str) -> dict[str, str]:
+    return {package: metadata.version(package) for package in packages}
