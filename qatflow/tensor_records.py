@@ -8,7 +8,7 @@ from torch import Tensor
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate
 from qatflow.graph.layers import tensor
-from qatflow.graph.observe import observe
+from qatflow.graph.padding import observe_real
 from qatflow.quant.grid import Encoding
 from qatflow.quant.placement import Point
 from qatflow.quant.saved import finite
@@ -53,7 +53,7 @@ def _activation_powers(bench: Bench, candidate: Candidate, points: dict[str, Poi
         power = _power(value, candidate.encodings[node.name])
         powers[node.name] = powers[node.name] + power if node.name in powers else power
 
-    observe(graph, chosen, bench.task.calibration_inputs(SAMPLES), see)
+    observe_real(graph, chosen, bench.task.calibration_inputs(SAMPLES), see)
     return powers
 
 

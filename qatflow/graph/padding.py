@@ -9,7 +9,7 @@ positions (`graph.meta["positions"]`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
-from qatflow.graph.observe import flat_inputs
+from qatflow.graph.observe import flat_inputs, observe
 from qatflow.graph.twice import run_twice, same
 from qatflow.recipe import ATTENTION_MASK
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Padding:
 
     mask: Tensor
     positions: tuple[int | None, ...]
+
+    @property
+    def of_inputs_only(self) -> bool:
+        """Whether no output has positions: a sentence's class, say."""
+        return all(dim is None for dim in self.positions)
 
     def real(self, leaf: int, value: Tensor) -> Tensor | None:
         """Return which elements of an output are real, broadcastable to its shape; None where all are."""
@@ -76,6 +83,20 @@ def real_positions(x: Tensor, mask: Tensor | None) -> Tensor | None:
     None where all count, or where the tensor has no such dimensions.
     """
     return mask if mask is not None and x.dim() > 2 and x.shape[:2] == mask.shape else None
+
+
+def observe_real(
+    graph: fx.GraphModule, nodes: Collection[fx.Node], inputs: Iterable[Inputs], see: Callable[[fx.Node, Tensor], None]
+) -> None:
+    """As `observe`, with the real positions alone of values `[n, T, ...]`, which come as `[1, positions, ...]`."""
+    for args, kwargs in inputs:
+        mask = mask_of(graph, args, kwargs)
+
+        def see_real(node: fx.Node, value: Tensor, mask: Tensor | None = mask) -> None:
+            real = real_positions(value, mask)
+            see(node, value if real is None else value[real][None])
+
+        observe(graph, nodes, [(args, kwargs)], see_real)
 
 
 def note_mask(

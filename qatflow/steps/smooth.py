@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from qatflow.graph.layers import Layer, set_tensor, shared_parameters, tensor, weighted_layers
-from qatflow.graph.observe import observe
 from qatflow.graph.ops import argument, kind
+from qatflow.graph.padding import observe_real
 from qatflow.graph.surgery import finish
 from qatflow.quant.network import Network
 from qatflow.result import Note
@@ -113,5 +113,5 @@ def _reach(graph: fx.GraphModule, norms: list[fx.Node], context: StepContext) ->
         largest = value.detach().abs().flatten(0, -2).amax(0).double()
         found[node] = torch.maximum(found[node], largest) if node in found else largest
 
-    observe(graph, norms, context.inputs(context.calibration.samples), see)
+    observe_real(graph, norms, context.inputs(context.calibration.samples), see)
     return {node: value.clamp(min=SMALLEST) for node, value in found.items()}

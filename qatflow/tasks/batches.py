@@ -44,8 +44,8 @@ class Batch:
         target: what the data says is right: a tensor `[size, ...]`, or tuples, lists and dicts of them; None where
             there are no labels.
         size: how many samples.
-        mask: true where a position is real and not padding, shape `[size, T]`; None where all are, or where the model
-            has not been asked which input says so.
+        mask: true where a position is real and not padding, shape `[size, T]`; None where all are, where no output
+            of the model has positions, or where the model has not been asked which input says so.
     """
 
     args: tuple[Tensor, ...]

@@ -82,7 +82,7 @@ class Evaluator:
         for index, cpu_batch in enumerate(self.batches()):
             batch = cpu_batch.to(self.device)
             padding = padding_of(self.fp32, batch.args, batch.kwargs)
-            batch = replace(batch, mask=None if padding is None else padding.mask)
+            batch = replace(batch, mask=None if padding is None or padding.of_inputs_only else padding.mask)
             reference = self._reference(index, batch)
             outputs = reference if model is self.fp32 else model(*batch.args, **batch.kwargs)
             sqnr = sqnr or OutputSqnr(self._parts(reference))

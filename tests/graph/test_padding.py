@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from qatflow.errors import DataError
 from qatflow.graph.capture import capture
 from qatflow.graph.edits import describe, rebuild
-from qatflow.graph.padding import Padding, mask_of, padding_of, real_positions
+from qatflow.graph.observe import observe
+from qatflow.graph.padding import Padding, mask_of, observe_real, padding_of, real_positions
 from qatflow.quant.network import Network, copy_graph
 from qatflow.quant.prepare import prepare
 from qatflow.quant.simulation import Simulation
@@ -108,3 +109,16 @@ def test_real_positions_of_tensors_inside_a_model() -> None:
     assert real_positions(torch.zeros(2, 2), mask) is None
     assert real_positions(torch.zeros(2, 7, 2), mask) is None
     assert real_positions(torch.zeros(2, 2, 7), None) is None
+
+
+def test_observing_real_positions_shows_no_others() -> None:
+    ids, mask = batch(4)
+    graph = capture(encoder(), (ids, mask))
+    nodes = {node.name: node for node in graph.graph.nodes}
+    chosen = [nodes["layer_norm"], nodes["sum_2"]]
+    real: list[Tensor] = []
+    every: list[Tensor] = []
+    observe_real(graph, chosen, [((ids, mask), {})], lambda node, value: real.append(value))
+    observe(graph, chosen, [((ids, mask), {})], lambda node, value: every.append(value))
+    assert torch.equal(real[0], every[0][mask != 0][None])
+    assert torch.equal(real[1], every[1])
