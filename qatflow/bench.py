@@ -274,7 +274,7 @@ class Bench:
             write_json(path, {"key": self.key, "looks": looks})
         return looks.index(key) + 1
 
-    def judged(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:
+    def deployed(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:
         """Judge what the winner's exported file measured: no further chance to pass, and so no further look."""
         work = Work("deployed", "deployed", winner.work.steps, {"of": winner.work.id}, seconds)
         return self._record(work, evaluation, self.testing, self.judge(winner).look)

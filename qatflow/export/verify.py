@@ -58,7 +58,7 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         model = PteModel(exported.path, exported.signature)
     watched = _Watched(model, exported.simulation, bench.base.graph)
     evaluation = bench.testing.evaluator.evaluate(watched)
-    record = bench.judged(evaluation, winner, time.perf_counter() - started)
+    record = bench.deployed(evaluation, winner, time.perf_counter() - started)
     differences = _differences(bench, exported, own_runtime) if is_onnx else []
     found = Verification(
         file=f"export/{exported.path.name}",
@@ -91,7 +91,7 @@ class _Watched:
         padding = padding_of(self.fp32, args, kwargs)
         self.sqnr.add(part_powers(self.sqnr.parts, wanted, got, padding))
         scores = logits(wanted)
-        if scores.dim() < 2 or scores.shape[1] < 2 or not scores.is_floating_point():
+        if scores.dim() < 2 or scores.dim() == 3 or scores.shape[1] < 2 or not scores.is_floating_point():
             self.classes = False
         else:
             same = scores.argmax(1) == logits(got).argmax(1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from qatflow.graph.chains import out_channels
 from qatflow.graph.columns import columns, patches, per_row, weight_from_rows, weight_rows
 from qatflow.graph.layers import Layer, set_tensor, shared_parameters, tensor, weighted_layers
+from qatflow.graph.padding import mask_of, real_positions
 from qatflow.graph.surgery import finish, give_bias
 from qatflow.quant.grid import Encoding
 from qatflow.quant.moments import Collector, Moments
@@ -117,7 +118,8 @@ def reconstruct(
         network = with_biases(network)
     simulation = Simulation(network, context.target, context.precision)
     simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
-    work = _Reconstruction(simulation, solve)
+    inputs = list(context.inputs(samples))
+    work = _Reconstruction(simulation, solve, [mask_of(network.graph, *one) for one in inputs])
     layers = weighted_layers(network.graph)
     done = context.progress.track(layers, f"{name}: layers", len(layers))
 
@@ -126,7 +128,7 @@ def reconstruct(
         with torch.no_grad():
             work.visit(layer, floats, quantized)
 
-    walk(simulation, context.inputs(samples), visit)
+    walk(simulation, inputs, visit)
     next(done, None)
     return network.fitted(work.changed, work.encodings)
 
@@ -145,9 +147,10 @@ def with_biases(network: Network) -> Network:
 class _Reconstruction:
     """The state of one walk: solves every quantized layer once."""
 
-    def __init__(self, simulation: Simulation, solve: Solve) -> None:
+    def __init__(self, simulation: Simulation, solve: Solve, masks: list[Tensor | None]) -> None:
         self.simulation = simulation
         self.solve = solve
+        self.masks = masks
         self.network = simulation.network
         self.graph = simulation.network.graph
         self.points = {point.parameter: point for point in simulation.placement.points if point.parameter}
@@ -163,7 +166,7 @@ class _Reconstruction:
         quantizer = self.simulation.quantizer(point.tensor)
         assert isinstance(quantizer, WeightQuantizer)
         weight, start = self.network.fp32(layer.weight), tensor(self.graph, layer.weight).detach()
-        fit, held = _moments(layer, weight, floats, quantized)
+        fit, held = _moments(layer, weight, floats, quantized, self.masks)
         encoding = quantizer.encoding_of(start)
         moved = self._moved_bias(layer, fit.output)
         solution = self.solve(Problem(layer, weight, start, encoding, moved, fit, held))
@@ -188,18 +191,26 @@ class _Reconstruction:
         set_tensor(self.simulation.model, name, value)
 
 
-def _moments(layer: Layer, weight: Tensor, floats: Chunks, quantized: Chunks) -> tuple[Moments, Moments]:
-    """Return moments over the samples to fit to, and over those held out; the same where there are too few."""
+def _moments(
+    layer: Layer, weight: Tensor, floats: Chunks, quantized: Chunks, masks: list[Tensor | None]
+) -> tuple[Moments, Moments]:
+    """Return moments over the samples to fit to, and over those held out; the same where there are too few.
+
+    Padded positions of a batch, where its mask is false, do not count.
+    """
     rows, how = weight_rows(weight, layer), patches(layer, weight)
     collectors = Collector(rows), Collector(rows)
     samples = sum(len(chunk) for chunk in floats)
     positions = -(-max(FEWEST_COLUMNS, COLUMNS_PER_UNKNOWN * rows.shape[2]) // samples)
     seen = 0
-    for number, (x, y) in enumerate(zip(floats, quantized, strict=True)):
-        both = [columns(one, how, positions, seed=number) for one in (x, y)]
+    for number, (x, y, mask) in enumerate(zip(floats, quantized, masks, strict=True)):
         held = torch.arange(seen, seen + len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
+        seen += len(x)
+        real = real_positions(x, mask) if layer.kind == "linear" else None
+        if real is not None:
+            x, y, held = x[real], y[real], held[:, None].expand_as(real)[real]
+        both = [columns(one, how, positions, seed=number) for one in (x, y)]
         for collector, chosen in zip(collectors, (~held, held), strict=True):
             collector.add(*(one[:, chosen] for one in both))
-        seen += len(x)
     fit = collectors[0].moments()
     return fit, collectors[1].moments() if seen >= HELD_OUT else fit

@@ -17,6 +17,7 @@ from qatflow.quant.saved import load, save
 from qatflow.recipe import Calibration, Precision
 from qatflow.step_configs import FITTING, STEP_CONFIGS
 from qatflow.steps.context import StepContext
+from tests.graph.padded import batch, encoder
 from tests.networks import inverted_residuals
 
 TARGET = TARGETS["onnxruntime"]
@@ -140,3 +141,19 @@ def test_reestimated_statistics_are_no_goal() -> None:
     with torch.no_grad():
         assert not torch.equal(network.graph(x), base.graph(x))
         assert torch.equal(network.fp32_graph(x), base.graph(x))
+
+
+def test_what_stands_at_padded_positions_is_not_fitted_to() -> None:
+    def rounded(filling: int) -> Network:
+        ids, mask = batch(24)
+        ids = torch.where(mask != 0, ids, filling)
+        base = Network(prepare(capture(encoder(), (ids[:2], mask[:2])), TARGET))
+        told = replace(context(), inputs=lambda limit: [((ids, mask), {})])
+        return STEPS["adaround"](base, STEP_CONFIGS["adaround"](), told)[0]
+
+    one, other = rounded(0), rounded(3)
+    assert one.encodings.keys() == other.encodings.keys()
+    for name, encoding in one.encodings.items():
+        torch.testing.assert_close(other.encodings[name].scale, encoding.scale, rtol=1e-2, atol=0)
+        integers = [encoding.quantize(net.graph.get_parameter(name)) for net in (one, other)]
+        assert float((integers[0] != integers[1]).float().mean()) < 0.05
