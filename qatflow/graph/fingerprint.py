@@ -29,7 +29,8 @@ def graph_fingerprint(graph: fx.GraphModule) -> str:
         if node.op == "call_module":
             for name, value in graph.get_submodule(str(node.target)).state_dict().items():
                 digest.update(f"{name} {tensor_fingerprint(value)}".encode())
-    digest.update(plain_text(getattr(graph.graph._codegen, "pytree_info", None)).encode())
+    padding = graph.meta.get("mask"), graph.meta.get("positions")
+    digest.update(plain_text((getattr(graph.graph._codegen, "pytree_info", None), padding)).encode())
     return digest.hexdigest()
 
 
