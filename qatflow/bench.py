@@ -28,7 +28,7 @@ from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.result import CandidateRecord, GateRecord, OutputRecord, Part, Verdict
 from qatflow.steps.context import StepContext
-from qatflow.store import key_of, read_json, write_json
+from qatflow.store import key_of, read_usable, write_json
 from qatflow.tasks.evaluate import Evaluation, Evaluator
 from qatflow.tasks.evaluation_data import EvaluationData
 from qatflow.tasks.fitting import with_fitted_metric
@@ -267,8 +267,8 @@ class Bench:
         Where candidates are chosen on the test part, every one that was measured is a look.
         """
         path = self.run_folder / "looks.json"
-        stored = read_json(path) if path.exists() else {}
-        looks = list(stored["looks"]) if stored.get("key") == self.key else []
+        stored = found if isinstance(found := read_usable(path, self.progress.note), dict) else {}
+        looks = list(stored.get("looks", ())) if stored.get("key") == self.key else []
         if key not in looks:
             looks.append(key)
             write_json(path, {"key": self.key, "looks": looks})

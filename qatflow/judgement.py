@@ -25,7 +25,7 @@ from qatflow.quant.saved import finite
 from qatflow.quant.simulation import METHODS, Inputs, Simulation
 from qatflow.recipe import LayerPrecision, Precision
 from qatflow.result import Judgement
-from qatflow.store import key_of, read_json, write_json
+from qatflow.store import key_of, read_usable, write_json
 
 SIXTEEN_BITS = (1, 2, 4, 8)
 """How many layers get 16-bit activations, one try after the other."""
@@ -40,10 +40,9 @@ def judge(bench: Bench, kept: Candidate) -> Judgement:
     """
     path = bench.run_folder / "activations_only.json"
     key = key_of(kept.key, "activations only", bench.recipe.gate.model_dump(mode="json"))
-    if path.exists():
-        stored = read_json(path)
-        if stored.get("key") == key:
-            return Judgement.model_validate(stored["judgement"])
+    stored = read_usable(path, bench.progress.note)
+    if isinstance(stored, dict) and stored.get("key") == key:
+        return Judgement.model_validate(stored["judgement"])
     bench.progress.stage("activations only: weights in float, to see what rounding them can reach")
     judgement = _Judge(bench, kept.network.unfitted()).run()
     write_json(path, {"key": key, "judgement": judgement.model_dump(mode="json")})

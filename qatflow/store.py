@@ -72,6 +72,17 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(message) from error
 
 
+def read_usable(path: Path, note: Callable[[str], None]) -> Any:
+    """Return what a JSON file holds; None where there is none, or where it is damaged, which `note` is told."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except RunFolderError as error:
+        note(f"{error}; it is made anew")
+        return None
+
+
 def key_of(*parts: Any) -> str:
     """Return a hash of JSON-able parts: the same parts give the same key in every process."""
     text = json.dumps(parts, sort_keys=True, default=str)

@@ -83,6 +83,16 @@ def test_another_gate_is_decided_anew_with_interval_and_all(climbed: tuple[RunRe
     assert "verdict" not in json.dumps(files), "what is stored is what was measured"
 
 
+def test_a_damaged_count_of_looks_is_told_and_made_anew(climbed: tuple[RunResult, Path]) -> None:
+    result, folder = climbed
+    for name in ("looks.json", "activations_only.json"):
+        (folder / name).write_text("{")
+    again = run(folder)
+    assert looks(again)[0].look == 1
+    assert (again.status, again.verdict) == ("finished", result.verdict)
+    assert "looks.json is damaged" in (folder / "log.txt").read_text()
+
+
 def test_without_a_validation_part_the_verdict_says_so(tmp_path: Path) -> None:
     result = run(tmp_path / "run", "parts", {"validation": False}, gate={"max_drop": 0.6})
     assert result.gate.chosen_on == "test"
