@@ -89,13 +89,18 @@ def badge(candidate: CandidateRecord) -> str:
 
 def standing(candidate: CandidateRecord) -> str:
     """Return whether later rungs build on a candidate; empty where the question does not arise."""
-    if candidate.stage != "ptq":
+    if candidate.stage != "ptq" or candidate.look is not None:
         return ""
     return "kept" if candidate.kept else "left out"
 
 
 def remark(candidate: CandidateRecord) -> str:
-    """Return why a candidate was left out and whether it was measured earlier; empty where there is nothing to say."""
+    """Return why a candidate was left out and whether it was measured earlier; of one that was judged, the verdict.
+
+    Empty where there is nothing to say.
+    """
+    if candidate.look is not None:
+        return candidate.sentence
     resumed = "taken from an earlier start" if candidate.resumed else ""
     return "; ".join(filter(None, (candidate.reason, resumed)))
 
