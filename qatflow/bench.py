@@ -140,6 +140,7 @@ class Bench:
             higher_is_better=self.task.metric.higher_is_better,
             max_drop=finite(allowed_drop(gate, testing.fp32.value)),
             max_drop_text=str(gate.drop_limit or ""),
+            max_drop_share=gate.drop_limit.amount if gate.drop_limit and gate.drop_limit.relative else None,
             worst_value=gate.worst_value,
             strict=gate.strict,
             confidence=gate.confidence,

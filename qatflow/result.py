@@ -61,6 +61,8 @@ class GateRecord(Record):
     null where only the value counts."""
     max_drop_text: str
     """As the recipe has it, `0.01` or `1%`; empty where there is none."""
+    max_drop_share: float | None = None
+    """The allowed drop as a share of FP32, where the recipe has one."""
     worst_value: float | None = None
     """The least value that passes, the largest where lower is better; null where only the drop counts."""
     strict: bool
@@ -76,8 +78,7 @@ class GateRecord(Record):
     def limit(self, fp32: float) -> float | None:
         """Return the worst value that passes beside FP32's `fp32` on the same samples; null where any does."""
         sign = 1.0 if self.higher_is_better else -1.0
-        share = self.max_drop_text.removesuffix("%")
-        drop = self.max_drop if share == self.max_drop_text else float(share) / 100 * abs(fp32)
+        drop = self.max_drop if self.max_drop_share is None else self.max_drop_share * abs(fp32)
         bounds = [None if drop is None else fp32 - sign * drop, self.worst_value]
         return max((one for one in bounds if one is not None), key=lambda bound: sign * bound, default=None)
 

@@ -13,7 +13,9 @@ from qatflow.report.write import TABLES, csv
 from qatflow.result import RunResult
 
 GOLDEN = Path(__file__).parent / "golden"
-RESULT_COLUMNS = "candidate stage metric value fp32 drop drop_low drop_high verdict sqnr_db kept seconds"
+RESULT_COLUMNS = (
+    "candidate stage part look metric value fp32 drop drop_low drop_high lost gained verdict sqnr_db kept seconds"
+)
 LAYER_COLUMNS = (
     "layer tensor kind bits signed symmetric channels scale_min scale_max range_min range_max zero_point sqnr_db"
 )
