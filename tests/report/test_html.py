@@ -13,6 +13,7 @@ from qatflow.result import (
     FloatLayer,
     FloatTensor,
     LatencyRecord,
+    OutputRecord,
     RunResult,
     TensorDifference,
     TensorRecord,
@@ -342,3 +343,45 @@ def test_relative_href() -> None:
 
 def test_flat_items() -> None:
     assert list(flat_items({"a": {"b": 1}, "c": ["x", "y"], "d": None})) == [("a.b", "1"), ("c", "x y"), ("d", "–")]
+
+
+def two_parts(run: RunResult, **judged: object) -> RunResult:
+    """Return a run whose rungs were chosen on validation and whose winner was judged on test, at the second look."""
+    gate = run.gate.model_copy(update={"chosen_on": "validation", "chosen_samples": 150})
+    rows = [one.model_copy(update={"part": "validation", "samples": 150}) for one in run.candidates]
+    winner = next(one for one in rows if one.id == run.best)
+    values = {"part": "test", "look": 2, "confidence": 0.975, "lost": 3, "gained": 1, "sentence": "3 lost, 1 gained."}
+    row = winner.model_copy(update={**values, "value": 0.9801, "fp32": 0.9859, **judged})
+    return run.model_copy(update={"gate": gate, "candidates": (*rows, row), "looks": 2})
+
+
+def test_what_was_chosen_and_what_was_judged_stand_apart(met_run: RunResult) -> None:
+    page = render(two_parts(met_run), "", {})
+    assert page.index("Chosen on validation") < page.index("Judged on test") < page.index("Judged on the test part")
+    assert "chosen on 150 validation samples, judged on 540 test samples" in page
+    assert "3 / 1" in page
+    assert "look 2" in page
+    assert "97.5 %" in page
+    assert page.count("3 lost, 1 gained.") == 2, "in the headline and beside the row"
+    assert "Looks at test" in page
+
+
+def test_what_is_not_judged_yet_has_no_verdict(met_run: RunResult) -> None:
+    run = two_parts(met_run)
+    page = render(run.model_copy(update={"candidates": run.candidates[:-1], "passed": False}), "", {})
+    assert "Not judged yet" in page
+    assert "Gate met" not in page
+
+
+def test_every_output_is_shown_where_there_are_several(met_run: RunResult) -> None:
+    outputs = (OutputRecord(name="output[:, 0:4] (box)", sqnr_db=31.5), OutputRecord(name="scores", sqnr_db=1.25))
+    page = render(two_parts(met_run, outputs=outputs), "", {})
+    assert "output[:, 0:4] (box)" in page
+    assert "31.5" in page
+    assert 'id="outputs"' not in render(two_parts(met_run, outputs=outputs[:1]), "", {})
+
+
+def test_training_that_failed_is_told_beside_the_verdict(met_run: RunResult) -> None:
+    page = render(met_run.model_copy(update={"training_error": "boxes <b>without</b> an area"}), "", {})
+    assert "boxes &lt;b&gt;without&lt;/b&gt; an area" in page
+    assert "what the ladder found was shipped" in page
