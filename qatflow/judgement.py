@@ -19,16 +19,21 @@ from qatflow.bench import Bench
 from qatflow.candidates import Candidate
 from qatflow.errors import RecipeError
 from qatflow.gate import Decision, decide, meets
+from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.layer_precision import layer_paths
 from qatflow.quant.network import Method, Network
+from qatflow.quant.placement import Point
+from qatflow.quant.quantizer import ActivationQuantizer
 from qatflow.quant.saved import finite
-from qatflow.quant.simulation import METHODS, Inputs, Simulation
+from qatflow.quant.simulation import Inputs, Simulation
 from qatflow.recipe import LayerPrecision, Precision
 from qatflow.result import Judgement
 from qatflow.store import key_of, read_usable, write_json
 
 SIXTEEN_BITS = (1, 2, 4, 8)
 """How many layers get 16-bit activations, one try after the other."""
+TRIED: tuple[Method, ...] = ("sqnr", "minmax", "percentile")
+"""Ways to find ranges that are looked at: entropy takes most of the time, and is seldom the best."""
 SAMPLES = 8
 """Calibration samples on which the layers are ranked."""
 
@@ -58,14 +63,16 @@ class _Judge:
         self.precision = bench.recipe.precision
         self.calibration = network.calibration(bench.recipe.calibration)
         self.few: list[Inputs] = []
+        self.found: dict[tuple[Method, str, Grid], Encoding] = {}
         self.simulation = self._simulation(self.precision)
         self.histograms = self.simulation.observe(self._inputs(self.calibration.samples), self.few)
 
     def run(self) -> Judgement:
         """Return the judgement."""
-        closeness = {one: self._closeness(one) for one in METHODS}
+        stated = self.calibration.activations
+        closeness = {one: self._closeness(one) for one in (*TRIED, *(() if stated in (*TRIED, "auto") else (stated,)))}
         best = max(closeness, key=closeness.__getitem__)
-        own = best if self.calibration.activations == "auto" else self.calibration.activations
+        own = best if stated == "auto" else stated
         first, sqnr = self._measure(self.simulation, own)
         judgement = Judgement(
             drop=finite(first.drop),
@@ -94,8 +101,20 @@ class _Judge:
         return simulation
 
     def _settle(self, simulation: Simulation, method: Method) -> None:
-        calibration = self.calibration.model_copy(update={"activations": method})
-        simulation.settle_activations(self.histograms, calibration)
+        """Take the ranges that one method finds; what it has found before for a tensor and a grid is not looked for."""
+        points = [one for one in simulation.placement.points if one.parameter is None and one.shares is None]
+        if any(point.tensor not in self.histograms for point in points):
+            self.histograms |= simulation.observe(self._inputs(self.calibration.samples))
+        missing = {}
+        for point in points:
+            found = self.found.get((method, point.tensor, point.grid))
+            if found is None:
+                missing[point.tensor] = self.histograms[point.tensor]
+            else:
+                _activation(simulation, point).encoding = found
+        simulation.settle_activations(missing, self.calibration.model_copy(update={"activations": method}))
+        for point in points:
+            self.found[method, point.tensor, point.grid] = _activation(simulation, point).encoding
 
     def _closeness(self, method: Method) -> float:
         """Return the SQNR of the outputs on a few calibration samples, in dB, with ranges by one method."""
@@ -152,3 +171,9 @@ class _Judge:
         for one in quantizers:
             one.enabled = True
         return sorted(costs, key=costs.__getitem__)
+
+
+def _activation(simulation: Simulation, point: Point) -> ActivationQuantizer:
+    quantizer = simulation.quantizer(point.tensor)
+    assert isinstance(quantizer, ActivationQuantizer)
+    return quantizer

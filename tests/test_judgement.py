@@ -1,5 +1,6 @@
-"""Activations judged alone: what is told, what is skipped, and what is found again."""
+"""Activations judged alone: what is told, what is climbed for it, and what is found again."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def digits(**changes: object) -> Recipe:
         "steps": {"fold_batch_norms": {}, "search_scales": {"samples": 64}, "adaround": {"samples": 64}},
         "gate": {"max_drop": 0.01},
         "qat": {"when": "never"},
+        "export": {"verify": False, "onnx": False},
         "report": {"html": True},
     }
     return Recipe(**{**base, **changes})
@@ -50,12 +52,11 @@ def test_activations_that_miss_the_gate_are_told_with_what_would_help(hopeless) 
     assert "range-learning QAT" in judgement.sentence
 
 
-def test_rounding_is_not_climbed_then_and_the_rung_says_why(hopeless) -> None:
+def test_no_rung_is_skipped_for_it(hopeless) -> None:
+    rungs = {one.id: one for one in hopeless[0].candidates if one.look is None}
     for name in ("search_scales", "adaround"):
-        (rung,) = [one for one in hopeless[0].candidates if one.id == name]
-        assert not rung.kept
-        assert "activations alone" in rung.reason
-        assert "error_share" not in rung.notes
+        assert "error_share" in rungs[name].notes
+    assert hopeless[0].winner.value >= hopeless[0].candidates[1].value
 
 
 def test_a_second_start_finds_the_judgement_again(hopeless, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +78,46 @@ def test_the_layers_that_are_named_do_meet_the_gate_with_16_bits(tmp_path: Path)
     assert better.passed
 
 
+def test_better_ranges_are_climbed_as_a_rung_before_rounding(tmp_path: Path) -> None:
+    """Ranges that cut off a fifth of all values lose the digits; those of least error meet the gate at once."""
+    clipped = {"samples": 64, "activations": "percentile", "percentile": 90}
+    recipe = digits(calibration=clipped, precision={"weights": 8, "activations": 8})
+    result = qatflow.run(recipe, tmp_path / "run")
+    rungs = {one.id: one for one in result.candidates if one.look is None}
+    judgement = result.activations_only
+    assert not rungs["fold_batch_norms"].passed
+    assert not judgement.passed
+    name = f"ranges_{judgement.calibration}"
+    assert judgement.calibration in ("sqnr", "minmax")
+    assert rungs[name].passed
+    assert rungs[name].kept
+    assert rungs[name].steps == ("fold_batch_norms", name)
+    assert (result.best, result.passed) == (name, True)
+    assert "adaround" not in rungs, "the gate is met before anything is rounded"
+    again = qatflow.run(recipe, tmp_path / "run")
+    assert {one.id: one.resumed for one in again.candidates if one.look is None}[name]
+    stored = json.loads((tmp_path / "run" / "candidates" / name / "encodings.json").read_text())
+    assert stored["ranges"] == judgement.calibration
+
+
+def test_what_is_judged_is_the_network_before_anything_was_fitted(tmp_path: Path) -> None:
+    """Biases corrected for rounded weights are wrong beside float ones, and would make activations look hopeless."""
+
+    def judged(*steps: str) -> Judgement:
+        every = {name: {"samples": 64} for name in (*steps, "adaround")}
+        recipe = digits(
+            precision={"weights": 3, "activations": 8, "per_channel": False},
+            steps={"fold_batch_norms": {}, **every},
+        )
+        found = qatflow.run(recipe, tmp_path / ("-".join(steps) or "none")).activations_only
+        assert found is not None
+        return found
+
+    corrected, alone = judged("correct_bias"), judged()
+    assert corrected.drop == alone.drop
+    assert corrected.sqnr_db == pytest.approx(alone.sqnr_db, abs=0.5)
+
+
 def test_it_can_be_turned_off(tmp_path: Path) -> None:
     precision = {"weights": 8, "activations": 2}
     result = qatflow.run(digits(precision=precision, ladder={"judge": False}), tmp_path / "run")
@@ -88,9 +129,9 @@ def test_sentences_name_the_way_out() -> None:
     missed = Judgement(drop=0.2, drop_low=0.1, passed=False, hopeless=True, sqnr_db=3.0)
     assert "calibration" not in missed.sentence
     better = missed.model_copy(update={"calibration": "minmax", "calibration_drop": 0.05})
-    assert "calibration.activations=minmax would lower the drop to 0.05" in better.sentence
+    assert "calibration.activations=minmax, which is climbed next, they would have a drop of 0.05" in better.sentence
     passes = better.model_copy(update={"calibration_passes": True})
-    assert "calibration.activations=minmax would meet it" in passes.sentence
+    assert "calibration.activations=minmax, which is climbed next, they would meet it" in passes.sentence
     assert "QAT" not in passes.sentence
     wide = better.model_copy(update={"sixteen_bits": ("a.b", "c")})
     assert "precision.overrides={a.b: a16, c: a16}" in wide.sentence
