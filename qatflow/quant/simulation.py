@@ -123,6 +123,26 @@ class Simulation:
         if calibration.weights == "auto":
             self._try_minmax_weights(kept, calibration)
 
+    def calibrate_on_fp32(self, batches: Iterable[Inputs], calibration: Calibration) -> None:
+        """Find every encoding, those of activations from FP32's own values, whatever rounded weights make of them.
+
+        That is for steps that bring a network nearer to FP32: what it gives before it was solved is no guide to the
+        ranges that it will need, least of all where it is broken.
+
+        Raises:
+            DataError: there is no sample, or one makes a value that is not finite.
+        """
+        fp32 = Simulation(self.network.unfitted(), self.target, self.precision)
+        fp32.quantize_weights(False)
+        fp32.calibrate(batches, self.network.calibration(calibration).model_copy(update={"weights": "minmax"}))
+        self.settle_weights(calibration)
+        for point in self.placement.points:
+            quantizer = self.quantizer(point.tensor)
+            if isinstance(quantizer, ActivationQuantizer):
+                found = fp32.quantizer(point.tensor)
+                assert isinstance(found, ActivationQuantizer)
+                quantizer.encoding = found.encoding
+
     def _try_minmax_weights(self, inputs: list[Inputs], calibration: Calibration) -> None:
         """Keep min-max scales of weights where the outputs on some inputs are nearer to the float network's."""
         by_sqnr = self.closeness(inputs)

@@ -120,7 +120,7 @@ def adaround_by_gradient(network: Network, config: AdaRound, context: StepContex
     reconstruction error as a share of nearest rounding's.
     """
     simulation = Simulation(network, context.target, context.precision)
-    simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
+    simulation.calibrate_on_fp32(context.inputs(context.calibration.samples), context.calibration)
     layers = weighted_layers(network.graph)
     seconds = math.inf if config.max_seconds is None else config.max_seconds / max(1, len(layers))
     solver = _Solver(simulation, config, context, seconds)

@@ -117,7 +117,7 @@ def reconstruct(
     if shifts:
         network = with_biases(network)
     simulation = Simulation(network, context.target, context.precision)
-    simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
+    simulation.calibrate_on_fp32(context.inputs(context.calibration.samples), context.calibration)
     inputs = list(context.inputs(samples))
     work = _Reconstruction(simulation, solve, [mask_of(network.graph, *one) for one in inputs])
     layers = weighted_layers(network.graph)
