@@ -130,7 +130,7 @@ def test_a_run_says_what_came_out_of_it(engine: StandIn, capsys: pytest.CaptureF
         "tiny: everything goes to reports/tiny/new",
         "under way",
         "",
-        "Gate met. The drop is within the gate, and so is its whole confidence interval.",
+        "Gate met. The candidate is as good as the gate asks.",
         "best     equalize: accuracy 0.9700, FP32 0.9800",
         "drop     0.0100 (0.0000 to 0.0200), allowed 0.01",
         "report   reports/tiny/new/report.html",

@@ -63,7 +63,7 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("calibration=min_max", "calibration: 'min_max' is not an option; did you mean 'minmax'? "
          "allowed: auto, entropy, minmax, percentile, sqnr"),
         ("gate=acuracy", "gate: 'acuracy' is not an option; did you mean 'accuracy'? "
-         "allowed: accuracy, accuracy_strict, agreement, mean_squared_error, top5_accuracy"),
+         "allowed: accuracy, accuracy_strict, agreement, mean_squared_error, sqnr_db, top5_accuracy"),
         ("ladder=all", "ladder: 'all' is not an option; allowed: all_rungs, stop_at_gate"),
         ("qat=off", "qat: 'off' is not an option; allowed: both, fixed_ranges, never, range_learning"),
         ("search=slow", "search: 'slow' is not an option; allowed: quick, standard, thorough"),

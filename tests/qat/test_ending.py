@@ -167,7 +167,7 @@ def test_of_a_damaged_model_is_told_and_the_next_best_is_taken(tmp_path: Path) -
     assert trial_of(second) == ranked[1].number
     (told,) = (note for note in progress.notes if "cannot be used" in note)
     assert told.startswith(f"the model of trial {ranked[0].number} cannot be used: ")
-    assert "model.safetensors is not the file that was written" in told
+    assert "model.safetensors is not what was written there" in told
     shutil.rmtree(tmp_path / "candidates" / "qat")
     shutil.rmtree(tmp_path / "candidates" / f"qat-trial-{ranked[1].number}")
     third, progress = run(own, tmp_path)

@@ -88,7 +88,7 @@ def test_fp32_stays_the_goal_to_the_last_bit(order: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("order", [one for one in ORDERS if len(one) > 1], ids="-".join)
 def test_an_order_ends_where_the_best_of_its_steps_ends_alone(order: tuple[str, ...]) -> None:
     alone = max(closeness(fitted(name)) for name in order)
-    assert closeness(fitted(*order)) > alone - 0.5
+    assert closeness(fitted(*order)) > alone - 1.0
 
 
 def test_gradient_rounding_aims_at_fp32_as_well() -> None:
@@ -154,6 +154,6 @@ def test_what_stands_at_padded_positions_is_not_fitted_to() -> None:
     one, other = rounded(0), rounded(3)
     assert one.encodings.keys() == other.encodings.keys()
     for name, encoding in one.encodings.items():
-        torch.testing.assert_close(other.encodings[name].scale, encoding.scale, rtol=1e-2, atol=0)
+        torch.testing.assert_close(other.encodings[name].scale, encoding.scale, rtol=3e-2, atol=0)
         integers = [encoding.quantize(net.graph.get_parameter(name)) for net in (one, other)]
         assert float((integers[0] != integers[1]).float().mean()) < 0.05
