@@ -15,7 +15,7 @@ import yaml
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate
 from qatflow.environment import environment
-from qatflow.errors import RunFolderError
+from qatflow.errors import QatflowError, RunFolderError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.graph.capture import capture
@@ -59,7 +59,7 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         bench = Bench(recipe, task, base, folder, journal)
         bench.placement(base)  # tells mistakes about layers before anything is measured
         if recipe.qat.when != "never":
-            check_training(bench)
+            _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")
         bench.baseline()
         journal.update(fp32=bench.testing.fp32.value, gate=bench.gate_record)
@@ -100,6 +100,24 @@ def _tell_older(journal: Journal, folder: Path) -> None:
         )
 
 
+def _check_training(bench: Bench, journal: Journal) -> None:
+    """Find what would stop training while nothing is lost by it; a failure of the user's own code is told early.
+
+    Raises:
+        QatflowError: the recipe or the data have a mistake.
+    """
+    try:
+        check_training(bench)
+    except QatflowError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the user's loader or loss raises whatever it likes
+        journal.note(f"training cannot work as it is: {_said(error)}; the ladder is climbed all the same")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Candidate:
     """Return the candidate to ship, and record what the gate says of it."""
     best = bench.choose(candidates)
@@ -115,7 +133,7 @@ def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate
     try:
         found = search(bench, start, bench.run_folder, judged=lambda one: bench.judge(one).passed)
     except Exception as error:  # the user's loader and loss, Optuna, its database: any of them
-        said = str(error) or type(error).__name__
+        said = str(error) if isinstance(error, QatflowError) else _said(error)
         logger.exception("QAT failed")
         journal.update(training_error=said)
         journal.note(f"QAT failed, and the best rung of the ladder is shipped: {said}")

@@ -56,3 +56,18 @@ def raising_loss() -> nn.Module:
             return nn.functional.cross_entropy(outputs, target)
 
     return Loss()
+
+
+class Unreadable:
+    """Training samples on a disk that is gone."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> object:
+        raise OSError("the disk is gone")
+
+
+def unreadable() -> dict[str, object]:
+    """Return data whose training part cannot be read."""
+    return {**parts(), "train": Unreadable()}

@@ -121,3 +121,13 @@ def test_a_failure_of_training_ships_the_best_rung(tmp_path: Path) -> None:
     assert result.passed
     assert result.deployed is not None
     assert (tmp_path / "run" / "export" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("when", ["missed", "always"])
+def test_training_data_that_cannot_be_read_is_told_at_once_and_costs_no_rung(tmp_path: Path, when: str) -> None:
+    result = run(tmp_path / "run", "unreadable", qat={"when": when}, gate={"max_drop": 0.6})
+    assert result.status == "finished"
+    assert result.passed
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.index("training cannot work as it is: OSError: the disk is gone") < log.index("fp32:")
+    assert ("the disk is gone" in result.training_error) == (when == "always")

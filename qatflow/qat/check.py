@@ -47,6 +47,7 @@ def check_training(bench: Bench) -> None:
             _check_labels(read, part, samples, recipe.data)
     choose_optimizer(recipe.qat, task.trust)
     feature_nodes(bench.base.graph, recipe.qat.features)
+    _ = task.training_key  # made while the data can be read: by it a study is found again, whatever becomes of them
 
 
 def objective_of(bench: Bench, batch: Batch) -> tuple[Any, Objective]:

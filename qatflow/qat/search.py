@@ -66,7 +66,7 @@ def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candi
     """
     config, recipe = bench.recipe.search, bench.recipe
     settings = recipe.qat.model_dump(mode="json", exclude={"when"}), config.model_dump(mode="json", include=SPACE)
-    key = key_of(start.key, bench.task.training_key(), settings, recipe.model.final_lr)
+    key = key_of(start.key, bench.task.training_key, settings, recipe.model.final_lr)
     storage = studies.open_storage(studies.storage_url(config.storage, folder))
     try:
         study = studies.open_study(storage, key, bench.task.metric.higher_is_better)

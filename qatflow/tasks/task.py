@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -155,8 +156,9 @@ class Task:
         steps = {step.samples for step in self.recipe.steps.values() if hasattr(step, "samples")}
         return {self.recipe.calibration.samples, *OTHER_LOOKS, *steps}
 
+    @cached_property
     def training_key(self) -> str:
-        """Return a hash of what training depends on besides its settings and where it starts.
+        """A hash of what training depends on besides its settings and where it starts; made once.
 
         That is the code of the loss and the optimizer, the libraries, and qatflow's own code. Of the training part only
         length and form count: augmentation may draw other numbers in every process.

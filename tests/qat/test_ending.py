@@ -10,6 +10,7 @@ from qatflow.errors import QatflowError, RunFolderError
 from qatflow.gate import Measurement
 from qatflow.qat import ending, stored
 from qatflow.qat import study as studies
+from qatflow.qat.check import check_training
 from qatflow.qat.search import search
 from qatflow.recipe import Gate, Recipe
 from tests.qat.test_search import HERE, Watching, prepare, proposals, recipe, run, without_seconds
@@ -137,6 +138,7 @@ def test_data_that_cannot_be_read_any_more_loses_nothing_that_is_finished(tmp_pa
     progress = Watching()
     more = own.model_copy(update={"search": own.search.model_copy(update={"max_trials": 3})})
     bench, start = prepare(more, tmp_path / "run", progress)
+    check_training(bench)
     switch.touch()
     again = search(bench, start, tmp_path / "run", lambda one: False)
     assert trial_of(again.winner) == trial_of(winner) == 0

@@ -166,6 +166,7 @@ def test_of_trials_that_tie_the_first_wins_though_it_ends_last(tmp_path: Path) -
     assert again.record.value == start.record.value
 
 
+@pytest.mark.slow
 def test_two_workers_whose_trials_tie_never_lose_the_winner(tmp_path: Path) -> None:
     first = qatflow.run(idle(workers=2), tmp_path, trust=TRUST)
     second = qatflow.run(idle(workers=2), tmp_path, trust=TRUST)
@@ -179,6 +180,7 @@ def test_two_workers_whose_trials_tie_never_lose_the_winner(tmp_path: Path) -> N
     assert len(left) <= stored.KEPT
 
 
+@pytest.mark.slow
 def test_workers_probe_every_rate_once_before_they_go_on(tmp_path: Path) -> None:
     own = recipe(lr=None, workers=2, max_trials=6, epochs=(2, 3))
     own = own.model_copy(update={"model": Model(factory=f"{HERE}:model")})
@@ -195,6 +197,7 @@ def test_workers_probe_every_rate_once_before_they_go_on(tmp_path: Path) -> None
     assert first.lr in PROBED_RATES
 
 
+@pytest.mark.slow
 def test_an_exception_in_workers_ends_the_search_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("99")
     loss = {"loss": f"{HERE}:breakable_loss", "loss_kwargs": {"switch": str(tmp_path / "broken"), "where": "worker.py"}}
@@ -323,6 +326,7 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
         call(f"{place}/pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
+@pytest.mark.slow
 def test_a_study_on_postgresql(alone: RunResult, postgresql: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = qatflow.run(recipe(storage=postgresql, workers=2), folder, trust=TRUST)

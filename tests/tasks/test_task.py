@@ -208,9 +208,9 @@ def test_settings_count_where_they_matter(
 
 def test_random_augmentation_of_train_changes_nothing(tmp_path: Path, module: types.ModuleType) -> None:
     tasks = [load_task(recipe(), (MODULE,)) for _ in range(2)]
-    assert tasks[0].training_key() == tasks[1].training_key()
+    assert tasks[0].training_key == tasks[1].training_key
     module.data = lambda: parts(lambda data: data.update(train=Drawn(part(41, 1))))
-    assert load_task(recipe(), (MODULE,)).training_key() != tasks[0].training_key()
+    assert load_task(recipe(), (MODULE,)).training_key != tasks[0].training_key
 
 
 @pytest.mark.parametrize("name", ["calibration", "test"])
@@ -234,7 +234,7 @@ def test_code_of_loss_and_optimizer_counts_for_training_only(
     for value in (1, 2):
         exec(text.format(value=value), vars(module))
         settings = recipe(qat={"when": "never", section: f"{MODULE}:train"})
-        keys.append((ready(tmp_path, settings)[0].key, load_task(settings, (MODULE,)).training_key()))
+        keys.append((ready(tmp_path, settings)[0].key, load_task(settings, (MODULE,)).training_key))
     assert keys[0][0] == keys[1][0]
     assert keys[0][1] != keys[1][1]
 
