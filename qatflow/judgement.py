@@ -1,6 +1,6 @@
 """Judge quantized activations by themselves, with the weights in float, before weights are rounded better.
 
-Where activations alone miss the gate, no rounding of weights can be expected to meet it. What can help is found out
+Where activations alone miss the gate, rounding weights better can hardly be expected to meet it. What can help is found out
 on the spot: another way to find ranges, which the ladder then climbs, 16 bits for the layers whose activations hurt
 most, or training with range learning. AIMET's AutoQuant judged in the same way, and gave up there.
 

@@ -230,7 +230,7 @@ class Judgement(Record):
         """What to make of it, in words."""
         if self.passed:
             return "activations alone (weights in float) meet the gate: rounding weights better can help"
-        said = "activations alone (weights in float) miss the gate, which better rounding of weights cannot mend"
+        said = "activations alone (weights in float) miss the gate, which better rounding of weights seldom mends"
         if self.calibration is not None:
             said += f"; with calibration.activations={self.calibration}, which is climbed next, they would "
             said += "meet it" if self.calibration_passes else f"have a drop of {self.calibration_drop:.4g}"
