@@ -1,8 +1,8 @@
 """Judge quantized activations by themselves, with the weights in float, before weights are rounded better.
 
-Where activations alone miss the gate, rounding weights better can hardly be expected to meet it. What can help is found out
-on the spot: another way to find ranges, which the ladder then climbs, 16 bits for the layers whose activations hurt
-most, or training with range learning. AIMET's AutoQuant judged in the same way, and gave up there.
+Where activations alone miss the gate, rounding weights better can hardly be expected to meet it. What can help is
+found out on the spot: another way to find ranges, which the ladder then climbs, 16 bits for the layers whose
+activations hurt most, or training with range learning. AIMET's AutoQuant judged in the same way, and gave up there.
 
 What is judged is the network before anything was fitted to its weights: biases that make up for rounded weights are
 wrong beside float ones. It is to take a small share of the run: activations are observed once, whatever is tried with
