@@ -79,6 +79,7 @@ class Bench:
         self.progress = progress
         self.target = TARGETS[recipe.target]
         self.evaluation = EvaluationData(folder, task.evaluation_parts, recipe.data, progress.note)
+        self.looks = 0
         self._judged: dict[str, CandidateRecord] = {}
 
     def baseline(self) -> CandidateRecord:
@@ -273,6 +274,7 @@ class Bench:
         if key not in looks:
             looks.append(key)
             write_json(path, {"key": self.key, "looks": looks})
+        self.looks = len(looks)
         return looks.index(key) + 1
 
     def deployed(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:

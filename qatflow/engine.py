@@ -122,7 +122,7 @@ def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Cand
     """Return the candidate to ship, and record what the gate says of it."""
     best = bench.choose(candidates)
     judged = bench.judge(best)
-    journal.update(best=judged.id, verdict=judged.verdict, passed=judged.passed)
+    journal.update(best=judged.id, verdict=judged.verdict, passed=judged.passed, looks=bench.looks)
     return best
 
 

@@ -14,7 +14,7 @@ from qatflow.comparison import Measurement as Measurement
 from qatflow.comparison import Scores as Scores
 from qatflow.comparison import drop_interval, drop_of, lost_and_gained
 from qatflow.errors import DataError
-from qatflow.intervals import Interval, share_difference
+from qatflow.intervals import FEW, Interval, share_difference
 from qatflow.recipe import Gate
 from qatflow.result import Verdict
 from qatflow.verdict_sentence import Basis, Limit, verdict_sentence
@@ -140,7 +140,8 @@ def _verdict(gate: Gate, fp32: Measurement, drop: Interval, limits: list[Limit],
     if any(limit.missed for limit in limits):
         return Verdict.MISSED
     known = all(limit.loss.exists for limit in limits)
-    if any(limit.loss.exists and not limit.settled() for limit in limits) or (gate.strict and not known):
+    unknown = not known and (gate.strict or 0 < fp32.size < FEW)
+    if unknown or any(limit.loss.exists and not limit.settled() for limit in limits):
         return Verdict.WITHIN_NOISE
     allowed = allowed_drop(gate, fp32.value)
     least_gain = max(gate.max_gain * abs(fp32.value), allowed if math.isfinite(allowed) else 0.0)

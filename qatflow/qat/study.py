@@ -220,9 +220,14 @@ def _again(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def give_up(study: optuna.Study, trial: optuna.Trial, error: Exception, seconds: float) -> None:
     """Close a trial that raised an exception, and enqueue it to be gone on with from its last checkpoint."""
-    trial.set_user_attr(START, study.user_attrs.get(START))
-    notes.note_error(trial, error, seconds)
+    note_error(trial, error, seconds)
     _again(study, study.tell(trial, state=TrialState.FAIL))
+
+
+def note_error(trial: optuna.Trial, error: Exception, seconds: float) -> None:
+    """Note the exception that ended a trial, and in which start of the search that was."""
+    trial.set_user_attr(START, trial.study.user_attrs.get(START))
+    notes.note_error(trial, error, seconds)
 
 
 def _runs(pid: int) -> bool:

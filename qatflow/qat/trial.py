@@ -82,10 +82,11 @@ class Worker:
         self.evaluator = Evaluator(bench.base.graph, task.validation, task.metric, task.device)
         self.fp32 = self.evaluator.evaluate(bench.base.graph).measurement
         batches = task.train(recipe.seed, (self.fabric.global_rank, self.fabric.world_size))
+        self.first = next(iter(batches))
         self.training = Training(
             train=batches,
             validate=lambda model: self.evaluator.evaluate(model).measurement,
-            objective=objective_of(bench, next(iter(batches)))[1],
+            objective=objective_of(bench, self.first)[1],
             fp32=bench.base.graph,
             qat=recipe.qat,
             optimizer=choose_optimizer(recipe.qat, task.trust),
@@ -163,22 +164,44 @@ class Worker:
             return
         except Exception as error:
             logger.exception("trial %d failed", trial.number)
-            studies.give_up(self.study, trial, error, time.perf_counter() - started)
             if self.fabric.world_size > 1:
+                studies.give_up(self.study, trial, error, time.perf_counter() - started)
                 raise  # the other processes of this trial wait for this one
-            return
+            if not self._kept_what_it_found(trial, plan, error, started):
+                studies.give_up(self.study, trial, error, time.perf_counter() - started)
+                return
         self._checkpoint(plan).unlink(missing_ok=True)
         stored.drop_outdone(self.study, self.bench.folder)
+
+    def _kept_what_it_found(self, trial: optuna.Trial, plan: _Plan, error: Exception, started: float) -> bool:
+        """End a trial that raised once more with the best of its epochs; False where it is to be tried again."""
+        if notes.CONTINUES not in trial.user_attrs or not self._checkpoint(plan).exists():
+            return False
+        so_far = replace(plan, settings=replace(plan.settings, epochs=0))  # goes no further than the checkpoint
+        outcome, simulation = self._train(so_far, lambda record: "")
+        if not outcome.epochs or outcome.failed or not math.isfinite(outcome.best):
+            return False
+        seconds = time.perf_counter() - started
+        studies.note_error(trial, error, seconds)
+        outcome.stopped = f"ended by {notes.said(error)}"
+        self._store(trial, outcome, simulation)
+        notes.note_outcome(trial, outcome, seconds)
+        trial.study.tell(trial, outcome.best)
+        return True
+
+    def _store(self, trial: optuna.Trial, outcome: Outcome, simulation: Simulation) -> None:
+        """Keep a trial's model if it is among the best."""
+        usable = math.isfinite(outcome.best) and not outcome.failed
+        if usable and stored.deserves(trial.study, trial.number, outcome.best):
+            folder = stored.folder_of(self.bench.folder, trial.number)
+            stored.store(trial, folder, self.bench.base.graph, simulation.to_network(), simulation.encodings())
 
     def _train_and_tell(self, trial: optuna.Trial, plan: _Plan, started: float) -> None:
         study = trial.study
         outcome = self._known(study, plan.settings)
         if outcome is None:
             outcome, simulation = self._train(plan, self._reporter(trial, plan))
-            usable = math.isfinite(outcome.best) and not outcome.failed
-            if usable and stored.deserves(study, trial.number, outcome.best):
-                folder = stored.folder_of(self.bench.folder, trial.number)
-                stored.store(trial, folder, self.bench.base.graph, simulation.to_network(), simulation.encodings())
+            self._store(trial, outcome, simulation)
         notes.note_outcome(trial, outcome, time.perf_counter() - started)
         if outcome.failed or not math.isfinite(outcome.best):
             study.tell(trial, state=TrialState.FAIL)
@@ -188,7 +211,11 @@ class Worker:
     def _train(self, plan: _Plan, report: Callable[[EpochRecord], str]) -> tuple[Outcome, Simulation]:
         """Train by a plan, in all processes of the trial alike."""
         simulation = self.bench.simulate(self.start.network, self.start.encodings)
-        training = replace(self.training, report=lambda record: self.fabric.broadcast(report(record)))
+        training = replace(
+            self.training,
+            objective=objective_of(self.bench, self.first)[1],  # a loss may have a state, which is no other trial's
+            report=lambda record: self.fabric.broadcast(report(record)),
+        )
         outcome = train(simulation, training, plan.settings, self._checkpoint(plan))
         if self.bench.recipe.qat.batch_norms == "reestimate" and not outcome.failed:
             simulation = self._with_fresh_statistics(simulation, outcome)

@@ -113,13 +113,17 @@ def test_the_same_exception_again_ends_the_search_with_what_is_there(tmp_path: P
     own, switch = breakable(tmp_path)
     progress = Breaking(switch, trial=1, times=99)
     winner = broken_run(own, tmp_path / "run", progress)
-    assert trial_of(winner) == 0
-    assert [one.state for one in progress.trials] == ["complete", "failed", "failed"]
+    assert [one.state for one in progress.trials] == ["complete", "failed", "complete"]
+    kept = progress.trials[2]
+    assert kept.reason == "ValueError: no such class: in this batch"
+    assert len(kept.history) == 2, "the start and the one epoch that was over"
+    assert kept.value == kept.history[kept.best_epoch].value
+    assert trial_of(winner) == best_of(progress)
     why = "trials 1 and 2 failed alike: ValueError: no such class: in this batch"
     assert progress.notes[-1] == f"the search ended early: {why}"
     switch.unlink()  # repaired
     again, progress = run(own, tmp_path / "run")
-    assert [one.number for one in progress.trials if one.state != "failed"] == [0, 3, 4, 5]
+    assert [one.number for one in progress.trials if one.state != "failed"] == [0, 2, 3, 4]
     assert trial_of(again) == best_of(progress)
 
 
