@@ -180,8 +180,11 @@ def _named(axis: int, values: Tensor) -> int:
 
 
 def _axes(look: Look) -> list[int]:
-    """Return the axes without which the outputs have the shape of the targets."""
-    values, target = look
+    return class_axes(*look)
+
+
+def class_axes(values: Tensor, target: Tensor) -> list[int]:
+    """Return the axes without which outputs have the shape of their targets."""
     shape = list(values.shape)
     return [axis for axis in range(1, len(shape)) if same_sizes(shape[:axis] + shape[axis + 1 :], target.shape)]
 

@@ -153,7 +153,10 @@ def _check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any], pa
     try:
         signature.bind(**kwargs)
     except TypeError as error:
-        raise RecipeError([Mistake(path, f"{called!r} cannot be called with them: {error}", "add it here")]) from error
+        fix = "add it here"
+        if takes[:1] == ["outputs"]:
+            fix = "name a function that returns it instead of the metric or loss itself"
+        raise RecipeError([Mistake(path, f"{called!r} cannot be called with them: {error}", fix)]) from error
 
 
 def said(error: BaseException) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qatflow.tasks.classes import in_unit_interval, logits, same_sizes
+from qatflow.errors import DataError
+from qatflow.tasks.classes import class_axes, in_unit_interval, logits, same_sizes
 
 CURVES = ("AUROC", "ROC", "AveragePrecision", "PrecisionRecallCurve", "CalibrationError", "HingeLoss")
 """Ends of the names of metrics over many classes that look at more than the highest score."""
@@ -26,12 +27,14 @@ class Arguments:
     Attributes:
         torchmetrics: whether it is one of theirs; any other gets outputs and targets as they are.
         classification: whether its targets are class ids.
+        multiclass: whether it wants class scores with the classes on axis 1.
         squash: `sigmoid`, `softmax`, or nothing: what makes its scores probabilities.
         are_logits: whether scores are logits; None leaves it to the metric.
     """
 
     torchmetrics: bool = False
     classification: bool = False
+    multiclass: bool = False
     squash: str = ""
     are_logits: bool | None = None
 
@@ -50,6 +53,8 @@ class Arguments:
             values, target = values.reshape(shape), target.reshape(shape)
         if self.classification and target.is_floating_point() and bool((target == target.round()).all()):
             target = target.long()
+        if self.multiclass:
+            values = _classes_second(values, target)
         if self.are_logits is None or not values.is_floating_point():
             return values, target
         if not self.are_logits:
@@ -66,10 +71,28 @@ def arguments_of(metric: Any) -> Arguments:
     if module.split(".")[0] != "torchmetrics":
         return AS_THEY_ARE
     if name.startswith(("Binary", "Multilabel")):
-        return Arguments(True, True, "sigmoid")
+        return Arguments(True, True, squash="sigmoid")
     if name.startswith("Multiclass"):
-        return Arguments(True, True, "softmax" if name.endswith(CURVES) else "")
+        return Arguments(True, True, True, squash="softmax" if name.endswith(CURVES) else "")
     return Arguments(True)
+
+
+def _classes_second(values: Tensor, target: Tensor) -> Tensor:
+    """Return class scores with the classes on axis 1: torchmetrics takes them there, whatever the targets' shape.
+
+    Raises:
+        DataError: the classes may be on more than one axis.
+    """
+    if not values.is_floating_point() or values.dim() != target.dim() + 1 or values.dim() < 3:
+        return values
+    axes = class_axes(values, target)
+    if len(axes) > 1 and values.dim() == 3:
+        message = (
+            f"the model's outputs have the shape {list(values.shape)}, and nothing says on which axis the classes are: "
+            "let the model return them on axis 1, or write gate.metric: accuracy with gate.metric_kwargs.class_axis"
+        )
+        raise DataError(message)
+    return values if not axes or 1 in axes else values.movedim(axes[0], 1)
 
 
 def _scores(outputs: Any) -> Any:

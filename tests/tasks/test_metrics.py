@@ -191,3 +191,12 @@ def test_what_is_no_metric_is_refused() -> None:
         load_metric(Gate(metric=f"{HERE}:negative_error", direction="higher"))
     with pytest.raises(RecipeError, match="wrong"):
         load_metric(Gate(metric=f"{HERE}:negative_error", metric_kwargs={"wrong": 1}, direction="higher"), ("tests",))
+
+
+def right(outputs: Tensor, target: Tensor, fp32_outputs: Tensor) -> Tensor:
+    return (outputs.argmax(1) == target).float()
+
+
+def test_a_metric_that_is_named_instead_of_what_makes_it_is_told() -> None:
+    with pytest.raises(RecipeError, match=r"name a function that returns it instead of the metric or loss itself"):
+        load_metric(Gate(metric="tests.tasks.test_metrics:right", direction="higher"), ("tests",))

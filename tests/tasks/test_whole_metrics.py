@@ -88,3 +88,23 @@ def test_a_metric_of_the_users_gets_everything_as_it_is() -> None:
     made = load_metric(Gate(metric="tests.tasks.test_whole_metrics:Own"), ("tests",))
     assert made.name == "Own"
     assert value(made, [(torch.randn(4, 1), torch.ones(4))]) == 1
+
+
+def tokens(count: int, classes: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(12, count, classes, generator=generator)
+    return scores, scores.argmax(2)
+
+
+def test_classes_of_tokens_are_where_the_labels_say() -> None:
+    scores, labels = tokens(5, 3)
+    f1 = metric("MulticlassF1Score", num_classes=3)
+    assert value(f1, [(scores, labels)]) == 1.0
+    assert value(f1, [(scores.movedim(2, 1), labels)]) == 1.0
+    assert value(metric("MulticlassAUROC", num_classes=3), [(scores, labels)]) > 0.95
+
+
+def test_as_many_tokens_as_classes_are_refused() -> None:
+    said = r"nothing says on which axis the classes are: let the model return them on axis 1"
+    with pytest.raises(DataError, match=said):
+        value(metric("MulticlassF1Score", num_classes=3), [tokens(3, 3)])
