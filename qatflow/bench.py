@@ -50,8 +50,8 @@ class Ground:
 
     @property
     def samples(self) -> int:
-        """How many there are."""
-        return self.fp32.samples
+        """How many there are that count: one whose labels are all ignored does not."""
+        return self.fp32.size
 
 
 class Bench:
@@ -105,7 +105,7 @@ class Bench:
                 return Ground(part, evaluator, found, resumed=True)
             measurement = evaluator.evaluate(self.base.graph).measurement
         if finite(measurement.value) is None:
-            message = f"FP32's {task.metric.name} is not finite: check the model, its weights and the data"
+            message = f"FP32's {task.metric.name} on the {part} part is not finite: check the model, the data and the metric"
             raise DataError(message)
         data.keep_fp32(part, key, measurement)
         return Ground(part, evaluator, measurement)
