@@ -67,15 +67,18 @@ def test_a_second_start_finds_the_judgement_again(hopeless, monkeypatch: pytest.
 
 
 def test_the_layers_that_are_named_do_meet_the_gate_with_16_bits(tmp_path: Path) -> None:
-    result = qatflow.run(digits(precision={"weights": 8, "activations": 3}), tmp_path / "run")
+    """The judge measures on the choosing part; what it names has to hold in a run of its own there."""
+    gate = {"max_drop": 0.03}
+    result = qatflow.run(digits(precision={"weights": 8, "activations": 3}, gate=gate), tmp_path / "run")
     judgement = result.activations_only
     assert judgement is not None
     assert judgement.sixteen_bits, judgement.sentence
-    assert judgement.sixteen_bits_drop <= 0.01
+    assert judgement.sixteen_bits_drop <= 0.03
     overrides = dict.fromkeys(judgement.sixteen_bits, "a16")
     precision = {"weights": 16, "activations": 3, "overrides": overrides}
-    better = qatflow.run(digits(precision=precision, steps={"fold_batch_norms": {}}), tmp_path / "better")
-    assert better.passed
+    better = qatflow.run(digits(precision=precision, steps={"fold_batch_norms": {}}, gate=gate), tmp_path / "better")
+    (folded,) = [one for one in better.candidates if one.id == "fold_batch_norms" and one.look is None]
+    assert folded.passed
 
 
 def test_better_ranges_are_climbed_as_a_rung_before_rounding(tmp_path: Path) -> None:
