@@ -105,7 +105,7 @@ class Bench:
                 return Ground(part, evaluator, found, resumed=True)
             measurement = evaluator.evaluate(self.base.graph).measurement
         if finite(measurement.value) is None:
-            message = f"FP32's {task.metric.name} on the {part} part is not finite: check the model, the data and the metric"
+            message = f"FP32's {task.metric.name} is not finite on the {part} part: check model, data and metric"
             raise DataError(message)
         data.keep_fp32(part, key, measurement)
         return Ground(part, evaluator, measurement)
