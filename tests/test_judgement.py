@@ -79,6 +79,7 @@ def test_the_layers_that_are_named_do_meet_the_gate_with_16_bits(tmp_path: Path)
     better = qatflow.run(digits(precision=precision, steps={"fold_batch_norms": {}}, gate=gate), tmp_path / "better")
     (folded,) = [one for one in better.candidates if one.id == "fold_batch_norms" and one.look is None]
     assert folded.passed
+    assert better.passed
 
 
 def test_better_ranges_are_climbed_as_a_rung_before_rounding(tmp_path: Path) -> None:

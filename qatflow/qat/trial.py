@@ -79,8 +79,11 @@ class Worker:
         self.study = study
         self.fabric: Fabric = fabric_of(bench.task.device, bench.recipe.qat)
         task, recipe = bench.task, bench.recipe
-        self.evaluator = Evaluator(bench.base.graph, task.validation, task.metric, task.device)
-        self.fp32 = self.evaluator.evaluate(bench.base.graph).measurement
+        if bench.choosing.part == "validation":
+            self.evaluator, self.fp32 = bench.choosing.evaluator, bench.choosing.fp32
+        else:  # a part is split off the training part for it
+            self.evaluator = Evaluator(bench.base.graph, task.validation, task.metric, task.device)
+            self.fp32 = self.evaluator.evaluate(bench.base.graph).measurement
         batches = task.train(recipe.seed, (self.fabric.global_rank, self.fabric.world_size))
         self.first = next(iter(batches))
         self.training = Training(

@@ -20,11 +20,11 @@ from qatflow.quant.network import Network
 from qatflow.result import Note
 from qatflow.step_configs import SearchScales
 from qatflow.steps.context import StepContext
-from qatflow.steps.reconstruct import Problem, Solution, reconstruct
+from qatflow.steps.reconstruct import Problem, Solution, mean_shift, reconstruct
 
 
 def search_scales(network: Network, config: SearchScales, context: StepContext) -> tuple[Network, dict[str, Note]]:
-    """Return the network with the scales of its weights fixed; the weights stay as they are.
+    """Return the network with the scales of its weights fixed; the weights stay, biases that were moved before follow.
 
     Notes give the number of `layers`, how many `kept` the scales of calibration because the found ones are not better
     on held-out samples, and `error_share`, the geometric mean of the error as a share of what it was.
@@ -48,13 +48,18 @@ class _Search:
     shares: list[float] = field(default_factory=list)
 
     def solve(self, problem: Problem) -> Solution:
-        """Return the best encoding found, or the one in force where it is not better on held-out samples."""
-        fit, held = (one.about_zero(problem.bias) for one in (problem.fit, problem.held))
+        """Return the best encoding found, or the one in force where it is not better on held-out samples.
+
+        A bias that a step before has moved was right for other scales: it follows.
+        """
+        moved = bool(problem.bias.any())
+        fit, held = (one if moved else one.about_zero() for one in (problem.fit, problem.held))
         found = self._best(problem, lambda rows: problem.per_channel_sum(fit.error(rows)))
         old, new = (float(held.error(problem.quantized_rows(one)).sum()) for one in (problem.encoding, found))
         better = new < old
         self.shares.append(new / old if better else 1.0)
-        return Solution(found if better else problem.encoding)
+        chosen = found if better else problem.encoding
+        return Solution(chosen, shift=mean_shift(problem, problem.quantized_rows(chosen)) if moved else None)
 
     def _best(self, problem: Problem, error: Callable[[Tensor], Tensor]) -> Encoding:
         """Return, per channel, the candidate of least error; the encoding in force is one of them."""

@@ -20,7 +20,9 @@ TARGET = TARGETS["onnxruntime"]
 FITTING = ("correct_bias", "search_scales", "adaround")
 ORDERS = (
     ("correct_bias", "adaround"),
+    ("search_scales", "adaround"),
     ("search_scales", "correct_bias", "adaround"),
+    ("correct_bias", "search_scales", "adaround"),
     ("equalize", "correct_bias", "search_scales", "adaround"),
 )
 NOISE_DB = 1.0
