@@ -1,18 +1,21 @@
-"""A simulation as an ONNX file with Q/DQ, as its target wants it."""
+"""A simulation as an ONNX file with Q/DQ, as its target wants it, and as the float model of the encodings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
 from torch import fx
 
-from qatflow.export.integer_biases import integer_biases
-from qatflow.export.onnx_file import OPSET, OPSET_OF_FEW_AND_MANY_BITS, OnnxOptions, write_onnx
-from qatflow.export.onnx_form import OnnxForm
+from qatflow.export.integer_biases import IntegerBiases, integer_biases
+from qatflow.export.onnx_file import OPSET, OPSET_OF_FEW_AND_MANY_BITS, OnnxOptions, onnx_model, save_onnx
+from qatflow.export.onnx_float import FileTensors, tensors_of, without_qdq
+from qatflow.export.onnx_form import OnnxForm, keep_names
 from qatflow.export.processor import Storage, weights_stored_as
 from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
+from qatflow.export.tensor_names import tensor_names
 from qatflow.export.torch_form import TorchForm
 from qatflow.quant.placement import Placement
 from qatflow.quant.simulation import Simulation
@@ -39,6 +42,25 @@ class Exported:
     weights: Storage
 
 
+@dataclass(frozen=True)
+class OnnxFiles:
+    """A simulation as ONNX models, not yet written.
+
+    Attributes:
+        quantized: with Q/DQ.
+        floats: the same without: what encodings belong to.
+        tensors: what both call the graph's tensors.
+        signature: names of inputs and outputs.
+        weights: how signed weights of up to 8 bits are stored.
+    """
+
+    quantized: ir.Model
+    floats: ir.Model
+    tensors: FileTensors
+    signature: Signature
+    weights: Storage
+
+
 def export_onnx(simulation: Simulation, example: Example, path: Path, config: Export | None = None) -> Exported:
     """Write a simulation as ONNX, with a dynamic batch and the names of the model's own inputs and outputs.
 
@@ -51,17 +73,42 @@ def export_onnx(simulation: Simulation, example: Example, path: Path, config: Ex
     Raises:
         ExportError: `torch.onnx.export` has no translation for an op of the model, or none to the opset.
     """
-    config, target, placement = config or Export(), simulation.target, simulation.placement
     content = integer_biases(simulation)
+    return write_quantized(simulation, content, onnx_files(simulation, content, example, config or Export()), path)
+
+
+def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example, config: Export) -> OnnxFiles:
+    """Return a simulation as ONNX models.
+
+    Args:
+        simulation: calibrated or trained.
+        content: what `integer_biases` made of it.
+        example: positional and keyword inputs, at least 2 samples.
+        config: how weights are stored, and the opset.
+
+    Raises:
+        ExportError: `torch.onnx.export` has no translation for an op of the model, or none to the opset.
+    """
+    target, placement = simulation.target, simulation.placement
     on_integers = target.name == "onnxruntime"
     stored = weights_stored_as(config.weights, weight_bits(placement)) if on_integers else "int8"
     packed = config.packed_int4 if config.packed_int4 is not None else not on_integers
     graph = quantized_graph(content, placement, target, OnnxForm(), unsigned_weights=stored == "uint8")
+    if target.at == "reader":
+        keep_names(graph, placement.tied)
     signature = Signature.of(content.network.graph, example)
+    names = tensor_names(content.network.graph, signature)
     options = OnnxOptions(config.opset or needed_opset(placement, packed), packed)
-    write_onnx(graph, signature, example, path, options)
-    torch_graph = quantized_graph(content, placement, target, TorchForm())
-    return Exported(path, signature, simulation.model, placement, torch_graph, stored)
+    quantized = onnx_model(graph, signature, example, options, names)
+    floats = without_qdq(quantized)
+    return OnnxFiles(quantized, floats, tensors_of(quantized, floats, names), signature, stored)
+
+
+def write_quantized(simulation: Simulation, content: IntegerBiases, files: OnnxFiles, path: Path) -> Exported:
+    """Write the model with Q/DQ."""
+    save_onnx(files.quantized, path)
+    graph = quantized_graph(content, simulation.placement, simulation.target, TorchForm())
+    return Exported(path, files.signature, simulation.model, simulation.placement, graph, files.weights)
 
 
 def weight_bits(placement: Placement) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +37,32 @@ class OnnxOptions:
 
 
 def write_onnx(graph: fx.GraphModule, signature: Signature, example: Example, path: Path, options: OnnxOptions) -> None:
-    """Write a graph, with its marked quantize and dequantize calls as Q/DQ.
+    """Write a float graph.
+
+    Args:
+        graph: without quantizers.
+        signature: of the same model.
+        example: inputs.
+        path: the file.
+        options: opset and packing.
+
+    Raises:
+        ExportError: `torch.onnx.export` has no translation for an op, or none to the opset.
+    """
+    save_onnx(onnx_model(graph, signature, example, options, {}), path)
+
+
+def onnx_model(
+    graph: fx.GraphModule, signature: Signature, example: Example, options: OnnxOptions, names: Mapping[str, str]
+) -> ir.Model:
+    """Return a graph as an ONNX model, with its marked quantize and dequantize calls as Q/DQ.
 
     Args:
         graph: of `quantized_graph` with `OnnxForm`, or a float graph.
         signature: of the same model.
         example: inputs.
-        path: the file.
         options: opset and packing.
+        names: of tensors in the file, by their names in the graph.
 
     Raises:
         ExportError: `torch.onnx.export` has no translation for an op, or none to the opset.
@@ -57,10 +76,15 @@ def write_onnx(graph: fx.GraphModule, signature: Signature, example: Example, pa
         raise ExportError(message) from error
     assert converted is not None
     model = converted.model
-    insert_qdq(model, packed=options.packed)
+    insert_qdq(model, names, packed=options.packed)
     tidy(model, signature.inputs, signature.outputs)
     model.producer_name, model.producer_version = "qatflow", __version__
     model.graph.name = "model"
+    return model
+
+
+def save_onnx(model: ir.Model, path: Path) -> None:
+    """Write a model, its weights in a file beside it where one file cannot hold them."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     beside = f"{path.name}.data" if size > MOST_BYTES else None
     write_atomically(path, lambda aside: ir.save(model, aside, external_data=beside))

@@ -7,6 +7,7 @@ domain of ours, which `qatflow.export.onnx_qdq` replaces afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ def dequantize(x: Tensor, attributes: dict[str, Any]) -> Tensor:
     return _symbolic("Dequantize", x, torch.float32, attributes)
 
 
+def tensor(x: Tensor, name: str) -> Tensor:
+    """Stand for a tensor that is to be known by its name in the file, and computes nothing."""
+    return _symbolic("Tensor", x, x.dtype, {"name": name})
+
+
 class OnnxForm:
     """Calls of the two functions above."""
 
@@ -47,6 +53,18 @@ class OnnxForm:
         return graph.graph.create_node(
             "call_function", dequantize, (source, _attributes(stored)), name=f"{stored.name}_dequantized"
         )
+
+
+def keep_names(graph: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
+    """Mark tensors, so that the file knows them by their names in the graph; in place."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    for name in names:
+        node = nodes[name]
+        with graph.graph.inserting_after(node):
+            marked = graph.graph.create_node("call_function", tensor, (node, name))
+        node.replace_all_uses_with(marked, lambda reader, marked=marked: reader is not marked)  # type: ignore[misc]
+    graph.recompile()
+    return graph
 
 
 def _attributes(stored: Stored) -> dict[str, Any]:

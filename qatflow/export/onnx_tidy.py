@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from qatflow.export.onnx_qdq import given_by, same_grid
+
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -107,24 +109,17 @@ def _take_padding(node: ir.Node) -> None:
     pads = _spatial_pads(pad)
     if pads is None or ("auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() != "NOTSET"):
         return
-    if len(chain) > 1 and not _same_grid(chain[0], pad.inputs[0]):
+    if len(chain) > 1 and not _on_the_grid_of(chain[0], pad.inputs[0]):
         return
     own = list(node.attributes["pads"].as_ints()) if "pads" in node.attributes else [0] * len(pads)
     node.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(own, pads, strict=True)])
     node.replace_input_with(0, pad.inputs[0])
 
 
-def _same_grid(after: ir.Node, before: ir.Value | None) -> bool:
+def _on_the_grid_of(after: ir.Node, before: ir.Value | None) -> bool:
     """Tell whether what is padded is on the grid of the result already, so that quantizing that changes nothing."""
-    source = None if before is None else before.producer()
-    if source is None or source.op_type != "DequantizeLinear":
-        return False
-    pairs = zip(after.inputs[1:], source.inputs[1:], strict=True)
-    return all(
-        np.array_equal(a.const_value.numpy(), b.const_value.numpy())
-        for a, b in pairs
-        if a is not None and b is not None and a.const_value is not None and b.const_value is not None
-    )
+    source = given_by(before)
+    return source is not None and same_grid(after, source)
 
 
 def _spatial_pads(pad: ir.Node) -> list[int] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from qatflow.export.integer_biases import integer_biases
+from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.program import exported
 from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
@@ -15,7 +15,9 @@ from qatflow.quant.simulation import Simulation
 from qatflow.store import write_atomically
 
 
-def export_pt2(simulation: Simulation, example: Example, path: Path) -> None:
+def export_pt2(
+    simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None
+) -> None:
     """Write a simulation as an `ExportedProgram` with PyTorch's quantize and dequantize ops and a dynamic batch.
 
     `torch.export.load` reads it in a process that has imported `torch.ao.quantization.fx._decomposed`, which registers
@@ -25,10 +27,11 @@ def export_pt2(simulation: Simulation, example: Example, path: Path) -> None:
         simulation: calibrated or trained.
         example: positional and keyword inputs, at least 2 samples.
         path: the file.
+        content: what `integer_biases` made of the simulation, where that is known.
 
     Raises:
         ExportError: `torch.export` cannot take the graph.
     """
-    graph = quantized_graph(integer_biases(simulation), simulation.placement, simulation.target, TorchForm())
+    graph = quantized_graph(content or integer_biases(simulation), simulation.placement, simulation.target, TorchForm())
     program = exported(graph, Signature.of(graph, example), example)
     write_atomically(path, lambda aside: torch.export.save(program, aside))

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import ExportError
-from qatflow.export.integer_biases import integer_biases
+from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import Exported
 from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
@@ -29,13 +29,16 @@ from qatflow.store import void, write_atomically
 MISSING = "export.pte needs ExecuTorch: pip install 'qatflow[executorch]', or set export.pte=false"
 
 
-def export_pte(simulation: Simulation, example: Example, path: Path) -> Exported:
+def export_pte(
+    simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None
+) -> Exported:
     """Write a simulation as a program for batches of one sample, its layers given to XNNPACK.
 
     Args:
         simulation: calibrated or trained, of target `xnnpack`.
         example: positional and keyword inputs.
         path: the file.
+        content: what `integer_biases` made of the simulation, where that is known.
 
     Raises:
         ExportError: ExecuTorch is not installed, or cannot take the graph.
@@ -45,7 +48,7 @@ def export_pte(simulation: Simulation, example: Example, path: Path) -> Exported
         from executorch.exir import to_edge_transform_and_lower
     except ImportError as error:
         raise ExportError(MISSING) from error
-    content, placement = integer_biases(simulation), simulation.placement
+    content, placement = content or integer_biases(simulation), simulation.placement
     graph = quantized_graph(content, placement, simulation.target, TorchForm())
     signature = Signature.of(graph, example)
     _give_readers_their_own(graph)

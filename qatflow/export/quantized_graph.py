@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from qatflow.export.integer_biases import IntegerBiases
+from qatflow.export.single_precision import in_single_precision
 from qatflow.graph.layers import add_buffer, tensor
 from qatflow.graph.surgery import finish
 from qatflow.quant.grid import Encoding
@@ -103,6 +104,7 @@ def quantized_graph(
     """
     graph, encodings = copy_graph(content.network.graph), content.encodings
     nodes = {node.name: node for node in graph.graph.nodes}
+    nodes |= in_single_precision(graph)
     for node in list(graph.graph.nodes):
         if node.op == "get_attr" and (name := str(node.target)) in content.biases:
             _integer_parameter(graph, node, name, Stored(name, content.biases[name]), form)
