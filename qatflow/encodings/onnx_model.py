@@ -5,6 +5,9 @@ one anew, and the weights of convolutions and matrix products. An activation may
 group that runs as one op (`INSIDE`), or where the op that gives it is one that converters remove (`REMOVED`). Of
 tensors that do not depend on the values of an input only weights are asked for. Bodies of `If` and `Loop` are not
 looked into.
+
+A model with Q/DQ tells by itself which tensors are quantized: those go by the name of what QuantizeLinear reads, or of
+the model's output where the pair gives one, and stored weights by that of their floats.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qatflow.encodings.fields import shown
 from qatflow.encodings.onnx_file import FLOATS, constants, load
+from qatflow.encodings.onnx_pairs import pairs_of
 from qatflow.encodings.tensor import EncodingsFile, Role, TensorEncoding
 
 if TYPE_CHECKING:
@@ -65,10 +69,12 @@ def read_model(path: Path) -> ModelFacts:
     graph = load(path)
     found = constants(graph)
     shapes = {name: shape for name, (shape, kind) in found.items() if kind in FLOATS}
-    weights, axes = _weights(graph, shapes)
+    pairs = pairs_of(graph, found)
+    weights, axes = _weights(graph, {**shapes, **pairs.stored})
     inputs = [value.name for value in graph.input if value.name not in found]
     every = {*inputs, *found, *(name for node in graph.node for name in node.output if name)}
-    return ModelFacts(shapes, axes, _activations(graph, inputs, set(found)), weights, frozenset(every))
+    activations = pairs.activations if pairs.there else _activations(graph, inputs, set(found))
+    return ModelFacts({**shapes, **pairs.stored}, {**axes, **pairs.axes}, activations, weights, frozenset(every))
 
 
 def with_model(file: EncodingsFile, model: ModelFacts) -> EncodingsFile:

@@ -62,7 +62,7 @@ def keep_names(graph: fx.GraphModule, names: Iterable[str]) -> fx.GraphModule:
         node = nodes[name]
         with graph.graph.inserting_after(node):
             marked = graph.graph.create_node("call_function", tensor, (node, name))
-        node.replace_all_uses_with(marked, lambda reader, marked=marked: reader is not marked)  # type: ignore[misc]
+        node.replace_all_uses_with(marked, lambda reader, marked=marked: reader is not marked)
     graph.recompile()
     return graph
 

@@ -20,7 +20,6 @@ import onnx_ir as ir
 
 from qatflow.export.onnx_form import DOMAIN
 
-
 CLIP = "_clip"
 
 
@@ -65,7 +64,7 @@ def insert_qdq(model: ir.Model, names: Mapping[str, str], *, packed: bool) -> No
             tensors.append((new, name))
         new = new or _dequantize(model.graph, node, marked, packed)
         _put(model.graph, new, node)
-    _call_by_name(model.graph, [(node, names[name]) for node, name in tensors if not _drop_if_second(model.graph, node)])
+    _call_by_name(model.graph, [(node, names[name]) for node, name in tensors if not _drop_if_second(node)])
     for node, _ in tensors:
         if node.op_type == "Tensor":
             ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0], replace_graph_outputs=True)  # type: ignore[arg-type]
@@ -81,7 +80,7 @@ def _put(graph: ir.Graph, new: ir.Node, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
-def _drop_if_second(graph: ir.Graph, node: ir.Node) -> bool:
+def _drop_if_second(node: ir.Node) -> bool:
     """Drop a pair that stands behind another one on the same grid; tells whether it did."""
     first = given_by(node.inputs[0])
     if node.op_type != "QuantizeLinear" or first is None or not same_grid(first, node):

@@ -15,9 +15,7 @@ from qatflow.quant.simulation import Simulation
 from qatflow.store import write_atomically
 
 
-def export_pt2(
-    simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None
-) -> None:
+def export_pt2(simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None) -> None:
     """Write a simulation as an `ExportedProgram` with PyTorch's quantize and dequantize ops and a dynamic batch.
 
     `torch.export.load` reads it in a process that has imported `torch.ao.quantization.fx._decomposed`, which registers

@@ -29,9 +29,7 @@ from qatflow.store import void, write_atomically
 MISSING = "export.pte needs ExecuTorch: pip install 'qatflow[executorch]', or set export.pte=false"
 
 
-def export_pte(
-    simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None
-) -> Exported:
+def export_pte(simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None) -> Exported:
     """Write a simulation as a program for batches of one sample, its layers given to XNNPACK.
 
     Args:

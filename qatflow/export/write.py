@@ -9,13 +9,18 @@ from safetensors.torch import save_file
 
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate
+from qatflow.errors import ExportError
 from qatflow.export.encodings import aimet_encodings
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
-from qatflow.export.onnx_export import Exported, export_onnx
+from qatflow.export.onnx_export import Exported, OnnxFiles, onnx_files, write_quantized
+from qatflow.export.onnx_file import save_onnx
 from qatflow.export.pt2_export import export_pt2
 from qatflow.export.pte_export import export_pte
+from qatflow.export.signature import Example
 from qatflow.export.weights import float_weights
 from qatflow.quant.placement import Placement
+from qatflow.quant.simulation import Simulation
+from qatflow.recipe import Recipe
 from qatflow.result import Note
 from qatflow.store import write_atomically, write_json
 
@@ -47,26 +52,55 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
         ExportError: the model cannot be written as one of them; those before it are there.
     """
     out, shipped, asked = folder / "export", Shipped(), bench.recipe.export
+    example = bench.task.example()
     simulation = bench.simulate(winner.network, winner.encodings)
     content = integer_biases(simulation)
-    if content.raised:
-        shipped.notes["weight_scales_raised_for_biases"] = ", ".join(content.raised)
-    _write_encodings(bench, winner, simulation.placement, content, out, shipped)
+    shipped.notes |= content.notes
+    onnx = _onnx_files(bench, simulation, content, example)
+    _write_encodings(bench, winner, simulation.placement, content, onnx, out, shipped)
     _write_weights(bench, winner, out, shipped)
+    if isinstance(onnx, OnnxFiles):
+        save_onnx(onnx.floats, out / "model_float.onnx")
+        shipped.artefacts["float_onnx"] = "export/model_float.onnx"
     if asked.pt2:
-        export_pt2(simulation, bench.task.example(), out / "model.pt2")
+        export_pt2(simulation, example, out / "model.pt2", content)
         shipped.artefacts["pt2"] = "export/model.pt2"
-    if asked.onnx if asked.onnx is not None else bench.recipe.target != "xnnpack":
-        shipped.to_verify = export_onnx(simulation, bench.task.example(), out / "model.onnx", asked)
+    if _wants_onnx(bench.recipe):
+        if isinstance(onnx, ExportError):
+            raise onnx
+        shipped.to_verify = write_quantized(simulation, content, onnx, out / "model.onnx")
         shipped.artefacts["onnx"] = "export/model.onnx"
     if asked.pte:
-        shipped.to_verify = export_pte(simulation, bench.task.example(), out / "model.pte")
+        shipped.to_verify = export_pte(simulation, example, out / "model.pte", content)
         shipped.artefacts["pte"] = "export/model.pte"
     return shipped
 
 
+def _wants_onnx(recipe: Recipe) -> bool:
+    """Tell whether a file with Q/DQ is written."""
+    return recipe.target != "xnnpack" if recipe.export.onnx is None else recipe.export.onnx
+
+
+def _onnx_files(
+    bench: Bench, simulation: Simulation, content: IntegerBiases, example: Example
+) -> OnnxFiles | ExportError:
+    """Return the ONNX models, or why there are none: what else is shipped is written all the same."""
+    if bench.recipe.export.onnx is False:
+        return ExportError("export.onnx is false")
+    try:
+        return onnx_files(simulation, content, example, bench.recipe.export)
+    except ExportError as error:
+        return error
+
+
 def _write_encodings(
-    bench: Bench, winner: Candidate, placement: Placement, content: IntegerBiases, out: Path, shipped: Shipped
+    bench: Bench,
+    winner: Candidate,
+    placement: Placement,
+    content: IntegerBiases,
+    onnx: OnnxFiles | ExportError,
+    out: Path,
+    shipped: Shipped,
 ) -> None:
     recipe = bench.recipe
     values = aimet_encodings(
@@ -76,9 +110,12 @@ def _write_encodings(
         winner.network.calibration(recipe.calibration),
         version=recipe.export.encodings_version,
         biases=content.biases,
+        tensors=None if isinstance(onnx, ExportError) else onnx.tensors,
     )
     write_json(out / "model.encodings", values)
     shipped.artefacts["encodings"] = "export/model.encodings"
+    if isinstance(onnx, ExportError):
+        shipped.notes["encodings_name_tensors_of_the_graph"] = f"there is no ONNX file: {onnx}"
 
 
 def _write_weights(bench: Bench, winner: Candidate, out: Path, shipped: Shipped) -> None:

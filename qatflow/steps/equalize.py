@@ -35,6 +35,9 @@ from qatflow.steps.context import StepContext
 aten = torch.ops.aten
 STILL = 1e-2
 """Scales that change by less than this share in a sweep stand still."""
+DEAD = 2.0**-20
+"""Weights that reach no farther than this share of their layer's largest say nothing: stretching them would only blow
+up their channel's bias."""
 
 
 def equalize(network: Network, config: Equalize, context: StepContext) -> tuple[Network, dict[str, Note]]:
@@ -144,9 +147,9 @@ def _sweep(graph: fx.GraphModule, chosen: list[Pair], iterations: int) -> tuple[
 
 
 def _equalizing_scale(first: Tensor, second: Tensor) -> Tensor:
-    """Return `sqrt(r1 / r2)` per channel, 1 where a channel of either layer is all zeros; rows are channels."""
+    """Return `sqrt(r1 / r2)` per channel, 1 where a channel of either layer is next to all zeros; rows are channels."""
     reach_first, reach_second = first.abs().amax(1), second.abs().amax(1)
-    alive = (reach_first > 0) & (reach_second > 0)
+    alive = (reach_first > DEAD * reach_first.max()) & (reach_second > DEAD * reach_second.max())
     ratio = torch.where(alive, reach_first, 1.0) / torch.where(alive, reach_second, 1.0)
     return ratio.sqrt()
 
