@@ -88,7 +88,8 @@ def _informed(tensor: TensorEncoding, model: ModelFacts, tells_role: bool) -> Te
         return tensor if tensor.axis is None else replace(tensor, axis=model.axes.get(tensor.name, tensor.axis))
     if tensor.name not in model.tensors:
         return tensor
-    role: Role = "parameter" if tensor.name in model.shapes or tensor.axis is not None else "activation"
+    stored = tensor.name in model.shapes and tensor.name not in model.activations  # a constant may be an activation
+    role: Role = "parameter" if stored or tensor.axis is not None else "activation"
     return replace(tensor, role="bias" if tensor.role == "bias" and role == "parameter" else role)
 
 

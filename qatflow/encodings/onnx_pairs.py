@@ -34,7 +34,7 @@ def pairs_of(graph: onnx.GraphProto, constants: Mapping[str, tuple[tuple[int, ..
         graph: of a model.
         constants: shape and type of its stored tensors, by name.
     """
-    outputs = {value.name for value in graph.output}
+    inputs, outputs = ({value.name for value in values} for values in (graph.input, graph.output))
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -51,8 +51,8 @@ def pairs_of(graph: onnx.GraphProto, constants: Mapping[str, tuple[tuple[int, ..
             if len(constants.get(node.input[1], ((), 0))[0]):
                 axes[node.output[0]] = next((one.i for one in node.attribute if one.name == "axis"), 1)
         elif node.op_type == "DequantizeLinear" and node.input[0] in quantized:
-            result = _end(node, readers.get(node.output[0], []))
-            names[result if result in outputs else quantized[node.input[0]]] = None
+            source, result = quantized[node.input[0]], _end(node, readers.get(node.output[0], []))
+            names[result if result in outputs and source not in inputs else source] = None
     return Pairs(bool(quantized or stored), tuple(names), stored, axes)
 
 

@@ -97,7 +97,9 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
     if target.at == "reader":
         keep_names(graph, placement.tied)
     signature = Signature.of(content.network.graph, example)
-    names = tensor_names(content.network.graph, signature)
+    every = tensor_names(content.network.graph, signature)
+    listed = [point.tensor for point in placement.points if point.parameter is None] + list(placement.tied)
+    names = {tensor: every[tensor] for tensor in listed}
     options = OnnxOptions(config.opset or needed_opset(placement, packed), packed)
     quantized = onnx_model(graph, signature, example, options, names)
     floats = without_qdq(quantized)

@@ -1,0 +1,135 @@
+"""Models whose graphs and files name tensors differently, each quantized for every target."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from qatflow.export.encodings import aimet_encodings
+from qatflow.export.integer_biases import IntegerBiases, integer_biases
+from qatflow.export.onnx_export import OnnxFiles, onnx_files
+from qatflow.export.onnx_file import save_onnx
+from qatflow.export.signature import Example
+from qatflow.graph.capture import capture
+from qatflow.quant.network import Network
+from qatflow.quant.prepare import prepare
+from qatflow.quant.simulation import Simulation
+from qatflow.quant.targets import TARGETS
+from qatflow.recipe import Export, Precision
+from qatflow.store import write_json
+from tests.export.exported import MINMAX
+
+
+class Inverted(nn.Module):
+    """In-place activations, one activation module used again and again, squeeze and excitation, batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.squeeze = nn.Conv2d(16, 4, 1)
+        self.excite = nn.Conv2d(4, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.stem(x)))
+        y = self.act(self.deep(x))
+        y = y * torch.sigmoid(self.excite(self.act(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        x = self.act(x + y)
+        x = self.act(self.deep(x) - 1)
+        return self.head(self.act(x).mean((2, 3)).contiguous())
+
+
+class Nested(nn.Module):
+    """Inputs in a dict, a tensor called like an output, an input that is returned, and one output twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(8, 8)
+        self.right = nn.Linear(8, 6)
+        self.output = nn.Linear(6, 4)
+
+    def forward(self, batch: dict[str, Tensor], scale: Tensor) -> dict[str, Any]:
+        hidden = torch.relu(self.left(batch["first"]) + batch["second"])
+        relu = self.output(torch.relu(self.right(hidden)) * scale)
+        return {"relu": relu, "again": relu, "scale": scale, "hidden": (hidden, hidden[:, :2])}
+
+
+def vit() -> nn.Module:
+    model = VisionTransformer(32, 8, 1, 2, 32, 64, num_classes=5)
+    nn.init.normal_(model.heads.head.weight, std=0.2)
+    return model
+
+
+def double() -> nn.Module:
+    return Inverted().double()
+
+
+def _images(count: int) -> Example:
+    return (torch.randn(count, 3, 32, 32),), {}
+
+
+def _nested(count: int) -> Example:
+    first, second = torch.randn(count, 8), torch.randn(count, 8)
+    return ({"first": first, "second": second},), {"scale": torch.rand(count, 1)}
+
+
+def _doubles(count: int) -> Example:
+    return (torch.randn(count, 3, 32, 32).double(),), {}
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Example]]] = {
+    "inverted": (Inverted, _images),
+    "nested": (Nested, _nested),
+    "vit": (vit, _images),
+    "double": (double, _doubles),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A simulation, its files, and an example.
+
+    `model.onnx`, `model_float.onnx` and an encodings file of every version lie in `folder`.
+    """
+
+    simulation: Simulation
+    content: IntegerBiases
+    files: OnnxFiles
+    example: Example
+    folder: Path
+
+
+@cache
+def pair(model: str, target: str, weights: int = 8, activations: int = 8) -> Pair:
+    precision = Precision(weights=weights, activations=activations)
+    torch.manual_seed(0)
+    make, examples = MODELS[model]
+    example = examples(8)
+    network = Network(prepare(capture(make().eval(), *examples(2)), TARGETS[target]))
+    simulation = Simulation(network, TARGETS[target], precision)
+    simulation.calibrate([example], MINMAX)
+    content = integer_biases(simulation)
+    files, folder = onnx_files(simulation, content, examples(2), Export()), Path(mkdtemp())
+    save_onnx(files.quantized, folder / "model.onnx")
+    save_onnx(files.floats, folder / "model_float.onnx")
+    for version in ("0.6.1", "1.0.0", "2.0.0"):
+        values = aimet_encodings(
+            simulation.placement,
+            content.encodings,
+            precision,
+            MINMAX,
+            version=version,
+            biases=content.biases,
+            tensors=files.tensors,
+        )
+        write_json(folder / f"{version}.encodings", values)
+    return Pair(simulation, content, files, example, folder)
