@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qatflow.api import run
     from qatflow.export.onnx_export import export_onnx
+    from qatflow.export.pair import export_encodings, read_encodings
     from qatflow.export.pt2_export import export_pt2
     from qatflow.export.pte_export import export_pte
     from qatflow.graph.capture import capture
@@ -33,10 +34,12 @@ __all__ = [
     "Simulation",
     "__version__",
     "capture",
+    "export_encodings",
     "export_onnx",
     "export_pt2",
     "export_pte",
     "prepare",
+    "read_encodings",
     "run",
 ]
 
@@ -44,6 +47,8 @@ HOMES = {
     "run": "qatflow.api",
     "capture": "qatflow.graph.capture",
     "export_onnx": "qatflow.export.onnx_export",
+    "export_encodings": "qatflow.export.pair",
+    "read_encodings": "qatflow.export.pair",
     "export_pt2": "qatflow.export.pt2_export",
     "export_pte": "qatflow.export.pte_export",
     "Network": "qatflow.quant.network",

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer
+from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
+from transformers import BertConfig, BertModel
 
 from qatflow.export.encodings import aimet_encodings
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
@@ -22,6 +23,9 @@ from qatflow.quant.prepare import prepare
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Export, Precision
+from qatflow.step_configs import FoldBatchNorms
+from qatflow.steps import STEPS
+from qatflow.steps.context import StepContext
 from qatflow.store import write_json
 from tests.export.exported import MINMAX
 
@@ -73,6 +77,14 @@ def double() -> nn.Module:
     return Inverted().double()
 
 
+def bert() -> nn.Module:
+    config = BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=16, attn_implementation="eager",
+    )  # fmt: skip
+    return BertModel(config)
+
+
 def _images(count: int) -> Example:
     return (torch.randn(count, 3, 32, 32),), {}
 
@@ -86,12 +98,23 @@ def _doubles(count: int) -> Example:
     return (torch.randn(count, 3, 32, 32).double(),), {}
 
 
+def _tokens(count: int) -> Example:
+    mask = torch.ones(count, 12, dtype=torch.long)
+    mask[:, 10:] = 0
+    return (), {"input_ids": torch.randint(0, 50, (count, 12)), "attention_mask": mask}
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Example]]] = {
     "inverted": (Inverted, _images),
     "nested": (Nested, _nested),
     "vit": (vit, _images),
     "double": (double, _doubles),
+    "bert": (bert, _tokens),
+    "resnet18": (lambda: resnet18(num_classes=10), _images),
+    "mobilenet_v3_small": (lambda: mobilenet_v3_small(num_classes=10), _images),
 }
+FOLDED = ("resnet18", "mobilenet_v3_small")
+SMALL = ("inverted", "nested", "vit", "double")
 
 
 @dataclass(frozen=True)
@@ -115,10 +138,14 @@ def pair(model: str, target: str, weights: int = 8, activations: int = 8) -> Pai
     make, examples = MODELS[model]
     example = examples(8)
     network = Network(prepare(capture(make().eval(), *examples(2)), TARGETS[target]))
+    if model in FOLDED:
+        context = StepContext(lambda limit: [example], TARGETS[target], precision, MINMAX)
+        network, _ = STEPS["fold_batch_norms"](network, FoldBatchNorms(), context)
     simulation = Simulation(network, TARGETS[target], precision)
     simulation.calibrate([example], MINMAX)
     content = integer_biases(simulation)
-    files, folder = onnx_files(simulation, content, examples(2), Export()), Path(mkdtemp())
+    files = onnx_files(simulation, content, examples(2), Export(weights="int8"))
+    folder = Path(mkdtemp())
     save_onnx(files.quantized, folder / "model.onnx")
     save_onnx(files.floats, folder / "model_float.onnx")
     for version in ("0.6.1", "1.0.0", "2.0.0"):

@@ -20,13 +20,13 @@ from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import copy_graph
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
-from tests.export.pairs import MODELS, Pair, pair
+from tests.export.pairs import SMALL, Pair, pair
 
 VERSIONS = ("0.6.1", "1.0.0", "2.0.0")
-every_model = pytest.mark.parametrize("model", MODELS)
+every_model = pytest.mark.parametrize("model", SMALL)
 every_pair = pytest.mark.parametrize(
     ("model", "target"),
-    [(model, target) for model in MODELS for target in TARGETS if model != "double" or target in ("qnn", "tensorrt")],
+    [(model, target) for model in SMALL for target in TARGETS if model != "double" or target in ("qnn", "tensorrt")],
 )
 
 
@@ -129,10 +129,10 @@ def test_a_file_with_the_names_of_the_onnx_file_is_read_back_to_the_bit(model: s
         found = encodings_from_file(
             read(one.folder / f"{version}.encodings"), twin.placement, twin.model.state_dict(), names
         )
-        for tensor, wanted in one.content.encodings.items():
-            assert torch.equal(found[tensor].scale.float(), wanted.scale.float())
-            assert torch.equal(found[tensor].zero_point.float(), wanted.zero_point.float())
-            assert found[tensor].axis == wanted.axis
+        for name, wanted in one.content.encodings.items():
+            assert torch.equal(found[name].scale.float(), wanted.scale.float())
+            assert torch.equal(found[name].zero_point.float(), wanted.zero_point.float())
+            assert found[name].axis == wanted.axis
 
 
 @every_model
@@ -155,8 +155,8 @@ def test_no_two_pairs_on_one_grid_stand_behind_each_other_and_every_node_has_a_n
     makers = {value: node for node in graph.node for value in node.output}
     stored = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     for node in graph.node:
-        if node.op_type == "QuantizeLinear" and (before := makers.get(node.input[0])) is not None:
-            if before.op_type == "DequantizeLinear":
-                assert stored[before.input[1]] != stored[node.input[1]]
+        before = makers.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if before is not None and before.op_type == "DequantizeLinear":
+            assert stored[before.input[1]] != stored[node.input[1]]
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             assert stored[node.input[1]].shape == stored[node.input[2]].shape
