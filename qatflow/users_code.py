@@ -25,6 +25,11 @@ PLUMBING = {"torch", "numpy"}
 STANDARD = Path(sysconfig.get_path("stdlib"))
 INTERACTIVE = ("<stdin", "<ipython", "<string")
 FRAME = re.compile(r'^ *File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
+MACHINE = {
+    "DataLoader worker (pid": "a process that reads the data died, often for want of memory: try data.workers=0",
+    "MemoryError": "take a smaller data.batch_size, or fewer samples (calibration.samples, those of the steps)",
+}
+"""What an exception says that the machine is to blame for, and what helps."""
 BROUGHT = "Original Traceback (most recent call last):\n"
 """How the text of an exception goes on that PyTorch brought from another process or thread."""
 
@@ -87,6 +92,7 @@ def users_code(what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
+        _raise_if_machine(error)
         if isinstance(error, UserCodeError):
             raise
         raised = raised_by(error, error.__traceback__)
@@ -112,29 +118,44 @@ def anywhere() -> Iterator[None]:
     except QatflowError:
         raise
     except (Exception, SystemExit) as error:
+        _raise_if_machine(error)
         if raised_by(error, error.__traceback__).users_frame is None:
             raise
         raise UserCodeError(said(error)) from error
 
 
+def _raise_if_machine(error: BaseException) -> None:
+    """Tell of what is neither the user's code nor ours: the machine ran out of something.
+
+    Raises:
+        QatflowError: it did.
+    """
+    advice = next((advice for sign, advice in MACHINE.items() if sign in f"{type(error).__name__}: {error}"), "")
+    if advice and not isinstance(error, QatflowError):
+        message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; {advice}"
+        raise QatflowError(message) from error
+
+
 def said(error: BaseException) -> str:
     """Return where an exception was raised, of which kind it is, and what it says; one of ours is a sentence already.
 
-    The place is in the user's code where there is some, else in the library that was called.
+    The place comes first where it is in the user's code, and last where it is in a library; none is told of PyTorch's.
     """
     raised = raised_by(error, error.__traceback__)
     if isinstance(error, QatflowError):
         return raised.message
-    libraries = [frame for frame in raised.frames if frame.file.is_file() and frame.owner != "qatflow"]
-    place = raised.users_frame or (libraries[-1] if libraries else None)
     lines = raised.message.strip().splitlines()
     sentence = f"{raised.kind}: {lines[0]}" if lines else raised.kind
-    return f"{place}: {sentence}" if place is not None else sentence
+    if raised.users_frame is not None:
+        return f"{raised.users_frame}: {sentence}"
+    libraries = [frame for frame in raised.frames if frame.owner == "library"]
+    return f"{sentence}, raised at {libraries[-1]}" if libraries else sentence
 
 
 def raised_by(error: BaseException, trace: TracebackType | None) -> Raised:
     """Return an exception as it was raised, frames from the outermost on."""
-    frames = [Frame(Path(one.filename), one.lineno or 0, one.name) for one in traceback.extract_tb(trace)]
+    found = [(one.f_code, line) for one, line in traceback.walk_tb(trace)]
+    frames = [Frame(Path(code.co_filename), line, code.co_name) for code, line in found]
     text = str(error)
     if BROUGHT not in text:
         return Raised(type(error).__name__, text, frames)

@@ -64,14 +64,16 @@ def naming(part: str, batch: int | None = None) -> Iterator[None]:
         DataError: what was raised in here, led by the part.
         UserCodeError: what was raised in here, followed by the part.
     """
-    place = ", ".join([f"the data's {part} part"] * bool(part) + [f"batch {batch}"] * (batch is not None))
+    place = f"the data's {part} part" + (f", batch {batch}" if batch is not None else "")
     try:
         yield
     except DataError as error:
+        if not part:
+            raise
         message = f"{place}: {error}"
         raise DataError(message) from error
     except UserCodeError as error:
-        error.where.append(place)
+        error.where += [place] if part else []
         raise
 
 
