@@ -17,6 +17,7 @@ from qatflow.progress import Progress
 from qatflow.recipe import Recipe
 from qatflow.report.write import write
 from qatflow.result import RunResult
+from qatflow.signals import workers_may_die
 from qatflow.users_code import said
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def run(
 def _report(home: Path, recipe: Recipe, progress: Progress | None) -> None:
     """Write the report; a failure of it is told, and changes nothing of what became of the run."""
     try:
-        write(home, html=recipe.report.html)
+        with workers_may_die():
+            write(home, html=recipe.report.html)
     except Exception as error:
         logger.exception("the report failed")
         message = (

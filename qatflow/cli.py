@@ -8,13 +8,10 @@ job notes its outcome in a `_Session`, and nothing but an interruption leaves th
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from qatflow.overrides import take_trust
 from qatflow.preflight import Plan, plan
 from qatflow.recipe import Recipe
 from qatflow.result import RunResult
+from qatflow.signals import terminated_like_interrupted
 from qatflow.unfinished import unfinished
 from qatflow.users_code import anywhere
 
@@ -191,7 +189,7 @@ def _launch(args: Namespace, session: _Session) -> int:
     if session.multirun:
         lines, sweep = _with_sweep_folder(lines)
     try:
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             code = _hydra(args, lines, lambda cfg: _job(cfg, session))
     except KeyboardInterrupt as stop:
         code = _stopped(stop)
@@ -291,20 +289,3 @@ def _tell_unfinished(session: _Session) -> None:
     _tell_files(console, folder, "report.html", "log.txt")
     if found is not None:
         say(console, f"go on    {found.command}")
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, so that what is finished stays usable."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise Terminated("SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -20,6 +20,7 @@ from qatflow.errors import RunFolderError
 from qatflow.progress import Progress
 from qatflow.recipe import Recipe
 from qatflow.result import CandidateRecord, GateRecord, Judgement, RunResult, TrialRecord
+from qatflow.signals import workers_may_die
 from qatflow.store import write_text
 from qatflow.users_code import anywhere
 
@@ -76,15 +77,19 @@ class Journal:
             with anywhere():
                 yield
         except BaseException as error:
-            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-            why = str(error) or ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
-            logger.error("the run %s: %s", "was stopped" if stopped else "failed", why, exc_info=not stopped)
-            self.close_stage()
-            try:
-                self.update(status="interrupted" if stopped else "failed", error=why)
-            except RunFolderError as second:  # a full disk must not hide what happened
-                self.note(f"that the run ended early could not be written down: {second}")
+            with workers_may_die():
+                self._ended_by(error)
             raise
+
+    def _ended_by(self, error: BaseException) -> None:
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        why = str(error) or ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+        logger.error("the run %s: %s", "was stopped" if stopped else "failed", why, exc_info=None if stopped else error)
+        self.close_stage()
+        try:
+            self.update(status="interrupted" if stopped else "failed", error=why)
+        except RunFolderError as second:  # a full disk must not hide what happened
+            self.note(f"that the run ended early could not be written down: {second}")
 
     def stage(self, text: str) -> None:
         """Begin a stage: the time until the next one is its own."""

@@ -137,15 +137,17 @@ def _raise_if_machine(error: BaseException) -> None:
 
 
 def said(error: BaseException) -> str:
-    """Return where an exception was raised, of which kind it is, and what it says; one of ours is a sentence already.
+    """Return where an exception was raised, of which kind it is, and the first and last line of what it says.
+
+    One of ours is a sentence already.
 
     The place comes first where it is in the user's code, and last where it is in a library; none is told of PyTorch's.
     """
     raised = raised_by(error, error.__traceback__)
     if isinstance(error, QatflowError):
         return raised.message
-    lines = raised.message.strip().splitlines()
-    sentence = f"{raised.kind}: {lines[0]}" if lines else raised.kind
+    lines = [line.strip() for line in raised.message.splitlines() if line.strip()]
+    sentence = ": ".join(dict.fromkeys([raised.kind, *lines[:1], *lines[-1:]]))
     if raised.users_frame is not None:
         return f"{raised.users_frame}: {sentence}"
     libraries = [frame for frame in raised.frames if frame.owner == "library"]

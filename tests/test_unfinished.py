@@ -1,6 +1,7 @@
 """How runs end that do not finish: by a signal, killed, with a report that fails, or with a disk that is full."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from qatflow.recipe import Recipe
 from qatflow.report.__main__ import main as report
 from qatflow.report.read import read_result
 from qatflow.result import CandidateRecord
+from qatflow.signals import workers_may_die
 from tests.users_task import DATA, MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -31,9 +33,8 @@ def settings(what: str = "", **changes: object) -> dict[str, object]:
 def command(folder: Path, what: str) -> list[str]:
     """Return a command line whose recipe is in `folder`."""
     (folder / "recipes").mkdir(parents=True)
-    (folder / "recipes" / "mine.yaml").write_text(
-        "# @package _global_\n" + yaml.safe_dump(settings(what), sort_keys=False)
-    )
+    text = yaml.safe_dump(settings(what), sort_keys=False)
+    (folder / "recipes" / "mine.yaml").write_text(f"# @package _global_\n{text}")
     return ["--config-dir", str(folder), "recipe=mine", "trust=[tests]", f"run.dir={folder / 'run'}"]
 
 
@@ -124,6 +125,20 @@ def test_folding_follows_a_rung_that_meets_the_gate_and_says_why(tmp_path: Path)
     follows = "naive meets the gate on validation; fold_batch_norms follows all the same, because the target runs the"
     assert any(note.startswith(follows) for note in told.notes)
     assert "the target runs" in rows["fold_batch_norms"].reason
+
+
+def test_processes_that_die_while_the_end_is_written_down_do_not_disturb_it() -> None:
+    def torchs(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    before = signal.signal(signal.SIGCHLD, torchs)
+    try:
+        with workers_may_die():
+            signal.raise_signal(signal.SIGCHLD)
+        with pytest.raises(RuntimeError, match="is killed"):
+            signal.raise_signal(signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.slow
