@@ -46,7 +46,7 @@ def climb(bench: Bench) -> list[Candidate]:
             kept, cured = _with_better_ranges(bench, kept, rungs), True
             if _may_stop(bench, kept, later):
                 return rungs
-        if config.always_kept and bench.recipe.ladder.stop == "gate" and kept.record.passed:
+        if _follows(bench, config, kept):
             bench.progress.note(f"{kept.record.id} meets the gate on {kept.record.part}; {name} {FOLLOWS}")
         rungs.append(_rung(bench, name, config, kept))
         kept = rungs[-1] if rungs[-1].record.kept else kept
@@ -70,6 +70,12 @@ def _may_stop(bench: Bench, kept: Candidate, later: list[StepConfig]) -> bool:
     if bench.recipe.ladder.stop != "gate" or any(step.always_kept for step in later):
         return False
     return kept.record.passed and bench.judge(kept).passed
+
+
+def _follows(bench: Bench, config: StepConfig | None, below: Candidate) -> bool:
+    """Tell whether a step is climbed only because the target runs what it prepares: the gate is met without it."""
+    prepares = config is not None and config.always_kept
+    return prepares and bench.recipe.ladder.stop == "gate" and below.record.passed
 
 
 def _naive(bench: Bench) -> Candidate:
@@ -141,8 +147,8 @@ def _verdict_on(bench: Bench, config: StepConfig | None, below: Candidate, rung:
     """Return whether later rungs build on this one, and why not or why all the same."""
     sqnrs = [-math.inf if math.isnan(one.evaluation.sqnr_db) else one.evaluation.sqnr_db for one in (below, rung)]
     if not is_worse(bench.recipe.gate, below.measurement, sqnrs[0], rung.measurement, sqnrs[1]):
-        passed = config is not None and config.always_kept and below.record.passed
-        return True, f"climbed although {below.record.id} meets the gate: the target runs this graph" if passed else ""
+        why = f"climbed although {below.record.id} meets the gate: the target runs this graph"
+        return True, why if _follows(bench, config, below) else ""
     over = below.record.id
     if config is not None and config.always_kept:
         return True, f"worse than {over}, kept because the target runs the prepared graph"

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+import types
 from importlib import metadata
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def test_the_machine_and_the_weights() -> None:
     assert (found["device"], found["seed"], found["recipe_file"]) == ("cpu", 7, "mine.yaml")
     assert found["weights"] == {"file": str(weights), "sha256": sha256(weights)}
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_gpu_is_named_with_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 2024\n")
+    monkeypatch.setattr("qatflow.environment.DRIVER", tmp_path / "version")
+    made = types.SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30, major=9, minor=0)
+    answers = {"is_available": True, "current_device": 0, "device_count": 2, "get_device_properties": made}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    found = environment(digits(), Origin("again"), CPU, None)["gpu"]
+    assert (found["name"], found["count"], found["memory_gib"]) == ("NVIDIA H100", 2, 80.0)
+    assert found["driver"] == "550.54.15"
 
 
 def test_every_imported_distribution_is_there_and_no_other() -> None:
