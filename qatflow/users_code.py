@@ -32,8 +32,6 @@ MACHINE = {
 """What an exception says that the machine is to blame for, and what helps."""
 BROUGHT = "Original Traceback (most recent call last):\n"
 """How the text of an exception goes on that PyTorch brought from another process or thread."""
-
-
 Owner = Literal["qatflow", "user", "library", "nobody"]
 
 
@@ -132,16 +130,15 @@ def _raise_if_machine(error: BaseException) -> None:
     """
     advice = next((advice for sign, advice in MACHINE.items() if sign in f"{type(error).__name__}: {error}"), "")
     if advice and not isinstance(error, QatflowError):
-        message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; {advice}"
+        message = f"{said(error)}; {advice}"
         raise QatflowError(message) from error
 
 
 def said(error: BaseException) -> str:
     """Return where an exception was raised, of which kind it is, and the first and last line of what it says.
 
-    One of ours is a sentence already.
-
     The place comes first where it is in the user's code, and last where it is in a library; none is told of PyTorch's.
+    What qatflow raises on purpose is a sentence already.
     """
     raised = raised_by(error, error.__traceback__)
     if isinstance(error, QatflowError):
