@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shlex
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from qatflow import engine
+from qatflow.environment import Origin
 from qatflow.progress import Progress
 from qatflow.recipe import Recipe
 from qatflow.report.write import write
 from qatflow.result import RunResult
+from qatflow.signals import workers_may_die
+from qatflow.users_code import said
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -21,6 +28,7 @@ def run(
     folder: Path | str | None = None,
     trust: tuple[str, ...] = (),
     progress: Progress | None = None,
+    origin: Origin | None = None,
 ) -> RunResult:
     """Carry out a recipe; everything it leaves is in the run folder, the report included.
 
@@ -29,19 +37,37 @@ def run(
         folder: the run folder; None takes `recipe.run.dir`, or makes `reports/<recipe>/<time>`.
         trust: packages that factories may be imported from, besides torchvision, timm, transformers and torchmetrics.
         progress: who is told how it gets on.
+        origin: how it was asked for; None where it was from Python.
 
     Raises:
-        QatflowError: the recipe, model or data cannot be used. The report of what was finished is written all the
-            same.
+        UserCodeError: code of the user's raised. The report of what was finished is written all the same.
+        QatflowError: the recipe, model or data cannot be used; likewise.
     """
     home = Path(folder or recipe.run.dir or new_folder(recipe.name))
     home.mkdir(parents=True, exist_ok=True)
     with _log_to(home / "log.txt"):
         try:
-            return engine.run(recipe, home, trust, progress)
+            return engine.run(recipe, home, trust, progress, origin)
         finally:
             if (home / "result.json").exists():
-                write(home, html=recipe.report.html)
+                _report(home, recipe, progress)
+
+
+def _report(home: Path, recipe: Recipe, progress: Progress | None) -> None:
+    """Write the report; a failure of it is told, and changes nothing of what became of the run."""
+    try:
+        with workers_may_die():
+            write(home, html=recipe.report.html)
+    except Exception as error:
+        logger.exception("the report failed")
+        message = (
+            f"the report could not be written: {said(error)}; what the run found is in {home / 'result.json'}, and "
+            f"`{shlex.join(['python', '-m', 'qatflow.report', str(home)])}` writes it again"
+        )
+        if progress is None:
+            warnings.warn(message, stacklevel=3)
+        else:
+            progress.note(message)
 
 
 def new_folder(name: str, root: Path | None = None) -> Path:

@@ -67,6 +67,8 @@ class Bench:
 
     choosing: Ground
     testing: Ground
+    hashes: dict[str, str]
+    """Of the captured model with its weights, and of the samples of every part that is used; there with `key`."""
     key: str
     """Hash of all that a candidate depends on but its steps; there once FP32 is measured, which hashes the data."""
 
@@ -88,22 +90,26 @@ class Bench:
         Raises:
             DataError: it is not finite.
         """
-        key = self.task.key(self.base.graph, self.progress.note)
+        self.hashes = self.task.hashes(self.base.graph, self.progress.note)
+        key = self.task.key(self.hashes)
         self.choosing = self._ground(self.task.choosing_part, key)
         self.testing = self.choosing if self.task.choosing_part == "test" else self._ground("test", key)
-        self.key = key_of(key, self.evaluation.hash(self.choosing.part), self.evaluation.hash("test"))
+        self.hashes |= {part: self.evaluation.hash(part) for part in self.task.evaluation_parts}
+        self.key = key_of(key, self.hashes[self.choosing.part], self.hashes["test"])
         return self._tell_fp32(self.choosing)
 
     def _ground(self, part: Part, key: str) -> Ground:
         """Measure FP32 on a part and hash its samples, or recall both where an earlier start did that."""
         data, task = self.evaluation, self.task
-        evaluator = Evaluator(self.base.graph, lambda: data.recording(part, task.part(part)), task.metric, task.device)
+        evaluator = Evaluator(
+            self.base.graph, lambda: data.recording(part, task.part(part)), task.metric, task.device, part
+        )
         with naming(part):
             data.known(part)
-            found = data.fp32(part, key)
-            if found is not None:
-                return Ground(part, evaluator, found, resumed=True)
-            measurement = evaluator.evaluate(self.base.graph).measurement
+        found = data.fp32(part, key)
+        if found is not None:
+            return Ground(part, evaluator, found, resumed=True)
+        measurement = evaluator.evaluate(self.base.graph).measurement
         if finite(measurement.value) is None:
             message = f"FP32's {task.metric.name} is not finite on the {part} part: check model, data and metric"
             raise DataError(message)

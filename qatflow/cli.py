@@ -1,19 +1,17 @@
 """The command line: check everything, then let Hydra compose and launch, and turn outcomes into exit codes.
 
-Hydra drops a job's return value and exits with 1 on any exception, and its argparse with 2, which is our "gate missed".
-So a job notes its outcome in a `_Session`, and nothing but an interruption leaves the job as an exception.
+0 is a met gate, 2 a missed one, 1 an error that the user can mend, 3 a defect of qatflow, 130 and 143 a run that Ctrl-C
+or SIGTERM stopped. Hydra drops a job's return value and exits with 1 on any exception, and its argparse with 2. So a
+job notes its outcome in a `_Session`, and nothing but an interruption leaves the job as an exception.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,15 +23,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from qatflow import __version__, config, listing
+from qatflow import __version__, commands, config, listing
 from qatflow.console import deployed_line, drop_text, number, say, shown_on
-from qatflow.errors import Mistake, QatflowError, RecipeError
+from qatflow.errors import Mistake, QatflowError, RecipeError, Terminated
 from qatflow.overrides import take_trust
 from qatflow.preflight import Plan, plan
 from qatflow.recipe import Recipe
 from qatflow.result import RunResult
+from qatflow.signals import terminated_like_interrupted
+from qatflow.unfinished import unfinished
+from qatflow.users_code import anywhere
 
-MET, ERROR, MISSED, INTERRUPTED = 0, 1, 2, 130
+MET, ERROR, MISSED, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 FLAGS = ("cfg", "package", "resolve", "run", "multirun", "shell_completion", "info", "hydra_help", "config_dir")
 OWN_TREE = ("config_name", "config_path", "experimental_rerun")
 
@@ -45,38 +46,54 @@ class _Session:
     checked: Plan
     trust: tuple[str, ...]
     multirun: bool
+    arguments: list[str]
+    """As they were given, but for the folder."""
     folders: list[Path] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
 
     @property
     def code(self) -> int:
-        """The exit code: an error outweighs a missed gate, and no outcome at all is an error."""
-        if not self.codes or ERROR in self.codes:
-            return ERROR
-        return MISSED if MISSED in self.codes else MET
+        """The exit code: a defect outweighs an error, that a missed gate, and no outcome at all is an error."""
+        return next((code for code in (DEFECT, ERROR, MISSED, MET) if code in self.codes), ERROR)
+
+    def again(self, key: str, folder: Path) -> str:
+        """Return the whole command that goes on in a folder; `key` is what the folder is given by."""
+        return commands.shell([*self.arguments, commands.setting(key, folder)])
 
 
 def main(argv: list[str] | None = None) -> int:
     """Carry out a command line (that of the process unless given) and return its exit code."""
     try:
         return guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
-    except KeyboardInterrupt:
-        say(Console(stderr=True), "interrupted")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return _stopped(stop)
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    """Say what stopped a command, and return its exit code: 128 and the signal's number, as shells have it."""
+    terminated = isinstance(stop, Terminated)
+    say(Console(stderr=True), f"stopped by {'SIGTERM' if terminated else 'Ctrl-C'}")
+    return TERMINATED if terminated else INTERRUPTED
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Return `work`'s exit code; a mistake of the user's is told in sentences, a defect of ours with its traceback."""
+    """Return `work`'s exit code.
+
+    A mistake, and what code of the user's raised, is told in sentences; a defect of ours with its traceback.
+    """
     try:
-        return work()
+        with anywhere():
+            return work()
     except QatflowError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
         else:
             say(Console(stderr=True), f"error: {error}")
+        return ERROR
     except Exception:  # noqa: BLE001 - the door: every defect ends here, and in a sweep the next job goes on
         traceback.print_exc()
-    return ERROR
+        say(Console(stderr=True), "error: this is a defect of qatflow's own; please report it with the lines above")
+        return DEFECT
 
 
 def _command(argv: list[str]) -> int:
@@ -100,7 +117,14 @@ def _command(argv: list[str]) -> int:
     checked = plan(overrides, multirun, folder, trust)
     if args.cfg or args.info:
         return _hydra(args, [*checked.lines, *(f"~steps.{step}" for step in checked.dropped[0])], lambda _: None)
-    return _launch(args, _Session(checked, trust, multirun))
+    return _launch(args, _Session(checked, trust, multirun, _arguments(args)))
+
+
+def _arguments(args: Namespace) -> list[str]:
+    """Return what a command line says, but for the folder that its run or sweep is to go to."""
+    given = [line for line in args.overrides if not line.startswith(("run.dir=", "hydra.sweep.dir="))]
+    folder = ["--config-dir", args.config_dir] if args.config_dir is not None else []
+    return [*(["-m"] if args.multirun else []), *folder, *given]
 
 
 def parsed(argv: list[str]) -> tuple[Namespace, list[str]]:
@@ -160,26 +184,31 @@ def _hydra(args: Namespace, overrides: list[str], job: Callable[[DictConfig], An
 
 
 def _launch(args: Namespace, session: _Session) -> int:
-    """Run the job or jobs, and say how to go on where that is interrupted."""
+    """Run the job or jobs, and say how to go on where that is stopped."""
+    lines, sweep = session.checked.lines, None
+    if session.multirun:
+        lines, sweep = _with_sweep_folder(lines)
+    try:
+        with terminated_like_interrupted():
+            code = _hydra(args, lines, lambda cfg: _job(cfg, session))
+    except KeyboardInterrupt as stop:
+        code = _stopped(stop)
+        if session.folders:
+            _tell_unfinished(session)
+    if sweep is not None and session.folders:
+        guarded(lambda: _summary(sweep, session.folders))  # one that fails is told, and changes no outcome
+        if code:
+            say(Console(stderr=True), f"go on    {session.again('hydra.sweep.dir', sweep)}")
+    return code or session.code
+
+
+def _with_sweep_folder(lines: list[str]) -> tuple[list[str], Path]:
+    """Return the overrides of a sweep with its folder, which is a new one unless they name it."""
     from qatflow.api import new_folder  # imports torch
 
-    lines = session.checked.lines
-    asked = [line.partition("=")[2] for line in lines if line.startswith("hydra.sweep.dir=")]
+    asked = [line.partition("=")[2].strip("'\"") for line in lines if line.startswith("hydra.sweep.dir=")]
     sweep = Path(asked[-1]) if asked else new_folder("sweep")
-    if session.multirun and not asked:
-        lines = [*lines, f"hydra.sweep.dir='{sweep}'"]
-    try:
-        with _terminated_like_interrupted():
-            code = _hydra(args, lines, lambda cfg: _job(cfg, session))
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-        again = [f"hydra.sweep.dir={sweep}"] if session.multirun else [f"run.dir={path}" for path in session.folders]
-        hint = f"; the same command with {again[-1]} goes on from there" if again else ""
-        say(Console(stderr=True), f"interrupted{hint}")
-    if session.multirun and session.folders:
-        summary = guarded(lambda: _summary(sweep, session.folders))
-        session.codes.append(summary)
-    return code or session.code
+    return lines if asked else [*lines, commands.setting("hydra.sweep.dir", sweep)], sweep
 
 
 def _summary(sweep: Path, folders: list[Path]) -> int:
@@ -198,34 +227,33 @@ def _job(cfg: DictConfig, session: _Session) -> None:
     if session.multirun:
         say(Console(), f"\njob {index}: {' '.join(hydra_config.overrides.task)}")
     folder = Path(hydra_config.runtime.output_dir) if session.multirun else None
-    code = guarded(lambda: _run(config.recipe_of(cfg, session.trust, dropped), folder, session))
+    recipe_file = session.checked.recipes.get(str(hydra_config.runtime.choices.get(config.GROUP)))
+    code = guarded(lambda: _run(config.recipe_of(cfg, session.trust, dropped), folder, session, recipe_file))
     session.codes.append(code)
-    if code == ERROR and session.folders and (session.folders[-1] / "report.html").exists():
-        say(Console(stderr=True), f"what was finished is in {session.folders[-1]}")
+    if code in (ERROR, DEFECT) and session.folders:
+        _tell_unfinished(session)
 
 
-def _run(recipe: Recipe, folder: Path | None, session: _Session) -> int:
+def _run(recipe: Recipe, folder: Path | None, session: _Session, recipe_file: Path | None) -> int:
     """Carry out one recipe in `folder`, or in one of its own, and say what came out of it."""
     from qatflow.api import new_folder, run  # imports torch
+    from qatflow.environment import Origin
 
     folder = folder or (Path(recipe.run.dir) if recipe.run.dir else new_folder(recipe.name))
     session.folders.append(folder)
+    again = commands.again(folder, session.trust) if session.multirun else session.again("run.dir", folder)
     console = Console()
     say(console, f"{recipe.name}: everything goes to {folder}")
     with shown_on(console) as progress:
-        result = run(recipe, folder, trust=session.trust, progress=progress)
+        result = run(recipe, folder, trust=session.trust, progress=progress, origin=Origin(again, recipe_file))
     _tell(console, result, folder)
-    if result.status == "interrupted":
-        raise KeyboardInterrupt
-    return ERROR if result.status == "failed" else MET if result.passed else MISSED
+    return MET if result.passed else MISSED
 
 
 def _tell(console: Console, result: RunResult, folder: Path) -> None:
-    """Say what came out of a run, and where it is."""
-    if result.error:
-        say(Console(stderr=True), f"error: {result.error}")
+    """Say what came out of a run that finished, and where it is."""
+    judged = result.winner.sentence if result.winner is not None else ""
     if result.verdict is not None:
-        judged = result.winner.sentence if result.winner is not None else ""
         say(console, f"\n{'Gate met' if result.passed else 'Gate missed'}. {judged or result.verdict.sentence}")
     if result.training_error:
         say(Console(stderr=True), f"training failed: {result.training_error}")
@@ -237,23 +265,27 @@ def _tell(console: Console, result: RunResult, folder: Path) -> None:
         say(console, f"drop     {drop_text(winner)}" + (f", allowed {limit}" if limit else ""))
     if result.verification is not None:
         say(console, f"deployed {deployed_line(result)}")
-    for name, path in (("report", folder / "report.html"), ("export", folder / "export")):
+    _tell_files(console, folder, "report.html", "export")
+
+
+def _tell_files(console: Console, folder: Path, *names: str) -> None:
+    """Say where those files of a run folder are that are there."""
+    for path in (folder / name for name in names):
         if path.exists():
-            say(console, f"{name:<8} {path}")
+            say(console, f"{path.stem:<8} {path}")
 
 
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, so that what is finished stays usable."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _tell_unfinished(session: _Session) -> None:
+    """Say of the last run, which did not finish, what it has, what remains, and how to go on."""
+    from qatflow.report.read import read_result
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    folder, console = session.folders[-1], Console(stderr=True)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        found = unfinished(read_result(folder))
+    except QatflowError:
+        found = None  # it left none, or one that cannot be read: what stopped it has been told
+    if found is not None:
+        say(console, f"\n{found.title}. {found.best}" + (f"\n{found.remaining}" if found.remaining else ""))
+    _tell_files(console, folder, "report.html", "log.txt")
+    if found is not None:
+        say(console, f"go on    {found.command}")

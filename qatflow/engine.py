@@ -12,10 +12,11 @@ from pathlib import Path
 
 import yaml
 
+from qatflow import commands
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate
-from qatflow.environment import environment
-from qatflow.errors import QatflowError, RunFolderError
+from qatflow.environment import Origin, environment, imported_packages
+from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.graph.capture import capture
@@ -29,13 +30,21 @@ from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
 from qatflow.store import read_json, write_json, write_text
+from qatflow.tasks.models import weights_file
 from qatflow.tasks.task import load_task
 from qatflow.tensor_records import float_tensors, tensors
+from qatflow.users_code import said
 
 logger = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Progress | None = None) -> RunResult:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    trust: tuple[str, ...] = (),
+    progress: Progress | None = None,
+    origin: Origin | None = None,
+) -> RunResult:
     """Carry out a recipe and return its result; the run folder holds everything it leaves but the report.
 
     Args:
@@ -43,17 +52,22 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
         folder: the run folder; one that an earlier run of the same recipe left is continued.
         trust: packages that factories may be imported from, besides the well-known ones.
         progress: who is told how it gets on.
+        origin: how it was asked for; None where it was from Python.
 
     Raises:
-        QatflowError: the recipe, model or data cannot be used; `result.json` says so as well.
+        UserCodeError: code of the user's raised; `result.json` says so as well, and `log.txt` has the traceback.
+        QatflowError: the recipe, model or data cannot be used; likewise.
     """
-    journal = Journal(recipe, folder, progress or Silent())
-    try:
+    origin = origin or Origin(commands.again(folder, trust))
+    journal = Journal(recipe, folder, progress or Silent(), origin.again)
+    with journal.to_the_end():
         _tell_older(journal, folder)
         write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        journal.update()
         journal.stage("load: model, data and metric")
         task = load_task(recipe, trust)
-        write_json(folder / "environment.json", environment(str(task.device), recipe.seed))
+        where = environment(recipe, origin, task.device, weights_file(recipe.model))
+        write_json(folder / "environment.json", where)
         journal.stage("capture: export the model as one graph")
         base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
         bench = Bench(recipe, task, base, folder, journal)
@@ -62,29 +76,30 @@ def run(recipe: Recipe, folder: Path, trust: tuple[str, ...] = (), progress: Pro
             _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")
         bench.baseline()
+        write_json(folder / "environment.json", {**where, "hashes": bench.hashes})
         journal.update(fp32=bench.testing.fp32.value, gate=bench.gate_record)
         candidates = shippable(bench, climb(bench))
         best = _choose(bench, journal, candidates)
         if recipe.qat.when == "always" or (recipe.qat.when == "missed" and not bench.judge(best).passed):
             trained = _trained(bench, journal, best)
             best = _choose(bench, journal, [*candidates, *trained])
+        shipped = bench.judge(best)
         journal.stage("export: the best candidate as files")
-        shipped = export(bench, best, folder)
-        journal.update(artefacts=shipped.artefacts, export_notes=shipped.notes)
-        if shipped.to_verify is not None and recipe.export.verify:
+        files = export(bench, best, folder)
+        journal.update(artefacts=files.artefacts, export_notes=files.notes)
+        if files.to_verify is not None and recipe.export.verify:
             journal.stage("verify: run the exported file in its runtime")
-            _tell_deployed(journal, bench.judge(best).passed, folder, *verify(bench, best, shipped.to_verify))
+            shipped = _tell_deployed(journal, shipped, folder, *verify(bench, best, files.to_verify))
         journal.close_stage()
+        write_json(folder / "environment.json", {**where, "hashes": bench.hashes, "packages": imported_packages()})
         return journal.update(
             status="finished",
+            verdict=shipped.verdict,
+            passed=shipped.passed,
+            remaining=(),
             tensors=tensors(bench, best),
             float_tensors=float_tensors(bench, best),
         )
-    except BaseException as error:
-        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
-        journal.close_stage()
-        journal.update(status="interrupted" if interrupted else "failed", error=str(error) or type(error).__name__)
-        raise
 
 
 def _tell_older(journal: Journal, folder: Path) -> None:
@@ -101,28 +116,25 @@ def _tell_older(journal: Journal, folder: Path) -> None:
 
 
 def _check_training(bench: Bench, journal: Journal) -> None:
-    """Find what would stop training while nothing is lost by it; a failure of the user's own code is told early.
+    """Find what would stop training while nothing is lost by it; a failure of the user's loader is told early.
 
     Raises:
         QatflowError: the recipe or the data have a mistake.
     """
     try:
         check_training(bench)
-    except QatflowError:
-        raise
-    except Exception as error:  # noqa: BLE001  # the user's loader or loss raises whatever it likes
-        journal.note(f"training cannot work as it is: {_said(error)}; the ladder is climbed all the same")
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    except Exception as error:
+        if isinstance(error, QatflowError) and not isinstance(error, UserCodeError):
+            raise
+        logger.exception("training cannot work")
+        journal.note(f"training cannot work as it is: {said(error)}; the ladder is climbed all the same")
 
 
 def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Candidate:
     """Return the candidate to ship, and record what the gate says of it."""
     best = bench.choose(candidates)
     judged = bench.judge(best)
-    journal.update(best=judged.id, verdict=judged.verdict, passed=judged.passed, looks=bench.looks)
+    journal.update(best=judged.id, looks=bench.looks)
     return best
 
 
@@ -133,10 +145,9 @@ def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate
     try:
         found = search(bench, start, bench.run_folder, judged=lambda one: bench.judge(one).passed)
     except Exception as error:  # the user's loader and loss, Optuna, its database: any of them
-        said = str(error) if isinstance(error, QatflowError) else _said(error)
         logger.exception("QAT failed")
-        journal.update(training_error=said)
-        journal.note(f"QAT failed, and the best rung of the ladder is shipped: {said}")
+        journal.update(training_error=said(error))
+        journal.note(f"QAT failed, and the best rung of the ladder is shipped: {said(error)}")
         return []
     if found.error:
         journal.update(training_error=found.error)
@@ -144,14 +155,16 @@ def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate
 
 
 def _tell_deployed(
-    journal: Journal, passed: bool, folder: Path, deployed: CandidateRecord, found: Verification
-) -> None:
-    """Record what the exported file does; one that misses the gate is no success, whatever the simulation promised."""
+    journal: Journal, judged: CandidateRecord, folder: Path, deployed: CandidateRecord, found: Verification
+) -> CandidateRecord:
+    """Record what the exported file does, and return what the run is judged by.
+
+    A file that misses the gate is no success, whatever the simulation promised.
+    """
     write_json(folder / "export" / "verification.json", {**found.model_dump(mode="json"), "verdict": found.verdict})
     artefacts = {**journal.result.artefacts, "verification": "export/verification.json"}
     journal.candidate(deployed)
     journal.update(deployed=deployed.value, verification=found, artefacts=artefacts)
     if found.verdict != "verified":
         journal.note(found.sentence)
-    if passed and not deployed.passed:
-        journal.update(verdict=deployed.verdict, passed=False)
+    return deployed if judged.passed and not deployed.passed else judged

@@ -16,6 +16,10 @@ class QatflowError(Exception):
     """Base of every error that is told to the user without a traceback."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a run as Ctrl-C does."""
+
+
 @dataclass(frozen=True)
 class Mistake:
     """One thing wrong with a recipe: where, what stood there, why it cannot stay, and what to write instead."""
@@ -44,6 +48,18 @@ class CaptureError(QatflowError, RuntimeError):
 
 class DataError(QatflowError, ValueError):
     """The data is empty, has another shape than the model takes, or lacks a split that the run needs."""
+
+
+class UserCodeError(QatflowError, RuntimeError):
+    """Code of the user's raised: where, what, and what qatflow called it for; `where` grows on the way up."""
+
+    def __init__(self, said: str, *where: str) -> None:
+        super().__init__(said, *where)
+        self.said = said
+        self.where = [*where]
+
+    def __str__(self) -> str:
+        return f"{self.said} ({'; '.join(self.where)})" if self.where else self.said
 
 
 class StepError(QatflowError, RuntimeError):

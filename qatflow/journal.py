@@ -1,7 +1,8 @@
 """The journal: collects what a run has finished, and keeps `result.json` up to date with it.
 
 It is the `Progress` that the engine gives to its parts, and passes everything on to the one it was given. So a run
-that is interrupted, or dies, leaves a result of all that was finished.
+that is interrupted, or dies, leaves a result of all that was finished, with what remained and the command that goes on.
+Its verdict stays open: a gate is decided by a run that finished.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qatflow.errors import RunFolderError
 from qatflow.progress import Progress
 from qatflow.recipe import Recipe
 from qatflow.result import CandidateRecord, GateRecord, Judgement, RunResult, TrialRecord
+from qatflow.signals import workers_may_die
 from qatflow.store import write_text
+from qatflow.users_code import anywhere
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -30,9 +35,11 @@ class Journal:
         recipe: the run.
         folder: where `result.json` is kept.
         progress: who is told of everything as well.
+        command: the command line that goes on with the run.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress, command: str = "") -> None:
+        self._plan = _plan(recipe)
         self._folder = folder
         self._progress = progress
         self._start = self._mark = time.perf_counter()
@@ -46,6 +53,8 @@ class Journal:
             gate=None,
             fp32=None,
             best=None,
+            remaining=tuple(self._plan.values()),
+            command=command,
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             seconds=0.0,
         )
@@ -57,12 +66,45 @@ class Journal:
         write_text(self._folder / "result.json", self.result.model_dump_json(indent=1) + "\n")
         return self.result
 
+    @contextmanager
+    def to_the_end(self) -> Iterator[None]:
+        """Record how the run in here ends, and let what ended it pass.
+
+        Raises:
+            UserCodeError: code of the user's raised.
+        """
+        try:
+            with anywhere():
+                yield
+        except BaseException as error:
+            with workers_may_die():
+                self._ended_by(error)
+            raise
+
+    def _ended_by(self, error: BaseException) -> None:
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        why = str(error) or ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+        logger.error("the run %s: %s", "was stopped" if stopped else "failed", why, exc_info=None if stopped else error)
+        self.close_stage()
+        try:
+            self.update(status="interrupted" if stopped else "failed", error=why)
+        except RunFolderError as second:  # a full disk must not hide what happened
+            self.note(f"that the run ended early could not be written down: {second}")
+
     def stage(self, text: str) -> None:
         """Begin a stage: the time until the next one is its own."""
         self.close_stage()
         self._stage = text.partition(":")[0]
+        self._come_to(self._stage)
         logger.info("%s", text)
         self._progress.stage(text)
+
+    def _come_to(self, name: str, done: bool = False) -> None:
+        """Note that all before a part of the plan is over, and the part itself as well where it is done."""
+        names = list(self._plan)
+        if name in names:
+            left = names[names.index(name) + done :]
+            self.result = self.result.model_copy(update={"remaining": tuple(self._plan[one] for one in left)})
 
     def close_stage(self) -> None:
         """Add the time since the last stage began to that stage's timing."""
@@ -78,25 +120,23 @@ class Journal:
 
     def candidate(self, record: CandidateRecord) -> None:
         """Add a candidate to the result."""
+        if record.look is None:
+            self._come_to(record.id, done=True)
         self.update(candidates=(*self.result.candidates, record), **self._best_with(record))
         found = f"value {record.value}, drop {record.drop}, {record.verdict.value}{_after(record)}"
         logger.info("%s on %s: %s", record.id, record.part, found)
         self._progress.candidate(record)
 
     def _best_with(self, record: CandidateRecord) -> dict[str, Any]:
-        """Return what changes if `record` beats the best so far: an interrupted run has a verdict as well.
-
-        Until the best is judged on the test part, that is the one on the choosing part, and nothing has passed.
-        """
+        """Return what changes if `record` beats the best so far, which is one on the choosing part."""
         gate, best = self.result.gate, self.result.winner
         if gate is None or record.stage in ("fp32", "deployed"):
             return {}
         if record.look is not None:
-            judged = {"verdict": record.verdict, "passed": record.passed} if record.id == self.result.best else {}
-            return {**judged, "looks": max(record.look, self.result.looks)}
+            return {"looks": max(record.look, self.result.looks)}
         if best is not None and _rank(record, gate) <= _rank(best, gate):
             return {}
-        return {"best": record.id, "verdict": record.verdict, "passed": False}
+        return {"best": record.id}
 
     def judgement(self, record: Judgement) -> None:
         """Put it into the result."""
@@ -114,6 +154,15 @@ class Journal:
         """Pass it on."""
         logger.warning("%s", text)
         self._progress.note(text)
+
+
+def _plan(recipe: Recipe) -> dict[str, str]:
+    """Return what a run does, in order: in words, by the names of stages and candidates."""
+    plan = {name: name for name in ("naive", *recipe.steps)}
+    if recipe.qat.when != "never":
+        plan["qat"] = "QAT" if recipe.qat.when == "always" else "QAT where the gate is missed"
+    verified = {"verify": "verification of the exported file"} if recipe.export.verify else {}
+    return {"fp32": "FP32", **plan, "export": "export", **verified}
 
 
 def _rank(record: CandidateRecord, gate: GateRecord) -> tuple[bool, float, float]:

@@ -1,9 +1,10 @@
-"""The ladder: climb the steps, measure after every rung, stop at the first that meets the gate.
+"""The ladder: climb the steps, measure after every rung, stop at the first that meets the gate on a prepared graph.
 
 The first rung is `naive`, the captured model quantized as it is: what every step has to beat. A rung that makes things
 worse is recorded and left out, so that the next one builds on the last that helped. Steps that only prepare the graph
-(folding batch norms) are always kept, and always climbed: they are what the target runs. Rungs are compared on the
-choosing part; one that meets the gate there is judged on the test part, and where it misses there, climbing goes on.
+(folding batch norms) are always kept, and always climbed, even behind a rung that meets the gate: the target runs the
+prepared graph, so only rungs from there on can be shipped, a worse one included. Rungs are compared on the choosing
+part; one that meets the gate there is judged on the test part, and where it misses there, climbing goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from qatflow.steps import STEPS
 from qatflow.store import key_of
 
 NAIVE = "naive"
+FOLLOWS = "follows all the same, because the target runs the prepared graph: it or what is built on it is shipped"
 
 
 def climb(bench: Bench) -> list[Candidate]:
@@ -44,6 +46,8 @@ def climb(bench: Bench) -> list[Candidate]:
             kept, cured = _with_better_ranges(bench, kept, rungs), True
             if _may_stop(bench, kept, later):
                 return rungs
+        if _follows(bench, config, kept):
+            bench.progress.note(f"{kept.record.id} meets the gate on {kept.record.part}; {name} {FOLLOWS}")
         rungs.append(_rung(bench, name, config, kept))
         kept = rungs[-1] if rungs[-1].record.kept else kept
     if not cured and not _may_stop(bench, kept, []):
@@ -66,6 +70,12 @@ def _may_stop(bench: Bench, kept: Candidate, later: list[StepConfig]) -> bool:
     if bench.recipe.ladder.stop != "gate" or any(step.always_kept for step in later):
         return False
     return kept.record.passed and bench.judge(kept).passed
+
+
+def _follows(bench: Bench, config: StepConfig | None, below: Candidate) -> bool:
+    """Tell whether a step is climbed only because the target runs what it prepares: the gate is met without it."""
+    prepares = config is not None and config.always_kept
+    return prepares and bench.recipe.ladder.stop == "gate" and below.record.passed
 
 
 def _naive(bench: Bench) -> Candidate:
@@ -137,7 +147,8 @@ def _verdict_on(bench: Bench, config: StepConfig | None, below: Candidate, rung:
     """Return whether later rungs build on this one, and why not or why all the same."""
     sqnrs = [-math.inf if math.isnan(one.evaluation.sqnr_db) else one.evaluation.sqnr_db for one in (below, rung)]
     if not is_worse(bench.recipe.gate, below.measurement, sqnrs[0], rung.measurement, sqnrs[1]):
-        return True, ""
+        why = f"climbed although {below.record.id} meets the gate: the target runs this graph"
+        return True, why if _follows(bench, config, below) else ""
     over = below.record.id
     if config is not None and config.always_kept:
         return True, f"worse than {over}, kept because the target runs the prepared graph"

@@ -41,6 +41,8 @@ class Plan:
     """Its overrides as Hydra is to read them."""
     dropped: list[tuple[str, ...]]
     """For each job, the steps that its recipe's body mentions and the command line left out."""
+    recipes: dict[str, Path]
+    """The files of all recipes, by name."""
 
 
 def plan(lines: Sequence[str], multirun: bool, config_dir: Path | None, trust: Sequence[str] = ()) -> Plan:
@@ -63,7 +65,7 @@ def plan(lines: Sequence[str], multirun: bool, config_dir: Path | None, trust: S
         dropped = [job.run(mistakes) for job in jobs]
     if mistakes:
         raise RecipeError(dict.fromkeys(mistakes))
-    return Plan(command.lines, [] if command.sweeps_itself else dropped)
+    return Plan(command.lines, [] if command.sweeps_itself else dropped, recipes)
 
 
 @dataclass

@@ -155,7 +155,8 @@ class Ladder(Config):
     """How the steps are climbed."""
 
     stop: Literal["gate", "end"] = "gate"
-    """Stop at the first rung that meets the gate, or climb all of them."""
+    """`gate`: stop at the first rung that meets the gate once `fold_batch_norms`, which is climbed in any case because
+    the target runs the folded graph, is behind; `end`: climb all rungs."""
     keep_worse: bool = False
     """Build on a rung even where it made things worse."""
     judge: bool = True

@@ -347,13 +347,17 @@ class RunResult(Record):
     status: Literal["running", "finished", "interrupted", "failed"]
     error: str = ""
     verdict: Verdict | None
-    """Of the best candidate; null until there is one."""
+    """Of what is shipped; null until the run has finished."""
     passed: bool
     gate: GateRecord | None
     fp32: float | None
     """FP32's metric on the test part."""
     best: str | None
-    """Id of the best candidate."""
+    """Id of the best candidate, or of the best so far."""
+    remaining: tuple[str, ...] = ()
+    """What had still to be done, in order and in words; what was under way comes first."""
+    command: str = ""
+    """The command line that goes on with the run, or does it again."""
     looks: int = 0
     """How often a candidate was judged on the test part."""
     deployed: float | None = None

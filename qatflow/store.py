@@ -112,7 +112,7 @@ def digests(folder: Path) -> dict[str, str]:
         RunFolderError: a file cannot be read.
     """
     names = sorted(path for path in folder.glob("*") if path.is_file() and path.name != META)
-    return {path.name: _sha256(path) for path in names if not path.name.startswith(".")}
+    return {path.name: sha256(path) for path in names if not path.name.startswith(".")}
 
 
 def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
@@ -130,12 +130,17 @@ def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
         if not path.is_file():
             message = f"{path} is missing"
             raise RunFolderError(message)
-        if _sha256(path) != wanted:
+        if sha256(path) != wanted:
             message = f"{path} is not what was written there: its SHA-256 is another one"
             raise RunFolderError(message)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -1,6 +1,7 @@
 """Choosing and judging are apart: rungs are ranked on one part of the data, and the gate looks at another."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -129,5 +130,6 @@ def test_training_data_that_cannot_be_read_is_told_at_once_and_costs_no_rung(tmp
     assert result.status == "finished"
     assert result.passed
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.index("training cannot work as it is: OSError: the disk is gone") < log.index("fp32:")
+    at_once = r"training cannot work as it is: .*choosing_task.py:\d+, in __getitem__: OSError: the disk is gone"
+    assert re.search(at_once, log[: log.index("fp32:")])
     assert ("the disk is gone" in result.training_error) == (when == "always")

@@ -12,7 +12,7 @@ import qatflow
 from qatflow.errors import DataError
 from qatflow.progress import Silent
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, RunResult, Verdict
+from qatflow.result import CandidateRecord, RunResult
 from qatflow.tasks.digits_mobilenet import digits_mobilenet_skewed
 
 
@@ -108,8 +108,12 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path) -> Non
     assert stopped.status == "interrupted"
     assert [record.id for record in stopped.candidates] == ["fp32", "naive", "fold_batch_norms"]
     assert stopped.best is not None
-    assert stopped.verdict is Verdict.MISSED
-    assert (tmp_path / "report.html").exists()
+    assert (stopped.verdict, stopped.passed) == (None, False)
+    assert stopped.remaining[0] == "equalize"
+    assert stopped.command == f"python -m qatflow recipe={tmp_path}/recipe.yaml run.dir={tmp_path}"
+    page = (tmp_path / "report.html").read_text()
+    assert "Stopped before the gate was decided" in page
+    assert "Gate missed" not in page
     told = Told()
     result = qatflow.run(skewed(), tmp_path, progress=told)
     assert [(record.id, record.resumed) for record in told.candidates if record.part == "validation"][1:] == [

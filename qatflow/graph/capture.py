@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from qatflow.errors import CaptureError, DataError
-from qatflow.graph.capture_errors import explain, first_sentence, quiet, users_line, why_different
+from qatflow.errors import CaptureError, UserCodeError
+from qatflow.graph.capture_errors import explain, quiet, why_different
 from qatflow.graph.closeness import outputs_close
 from qatflow.graph.padding import note_mask
 from qatflow.recipe import ATTENTION_MASK
+from qatflow.users_code import said
 
 aten = torch.ops.aten
 
@@ -42,7 +43,8 @@ def capture(
     tensor is dynamic.
 
     Raises:
-        DataError: the model itself fails on the example, or has no input called `mask` that could say so.
+        UserCodeError: the model itself fails on the example.
+        DataError: it has no input called `mask` that could say so.
         CaptureError: the model cannot be exported, or the graph does not compute what the model does.
     """
     for name, parameter in model.named_parameters():
@@ -95,7 +97,7 @@ def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     """Run a copy of the model on the example.
 
     Raises:
-        DataError: it fails; the error names the inputs and the line.
+        UserCodeError: it fails; the error names the line and the inputs.
     """
     copied, copied_kwargs = pytree.tree_map_only(Tensor, torch.clone, (tuple(args), dict(kwargs)))
     try:
@@ -104,11 +106,8 @@ def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     except Exception as error:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         inputs = ", ".join(f"{name}: {_form(value)}" for name, value in bound.arguments.items())
-        message = (
-            f"{type(model).__name__} fails on the data's inputs ({inputs}){users_line(error)}: "
-            f"{first_sentence(error)}; check their shape and type against what the model was trained with"
-        )
-        raise DataError(message) from error
+        message = f"{said(error)}; check shape and type of the inputs against what the model was trained with"
+        raise UserCodeError(message, f"{type(model).__name__}, given {inputs}") from error
 
 
 def _dtype(value: Tensor) -> str:

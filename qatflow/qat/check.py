@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from qatflow.bench import Bench
 from qatflow.errors import DataError, QatflowError
+from qatflow.graph.called import called
 from qatflow.qat.features import feature_nodes
 from qatflow.qat.label_losses import OfClasses, OfDecisions
 from qatflow.qat.losses import Objective, choose_objective
@@ -19,9 +20,9 @@ from qatflow.qat.optimizers import choose_optimizer
 from qatflow.recipe import Data
 from qatflow.tasks.classes import beside_every_value, logits
 from qatflow.tasks.data import Batch, Samples, batches
-from qatflow.tasks.factory import said
 from qatflow.tasks.labels import all_labels
 from qatflow.tasks.splits import naming, with_validation
+from qatflow.users_code import said
 
 LOOKED_AT = 64
 """Samples of a part whose labels are read, spread over it."""
@@ -59,7 +60,7 @@ def objective_of(bench: Bench, batch: Batch) -> tuple[Any, Objective]:
     """
     task, moved = bench.task, batch.to(bench.task.device)
     with torch.no_grad():
-        outputs = bench.base.graph(*moved.args, **moved.kwargs)
+        outputs = called(bench.base.graph, moved.args, moved.kwargs)
     if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(outputs)):
         message = (
             "QAT needs outputs that have a gradient, and the model returns none of real numbers (class ids?): let it "
@@ -79,7 +80,7 @@ def _check_loss(objective: Objective, outputs: Any, target: Any, distilled: bool
             raise DataError(message) from error
         except Exception as error:  # a loss raises whatever it likes
             shapes = f"outputs {_form(outputs)} and targets {_form(target)}"
-            message = f"qat.loss: {objective.name} cannot take the model's {shapes}: {said(error)}"
+            message = f"{said(error)} (qat.loss: {objective.name}, given the model's {shapes})"
             raise DataError(message) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -105,7 +106,7 @@ def _reader(objective: Objective, values: Tensor, target: Any) -> Callable[[Tens
 
 def _check_labels(read: Callable[[Tensor], Any], part: str, samples: Samples, data: Data) -> None:
     """Read labels of a part: some of its samples', and all of them where the dataset has them in a list."""
-    looked = [batch.target for batch in batches(samples, data, limit=LOOKED_AT)]
+    looked = [batch.target for batch in batches(samples, data, limit=LOOKED_AT, part=part)]
     seen = [target for target in looked if isinstance(target, Tensor)]
     every = all_labels(samples)
     with naming(part):

@@ -12,6 +12,7 @@ from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Outcome
 from qatflow.quant.saved import finite
 from qatflow.result import EpochRecord, TrialRecord
+from qatflow.users_code import said
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 SETTINGS, HISTORY, ERROR, PROBE = "settings", "history", "error", "probe"
@@ -69,12 +70,6 @@ def note_error(trial: optuna.Trial, error: Exception, seconds: float) -> None:
     """Note the exception that ended a trial."""
     trial.set_user_attr("seconds", seconds)
     trial.set_user_attr(ERROR, said(error))
-
-
-def said(error: Exception) -> str:
-    """Return an exception as one line: its type, and of what it says the first line and the last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ": ".join(dict.fromkeys([type(error).__name__, *lines[:1], *lines[-1:]]))
 
 
 def history_of(trial: FrozenTrial) -> list[EpochRecord]:

@@ -27,6 +27,7 @@ from qatflow.qat.trial import POLL, Start, Worker
 from qatflow.quant import fused
 from qatflow.result import Note
 from qatflow.store import key_of, write_json
+from qatflow.users_code import said
 
 SPACE = {"lr", "epochs", "decay_period", "distillation"}
 """Keys of `search` that say what is searched; the others say how long and where, and a study outlives a change."""
@@ -141,7 +142,7 @@ class _Search:
         except Exception as error:
             if stored.best(self.study) is None:
                 raise
-            self.broken = str(error) if isinstance(error, QatflowError) else notes.said(error)
+            self.broken = said(error)
 
     def _alone(self) -> None:
         """Train all trials in this process, and wait for those that other machines have begun."""

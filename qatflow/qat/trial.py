@@ -35,6 +35,7 @@ from qatflow.result import EpochRecord
 from qatflow.step_configs import ReestimateBatchNorms
 from qatflow.steps.reestimate_batch_norms import reestimate_batch_norms
 from qatflow.tasks.evaluate import Evaluator
+from qatflow.users_code import said
 
 logger = logging.getLogger(__name__)
 POLL = 0.5
@@ -82,7 +83,7 @@ class Worker:
         if bench.choosing.part == "validation":
             self.evaluator, self.fp32 = bench.choosing.evaluator, bench.choosing.fp32
         else:  # a part is split off the training part for it
-            self.evaluator = Evaluator(bench.base.graph, task.validation, task.metric, task.device)
+            self.evaluator = Evaluator(bench.base.graph, task.validation, task.metric, task.device, "validation")
             self.fp32 = self.evaluator.evaluate(bench.base.graph).measurement
         batches = task.train(recipe.seed, (self.fabric.global_rank, self.fabric.world_size))
         self.first = next(iter(batches))
@@ -186,7 +187,7 @@ class Worker:
             return False
         seconds = time.perf_counter() - started
         studies.note_error(trial, error, seconds)
-        outcome.stopped = f"ended by {notes.said(error)}"
+        outcome.stopped = f"ended by {said(error)}"
         self._store(trial, outcome, simulation)
         notes.note_outcome(trial, outcome, seconds)
         trial.study.tell(trial, outcome.best)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qatflow.errors import DataError
+from qatflow.graph.called import called
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import mask_of, padding_of
@@ -190,7 +191,7 @@ class Simulation:
             observer.share = None if real is None else float(real.float().mean())
         try:
             if real is None:
-                self.model(*args, **kwargs)
+                called(self.model, args, kwargs)
             else:
                 run_twice(self.model, args, kwargs, real)
         except ValueError as error:

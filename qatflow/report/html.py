@@ -22,6 +22,7 @@ from qatflow.report.charts import ladder_charts, tone_of
 from qatflow.report.info import best_trial, chosen, has_plots, judged, judged_info, ladder_info, trials_info
 from qatflow.report.trial_charts import curve_chart, spot_chart
 from qatflow.result import CandidateRecord, RunResult, TensorRecord
+from qatflow.unfinished import unfinished
 
 WORST_SHOWN = 15
 STUDY_PAGE = "optuna.html"
@@ -52,7 +53,7 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         result=result,
         form=form,
         headline=wording.headline(result),
-        status_note=wording.status_note(result),
+        stopped=unfinished(result),
         precision=numbers.precision_label(result.tensors),
         allowed=wording.allowed(result.gate, form) if result.gate else numbers.MISSING,
         groups=_groups(result),

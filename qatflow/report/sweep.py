@@ -24,6 +24,7 @@ from qatflow.report.tables import Columns
 from qatflow.report.write import csv, read_text
 from qatflow.result import RunResult
 from qatflow.store import write_text
+from qatflow.unfinished import Unfinished, unfinished
 
 RUN: Columns = {"run": "string", "recipe": "string"}
 OUTCOME: Columns = {
@@ -54,6 +55,16 @@ class SweepRun(NamedTuple):
     """Flattened, see `recipe_keys`."""
     result: RunResult | None
     error: str
+
+
+class Stopped(NamedTuple):
+    """A run that did not finish."""
+
+    name: str
+    status: str
+    error: str
+    said: Unfinished | None
+    """None where it left no usable result."""
 
 
 class Panel(NamedTuple):
@@ -109,6 +120,7 @@ def _outcome(run: SweepRun) -> list[object]:
     if result is None:
         return [None, None, None, None, None, None, None, None, False, None, "failed", run.error]
     best = result.winner
+    finished = result.status == "finished"
     drops = [best.drop, best.drop_low, best.drop_high] if best else [None, None, None]
     return [
         result.gate.metric if result.gate else None,
@@ -116,8 +128,8 @@ def _outcome(run: SweepRun) -> list[object]:
         result.best,
         best.value if best else None,
         *drops,
-        result.verdict.value if result.verdict else None,
-        result.passed,
+        result.verdict.value if result.verdict and finished else None,
+        result.passed and finished,
         result.seconds,
         result.status,
         result.error or None,
@@ -137,7 +149,7 @@ def _read(folder: Path, run: Path) -> SweepRun:
 
 def _page(folder: Path, runs: Sequence[SweepRun], keys: Sequence[str]) -> str:
     results = [run.result for run in runs if run.result]
-    passed = sum(result.passed for result in results)
+    passed = sum(result.passed for result in results if result.status == "finished")
     return page(
         "summary.html.j2",
         title=folder.resolve().name,
@@ -145,17 +157,18 @@ def _page(folder: Path, runs: Sequence[SweepRun], keys: Sequence[str]) -> str:
         keys=keys,
         panels=_panels(results_by_metric(runs, keys)),
         passed=passed,
-        unfinished=[entry for run in runs if (entry := _unfinished(run))],
+        unfinished=[one for run in runs if (one := _stopped(run)) is not None],
         allowed=wording.allowed,
         headline=wording.headline,
     )
 
 
-def _unfinished(run: SweepRun) -> tuple[str, str, str] | None:
-    """Return a run's name, status and error where it did not finish."""
+def _stopped(run: SweepRun) -> Stopped | None:
+    """Return what to say of a run that did not finish; None of one that did."""
     if run.result is None:
-        return run.name, "failed", run.error
-    return None if run.result.status == "finished" else (run.name, run.result.status, run.result.error)
+        return Stopped(run.name, "failed", run.error, None)
+    said = unfinished(run.result)
+    return Stopped(run.name, run.result.status, run.result.error, said) if said is not None else None
 
 
 def results_by_metric(runs: Sequence[SweepRun], keys: Sequence[str]) -> dict[str, list[tuple[str, RunResult]]]:
@@ -185,6 +198,6 @@ def _bars(members: list[tuple[str, RunResult]]) -> tuple[list[Bar], numbers.Metr
     for name, result in members:
         best, gate = result.winner, result.gate
         if best and gate:
-            tone = tone_of(result.verdict)
+            tone = tone_of(result.verdict if result.status == "finished" else None)
             bars.append(Bar(name, form.drop(best.drop), best.drop, best.drop_low, best.drop_high, gate.max_drop, tone))
     return bars, form

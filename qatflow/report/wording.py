@@ -8,6 +8,7 @@ from typing import NamedTuple
 from qatflow.report.numbers import MetricFormat, compact
 from qatflow.report.recipe_keys import flatten
 from qatflow.result import CandidateRecord, GateRecord, Note, RunResult, TrialRecord, Verdict, Verification
+from qatflow.unfinished import unfinished
 
 BADGES = {
     Verdict.MET: "met",
@@ -23,19 +24,6 @@ TITLES = {
     Verdict.ANOMALOUS: "Implausible gain",
     Verdict.BASELINE: "Only FP32 was measured",
 }
-NO_VERDICT = {
-    "running": "No verdict yet",
-    "finished": "No verdict",
-    "interrupted": "Interrupted before a verdict",
-    "failed": "Failed before a verdict",
-}
-STATUS = {
-    "running": "The run was still going when this report was written.",
-    "finished": "",
-    "interrupted": "The run was interrupted. The same command on the same run folder goes on from here.",
-    "failed": "The run failed.",
-}
-
 
 MANY_OSCILLATE = 0.005
 """Share of weights that oscillate in an epoch, above which a reader should know."""
@@ -53,31 +41,21 @@ class Headline(NamedTuple):
 
 
 def headline(result: RunResult) -> Headline:
-    """Return the run's verdict in words; without one, what became of the run."""
-    verdict = result.verdict
+    """Return the run's verdict in words; of a run that did not finish, what became of it and of its best candidate."""
+    stopped = unfinished(result)
+    if stopped is not None:
+        return Headline("failed" if result.status == "failed" else "none", stopped.title, stopped.best)
+    verdict, winner = result.verdict, result.winner
     if verdict is None:
-        tone = "missed" if result.status == "failed" else "none"
-        return Headline(tone, NO_VERDICT[result.status], "No candidate has been measured.")
+        return Headline("none", "No verdict", "No candidate was measured.")
     if verdict is Verdict.WITHIN_NOISE and not result.passed:
-        said = (result.winner.sentence if result.winner is not None else "") or verdict.sentence
+        said = (winner.sentence if winner is not None else "") or verdict.sentence
         sentence = f"{said} The gate is strict, so this does not pass."
         return Headline(verdict.value, "Gate missed, within noise", sentence)
-    winner, gate = result.winner, result.gate
-    if winner is not None and winner.look is None and gate is not None and gate.chosen_samples is not None:
-        sentence = f"The best candidate so far, {winner.id}, has not been judged on the test part."
-        return Headline("none", "Not judged yet", sentence)
     if winner is not None and winner.passed and not result.passed:
         sentence = "The best candidate meets the gate in simulation; the file exported from it does not."
         return Headline(verdict.value, TITLES[verdict], sentence)
     return Headline(verdict.value, TITLES[verdict], (winner.sentence if winner is not None else "") or verdict.sentence)
-
-
-def status_note(result: RunResult) -> str:
-    """Return what a reader must know of a run that did not finish; empty for one that did."""
-    note = STATUS[result.status]
-    if note and result.winner is not None:
-        note += " What follows is what it had found by then."
-    return note
 
 
 def badge(candidate: CandidateRecord) -> str:

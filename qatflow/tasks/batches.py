@@ -7,6 +7,7 @@ shape of batch only.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,12 +27,15 @@ from torch.utils.data import (
 
 from qatflow import recipe
 from qatflow.errors import DataError
-from qatflow.tasks.splits import Samples
+from qatflow.tasks.splits import Samples, naming
+from qatflow.users_code import users_code
 
 SAMPLE = (
     "a sample is (inputs, target), or with `data.labels: false` the inputs alone; inputs are a tensor, a tuple of "
     "tensors (positional) or a dict of tensors (keywords)"
 )
+END = object()
+"""What a loader gives after its last batch."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,10 @@ class Batches:
     left alone.
     """
 
-    def __init__(self, loader: DataLoader[Any], labels: bool) -> None:
+    def __init__(self, loader: DataLoader[Any], labels: bool, part: str = "") -> None:
         self._loader = loader
         self._labels = labels
+        self._part = part
 
     def reshuffle(self, seed: int) -> None:
         """Let `seed` alone decide the order of the next pass."""
@@ -88,9 +93,18 @@ class Batches:
 
         Raises:
             DataError: samples are not what `SAMPLE` says, or differ in shape.
+            UserCodeError: the dataset raised; the batch is named, and the part where it is known.
         """
-        for raw in self._loader:
-            yield as_batch(raw, self._labels)
+        read: Iterator[Any] | None = None
+        for number in itertools.count(1):
+            with naming(self._part, number):
+                with users_code("reading the data"):
+                    read = iter(self._loader) if read is None else read
+                    raw = next(read, END)
+                if raw is END:
+                    return
+                batch = as_batch(raw, self._labels)
+            yield batch
 
 
 def batches(
@@ -101,6 +115,7 @@ def batches(
     drop_last: bool = False,
     limit: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    part: str = "",
 ) -> Batches:
     """Return `dataset` in batches of `config.batch_size`.
 
@@ -112,6 +127,7 @@ def batches(
         drop_last: leave out the last batch where it is not full; an only batch stays.
         limit: take at most so many samples, spread evenly over the dataset (many datasets are sorted by class).
         shard: which of how many equal parts of every batch to take: `(rank, processes)`.
+        part: what the samples are, for errors; empty where whoever reads them says it.
     """
     size = len(dataset)
     chosen = cast("Dataset[Any]", dataset)
@@ -127,7 +143,7 @@ def batches(
         collate_fn=_collate,
         generator=generator,
     )
-    return Batches(loader, config.labels)
+    return Batches(loader, config.labels, part)
 
 
 class _Shard(Sampler[list[int]]):

@@ -14,12 +14,15 @@ from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.gate import Measurement
+from qatflow.graph.called import called
 from qatflow.graph.outputs import OutputPart, output_parts, whole_outputs
 from qatflow.graph.padding import padding_of
 from qatflow.graph.sqnr import OutputSqnr, lowest, lowest_of_samples, part_powers
 from qatflow.tasks.data import Batch
 from qatflow.tasks.jackknife import Replicated
 from qatflow.tasks.metrics import Metric, sqnr_db, update
+from qatflow.tasks.splits import naming
+from qatflow.users_code import users_code
 
 REMEMBER = 256 * 2**20
 """Most bytes of FP32 outputs that are kept; beyond that FP32 runs again beside every candidate."""
@@ -55,6 +58,7 @@ class Evaluator:
         batches: called for a fresh pass over the same samples in the same order.
         metric: what to measure.
         device: where batches go.
+        part: the name of that part, for errors.
     """
 
     def __init__(
@@ -63,7 +67,9 @@ class Evaluator:
         batches: Callable[[], Iterable[Batch]],
         metric: Metric,
         device: torch.device,
+        part: str = "",
     ) -> None:
+        self.part = part
         self.fp32 = fp32
         self.batches = batches
         self.metric = metric
@@ -80,26 +86,29 @@ class Evaluator:
         sqnr: OutputSqnr | None = None
         samples = 0
         for index, cpu_batch in enumerate(self.batches()):
-            batch = cpu_batch.to(self.device)
-            padding = padding_of(self.fp32, batch.args, batch.kwargs)
-            batch = replace(batch, mask=None if padding is None or padding.of_inputs_only else padding.mask)
-            reference = self._reference(index, batch)
-            outputs = reference if model is self.fp32 else model(*batch.args, **batch.kwargs)
-            sqnr = sqnr or OutputSqnr(self._parts(reference))
-            powers = part_powers(sqnr.parts, reference, outputs, padding)
-            sqnr.add(powers)
-            samples += batch.size
-            if whole is not None:
-                update(whole, self.metric, outputs, batch.target, batch.size)
-            elif self.metric.per_sample is sqnr_db:
-                # Without parts there are no real numbers, which the metric itself refuses in a sentence.
-                of_samples = lowest_of_samples(powers, batch.size) if sqnr.parts else sqnr_db(outputs, None, reference)
-                scores.append(of_samples.cpu())
-            elif self.metric.per_sample is not None:
-                scores.append(_scores(self.metric, outputs, batch, reference))
+            with naming(self.part, index + 1):
+                batch = cpu_batch.to(self.device)
+                padding = padding_of(self.fp32, batch.args, batch.kwargs)
+                batch = replace(batch, mask=None if padding is None or padding.of_inputs_only else padding.mask)
+                reference = self._reference(index, batch)
+                outputs = reference if model is self.fp32 else called(model, batch.args, batch.kwargs)
+                sqnr = sqnr or OutputSqnr(self._parts(reference))
+                powers = part_powers(sqnr.parts, reference, outputs, padding)
+                sqnr.add(powers)
+                samples += batch.size
+                if whole is not None:
+                    update(whole, self.metric, outputs, batch.target, batch.size)
+                elif self.metric.per_sample is sqnr_db:
+                    # Without parts there are no real numbers, which the metric itself refuses in a sentence.
+                    known = bool(sqnr.parts)
+                    scored = lowest_of_samples(powers, batch.size) if known else sqnr_db(outputs, None, reference)
+                    scores.append(scored.cpu())
+                elif self.metric.per_sample is not None:
+                    scores.append(_scores(self.metric, outputs, batch, reference))
         self._complete = self._remembered is not None
         finite = sqnr is None or all(math.isfinite(ratio) for _, ratio in sqnr.ratios())
-        measurement = self._measurement(scores, whole, samples, finite)
+        with naming(self.part):
+            measurement = self._measurement(scores, whole, samples, finite)
         return Evaluation(measurement, () if sqnr is None else sqnr.ratios(), samples)
 
     def _parts(self, reference: Any) -> list[OutputPart]:
@@ -114,7 +123,8 @@ class Evaluator:
     def _measurement(self, scores: list[Tensor], whole: Replicated | None, samples: int, finite: bool) -> Measurement:
         better = self.metric.higher_is_better
         if whole is not None:
-            value, replicates = whole.result() if finite else (math.nan, None)
+            with users_code(f"gate.metric: {self.metric.name}"):
+                value, replicates = whole.result() if finite else (math.nan, None)
             return Measurement(value, None, better, replicates, samples)
         per_sample = torch.cat(scores).double().numpy() if scores else np.zeros(0)
         if scores and not len(per_sample):
@@ -129,7 +139,7 @@ class Evaluator:
             return pytree.tree_map(
                 lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, self._remembered[index]
             )
-        outputs = self.fp32(*batch.args, **batch.kwargs)
+        outputs = called(self.fp32, batch.args, batch.kwargs)
         if self._remembered is not None:
             if index == 0:
                 self._remembered, self._bytes = [], 0

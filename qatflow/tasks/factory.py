@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from qatflow.errors import Mistake, QatflowError, RecipeError, allowed_values, near_match
 from qatflow.recipe import Source
 from qatflow.recipe_check import OPEN_PACKAGES
+from qatflow.users_code import said
 
 Made = TypeVar("Made")
 
@@ -157,19 +157,3 @@ def _check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any], pa
         if takes[:1] == ["outputs"]:
             fix = "name a function that returns it instead of the metric or loss itself"
         raise RecipeError([Mistake(path, f"{called!r} cannot be called with them: {error}", fix)]) from error
-
-
-def said(error: BaseException) -> str:
-    """Return an error's kind, its first line, and where it was raised: in the user's own code rather than a library."""
-    lines = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_plumbing(frame.filename)]
-    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts] or frames
-    return said + (f" (at {own[-1].filename}:{own[-1].lineno})" if own else "")
-
-
-def _is_plumbing(filename: str) -> bool:
-    """Tell this file and Python's own from those in which a user would look for a mistake."""
-    return (
-        filename == __file__ or filename.startswith("<frozen") or Path(filename).parent == Path(inspect.__file__).parent
-    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from qatflow.graph.called import called
 from qatflow.tasks.data import batches
 from qatflow.tasks.metrics import fitted
 from qatflow.tasks.splits import naming
@@ -27,11 +28,12 @@ def with_fitted_metric(task: Task, fp32: Callable[..., Any]) -> Task:
     if task.metric.fit is None:
         return task
     part = task.choosing_part
-    looked = batches(getattr(task.splits, part), task.recipe.data, limit=LOOKED_AT)
+    looked = batches(getattr(task.splits, part), task.recipe.data, limit=LOOKED_AT, part=part)
     outputs, targets = [], []
-    for batch in looked:
+    for number, batch in enumerate(looked, start=1):
         moved = batch.to(task.device)
-        outputs.append(fp32(*moved.args, **moved.kwargs))
+        with naming(part, number):
+            outputs.append(called(fp32, moved.args, moved.kwargs))
         targets.append(moved.target)
     with naming(part):
         return replace(task, metric=fitted(task.metric, outputs, targets))

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qatflow.errors import DataError, QatflowError, RecipeError
+from qatflow.errors import DataError, RecipeError
 from qatflow.gate import check_direction
 from qatflow.names import metric_name
 from qatflow.recipe import Gate
 from qatflow.recipe_check import metric_kwargs_mistakes
 from qatflow.tasks.class_metrics import ClassScores, share
 from qatflow.tasks.classes import Reading, logits, same_shape
-from qatflow.tasks.factory import call, load_factory, said
+from qatflow.tasks.factory import call, load_factory
 from qatflow.tasks.whole_metrics import AS_THEY_ARE, Arguments, arguments_of
+from qatflow.users_code import users_code
 
 __all__ = ["METRICS", "Metric", "fitted", "fitting_target", "load_metric", "logits"]
 
@@ -85,14 +86,11 @@ def update(whole: Any, metric: Metric, outputs: Any, target: Any, *size: int) ->
     """Give a metric over all samples, or one that is replicated, one more batch.
 
     Raises:
-        DataError: the metric cannot take it.
+        UserCodeError: the metric cannot take it.
     """
-    try:
-        whole.update(*metric.arguments(outputs, target), *size)
-    except Exception as error:  # a metric raises whatever it likes
-        lines = (str(error).strip() or type(error).__name__).splitlines()
-        message = f"the metric {metric.name} cannot take the model's outputs and the data's targets: {lines[0]}"
-        raise DataError(message) from error
+    given = metric.arguments(outputs, target)
+    with users_code(f"gate.metric: {metric.name}, given the model's outputs and the data's targets"):
+        whole.update(*given, *size)
 
 
 def fitting_target(outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
@@ -225,13 +223,8 @@ def _told(name: str, function: PerSample) -> PerSample:
 
     @functools.wraps(function)
     def scores(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
-        try:
+        with users_code(f"gate.metric: {name}, given the model's outputs and the data's targets"):
             return function(outputs, target, fp32_outputs)
-        except QatflowError:
-            raise
-        except Exception as error:  # a metric raises whatever it likes
-            message = f"gate.metric: {name} failed on the model's outputs and the data's targets: {said(error)}"
-            raise DataError(message) from error
 
     return scores
 

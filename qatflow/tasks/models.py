@@ -44,13 +44,18 @@ def load_model(config: recipe.Model, trust: Iterable[str] = ()) -> nn.Module:
     if not isinstance(model, nn.Module):
         problem = f"{config.factory!r} returned a {type(model).__name__}"
         raise RecipeError([Mistake("model.factory", problem, "return a torch.nn.Module, the trained FP32 model")])
-    path = Path(config.weights).expanduser() if config.weights is not None else None
-    if path is None and config.name is not None:
-        path = shipped_weights(config.name)
+    path = weights_file(config)
     if path is not None:
         put_weights(model, read_weights(path), path)
     check_values(model)
     return model.eval()
+
+
+def weights_file(config: recipe.Model) -> Path | None:
+    """Return the file whose weights a model gets; None where its factory brings them."""
+    if config.weights is not None:
+        return Path(config.weights).expanduser()
+    return None if config.name is None else shipped_weights(config.name)
 
 
 def shipped_weights(name: str) -> Path:

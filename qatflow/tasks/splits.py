@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from qatflow.errors import DataError, near_match
+from qatflow.errors import DataError, UserCodeError, near_match
 
 
 class Samples(Protocol):
@@ -55,17 +55,26 @@ class Splits:
 
 
 @contextmanager
-def naming(part: str) -> Iterator[None]:
-    """Let what is told of the data in here say which part it is about.
+def naming(part: str, batch: int | None = None) -> Iterator[None]:
+    """Let what is told of the data in here say which part it is about, and which of its batches, from 1.
+
+    A part without a name is one that whoever called says the name of.
 
     Raises:
         DataError: what was raised in here, led by the part.
+        UserCodeError: what was raised in here, followed by the part.
     """
+    place = f"the data's {part} part" + (f", batch {batch}" if batch is not None else "")
     try:
         yield
     except DataError as error:
-        message = f"the data's {part} part: {error}"
+        if not part:
+            raise
+        message = f"{place}: {error}"
         raise DataError(message) from error
+    except UserCodeError as error:
+        error.where += [place] if part else []
+        raise
 
 
 def with_validation(splits: Splits) -> tuple[Splits, int]:

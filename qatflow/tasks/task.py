@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -24,7 +24,7 @@ from qatflow.tasks.factory import load_factory
 from qatflow.tasks.fingerprint import calibration_fingerprint, form_of, is_random
 from qatflow.tasks.metrics import Metric, load_metric
 from qatflow.tasks.models import load_model
-from qatflow.tasks.splits import with_validation
+from qatflow.tasks.splits import naming, with_validation
 
 COMPUTING = ("graph", "quant", "steps", "tasks", "bench.py", "judgement.py")
 """What of qatflow's own code a candidate's figures depend on."""
@@ -55,7 +55,8 @@ class Task:
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs of two calibration samples; one sample alone is taken twice."""
-        batch = next(iter(batches(self.splits.calibration, self._data(batch_size=2), limit=2))).to(self.device)
+        few = batches(self.splits.calibration, self._data(batch_size=2), limit=2, part="calibration")
+        batch = next(iter(few)).to(self.device)
 
         def two(value: Tensor) -> Tensor:
             return value if value.shape[0] > 1 else torch.cat([value, value])
@@ -64,7 +65,7 @@ class Task:
 
     def calibration_inputs(self, limit: int | None) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Yield batches of calibration inputs, at most `limit` samples, in a fixed order."""
-        for batch in batches(self.splits.calibration, self.recipe.data, limit=limit):
+        for batch in batches(self.splits.calibration, self.recipe.data, limit=limit, part="calibration"):
             moved = batch.to(self.device)
             yield moved.args, moved.kwargs
 
@@ -75,7 +76,7 @@ class Task:
 
     def part(self, name: Part) -> Iterable[Batch]:
         """Return a part that candidates are measured on, in a fixed order."""
-        return batches(self.evaluation_parts[name], self.recipe.data)
+        return batches(self.evaluation_parts[name], self.recipe.data, part=name)
 
     @property
     def evaluation_parts(self) -> dict[str, Samples]:
@@ -93,7 +94,7 @@ class Task:
         Raises:
             DataError: the data has none, and none can be split off the training part.
         """
-        return batches(self._training_parts()[1], self.recipe.data)
+        return batches(self._training_parts()[1], self.recipe.data, part="validation")
 
     def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> Batches:
         """Return the training part in batches of `qat.batch_size`, shuffled anew on every pass.
@@ -109,8 +110,8 @@ class Task:
         if size % shard[1]:
             message = f"qat.batch_size: {size} cannot be shared equally by {shard[1]} processes; write a multiple of it"
             raise DataError(message)
-        config = self._data(batch_size=size)
-        return batches(self._training_parts()[0], config, shuffle=True, seed=seed, drop_last=True, shard=shard)
+        config, part = self._data(batch_size=size), self._training_parts()[0]
+        return batches(part, config, shuffle=True, seed=seed, drop_last=True, shard=shard, part="train")
 
     def require_training_parts(self) -> str:
         """Return what a user should know of the parts that QAT uses, empty where there is nothing to say.
@@ -124,27 +125,37 @@ class Task:
         _, taken = with_validation(self.splits)
         return f"the data has no validation part: QAT takes every tenth training sample for it, {taken} in all"
 
-    def key(self, graph: fx.GraphModule, tell: Callable[[str], None] = lambda text: None) -> str:
+    def hashes(self, graph: fx.GraphModule, tell: Callable[[str], None] = lambda text: None) -> dict[str, str]:
+        """Return a hash of the captured graph with its weights, and one of every calibration sample that is used.
+
+        Args:
+            graph: the captured model.
+            tell: called with what a user should know.
+        """
+        calibration, data = self.splits.calibration, self.recipe.data
+        with naming("calibration"):
+            if is_random(calibration, data, labels=False):
+                tell(random_sentence("calibration"))
+                samples = form_of(calibration, data)
+            else:
+                samples = calibration_fingerprint(calibration, self.calibration_limits(), data)
+        return {"model": graph_fingerprint(graph), "calibration": samples}
+
+    def key(self, hashes: Mapping[str, str]) -> str:
         """Return a hash of all that a candidate's figures depend on, but for its steps and the evaluation data.
 
         That is the captured graph with its weights, every calibration sample that is used, the metric's code, the
         settings, the versions of libraries that compute, and qatflow's own code.
 
         Args:
-            graph: the captured model.
-            tell: called with what a user should know.
+            hashes: what the method of that name returns.
         """
-        calibration, data, recipe = self.splits.calibration, self.recipe.data, self.recipe
-        if is_random(calibration, data, labels=False):
-            tell(random_sentence("calibration"))
-            samples = form_of(calibration, data)
-        else:
-            samples = calibration_fingerprint(calibration, self.calibration_limits(), data)
+        data, recipe = self.recipe.data, self.recipe
         return key_of(
             code_version(*COMPUTING),
             _versions("torch", "numpy"),
-            graph_fingerprint(graph),
-            samples,
+            hashes["model"],
+            hashes["calibration"],
             factory_fingerprint(recipe.gate.metric, self.trust),
             recipe.model_dump(mode="json", include={"precision", "target", "calibration", "seed"}),
             recipe.gate.model_dump(mode="json", include={"metric", "metric_kwargs", "direction"}),
@@ -167,11 +178,13 @@ class Task:
             DataError: there is no training part.
         """
         train, qat = self._training_parts()[0], self.recipe.qat
+        with naming("train"):
+            form = form_of(train, self.recipe.data)
         return key_of(
             code_version("qat"),
             _versions("optuna", "lightning-fabric"),
             [factory_fingerprint(one, (*self.trust, "torch")) for one in (qat.loss, qat.optimizer)],
-            form_of(train, self.recipe.data),
+            form,
         )
 
     def _training_parts(self) -> tuple[Samples, Samples]:

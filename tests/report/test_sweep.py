@@ -12,7 +12,7 @@ from qatflow.errors import RunFolderError
 from qatflow.report.recipe_keys import differing, flatten
 from qatflow.report.sweep import run_folders, write_sweep
 from qatflow.report.write import write
-from qatflow.result import RunResult
+from qatflow.result import RunResult, Verdict
 
 RECIPE = "name: quickstart\nprecision: {weights: 8, activations: 8}\nsteps: {equalize: {sweeps: 3}}\nrun: {dir: a}\n"
 OUTCOME = ["metric", "fp32", "best", "value", "drop", "drop_low", "drop_high", "verdict", "passed"]
@@ -73,9 +73,18 @@ def test_a_damaged_run_is_a_failed_row(sweep: Path) -> None:
 
 
 def test_an_unfinished_run_says_why(sweep: Path, met_run: RunResult, leave_run: Callable[..., Path]) -> None:
-    leave_run(sweep / "0", met_run.model_copy(update={"status": "interrupted", "error": "stopped <b>by hand</b>"}))
-    page = write_sweep(sweep, [sweep / "0"])[1].read_text(encoding="utf-8")
+    changes = {"status": "interrupted", "error": "stopped <b>by hand</b>", "verdict": Verdict.MISSED, "command": "on"}
+    leave_run(sweep / "0", met_run.model_copy(update={**changes, "remaining": ("adaround",)}))
+    table, summary = write_sweep(sweep, [sweep / "0"])
+    page = summary.read_text(encoding="utf-8")
     assert "interrupted: stopped &lt;b&gt;by hand&lt;/b&gt;" in page
+    assert '<span class="badge none">Stopped before the gate was decided</span>' in page
+    assert "What remains: adaround.</small><pre>on</pre>" in page
+    assert "0 of 1 runs met the gate, 1 did not finish" in page
+    assert "missed" not in page.partition("</style>")[2]
+    row = pd.read_csv(table).iloc[0]
+    assert (row["status"], row["passed"], row["best"]) == ("interrupted", False, "equalize")
+    assert pd.isna(row["verdict"])
 
 
 def test_reports_are_linked_where_they_are(sweep: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from qatflow.errors import DataError
+from qatflow.errors import DataError, UserCodeError
 from qatflow.graph.capture import capture
 from qatflow.tasks import evaluate
 from qatflow.tasks.data import Batch
@@ -192,7 +192,7 @@ def test_a_metric_over_all_samples_gets_the_scores_of_a_dict() -> None:
 
 def test_a_metric_that_cannot_take_the_outputs_is_told_of() -> None:
     made = lambda: torchmetrics.classification.MulticlassAccuracy(3)  # noqa: E731
-    with pytest.raises(DataError, match="the metric three cannot take the model's outputs and the data's targets"):
+    with pytest.raises(UserCodeError, match=r"^ValueError: .*gate.metric: three, given the model's outputs"):
         evaluator(Counting(), Metric("three", True, make_whole=made)).evaluate(Counting())
 
 

@@ -73,7 +73,7 @@ def test_missing_things_are_told(project):
     for factory, message in {
         "users_nowhere.models:build": "there is no module 'users_nowhere'; check its spelling",
         "users_own:build": "needs a package that is missing: No module named 'users_missing'",
-        "users_broken:build": r"importing 'users_broken' failed: ZeroDivisionError: .*users_broken.py:1\)",
+        "users_broken:build": r"importing 'users_broken' failed: .*users_broken.py:1, in <module>: ZeroDivisionError: ",
         "users_typo:build_modle": r"has no 'build_modle'; did you mean 'build_model'\?",
         "users_typo:zzz": "has no 'zzz'; it has: build_model",
         "users_typo:SIZE": "is a int and cannot be called",

@@ -8,7 +8,7 @@ import torchmetrics
 from sklearn.metrics import accuracy_score, mean_squared_error, top_k_accuracy_score
 from torch import Tensor
 
-from qatflow.errors import DataError, RecipeError
+from qatflow.errors import DataError, RecipeError, UserCodeError
 from qatflow.recipe import Gate
 from qatflow.tasks.metrics import METRICS, Metric, load_metric, logits
 
@@ -167,7 +167,7 @@ def test_a_function_of_the_users_needs_a_direction() -> None:
 
 def test_a_function_of_the_users_that_fails_is_told_of_with_its_line() -> None:
     metric = load_metric(Gate(metric=f"{HERE}:negative_error", direction="higher"), ("tests",))
-    with pytest.raises(DataError, match=r"negative_error failed on the model's outputs.*RuntimeError.*test_metrics.py"):
+    with pytest.raises(UserCodeError, match=r"^/.*test_metrics.py:\d+, in <lambda>: RuntimeError: .*negative_error"):
         metric.per_sample(torch.zeros(3, 2), torch.zeros(3), None)
 
 

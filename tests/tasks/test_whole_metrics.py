@@ -6,7 +6,7 @@ import torchmetrics
 from torch import Tensor
 from torchmetrics.functional import classification as functional
 
-from qatflow.errors import DataError
+from qatflow.errors import DataError, UserCodeError
 from qatflow.recipe import Gate
 from qatflow.tasks.metrics import Metric, fitted, load_metric, update
 
@@ -68,7 +68,7 @@ def test_regression_may_have_a_column() -> None:
 
 
 def test_what_a_metric_cannot_take_is_told_when_it_is_fitted() -> None:
-    with pytest.raises(DataError, match="the metric accuracy cannot take the model's outputs"):
+    with pytest.raises(UserCodeError, match=r"^RuntimeError: .*gate.metric: accuracy, given the model's outputs"):
         fitted(metric("BinaryAccuracy"), [torch.randn(4, 2)], [torch.tensor([0, 1, 1, 0])])
 
 
