@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 import qatflow
+from qatflow.encodings.__main__ import main as encodings_command
 from qatflow.errors import DataError
 from qatflow.progress import Silent
 from qatflow.recipe import Recipe
@@ -86,6 +87,15 @@ def test_exported_weights_load_into_the_users_module(quickstart: tuple[RunResult
     names = dict(model.named_parameters())
     assert encodings["version"] == "1.0.0"
     assert all(entry["name"] in names for entry in encodings["param_encodings"])
+
+
+def test_encodings_and_files_belong_together(quickstart: tuple[RunResult, Path]) -> None:
+    result, folder = quickstart
+    assert result.artefacts["float_onnx"] == "export/model_float.onnx"
+    export = folder / "export"
+    for name in ("model.onnx", "model_float.onnx"):
+        findings = encodings_command(["check", str(export / "model.encodings"), "--model", str(export / name)])
+        assert findings == (0 if name == "model.onnx" else 2)  # of the float file, what stays in float is told
 
 
 class Told(Silent):

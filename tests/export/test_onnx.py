@@ -1,5 +1,6 @@
 """The ONNX file: it computes what the simulation does, on integers, with the names and types that it should have."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from qatflow.export.compare import compare
+from qatflow.export.integer_biases import integer_biases
 from qatflow.export.integer_kernels import kernel_counts, layer_kernels
 from qatflow.export.onnx_export import Exported, export_onnx
 from qatflow.export.runtime import OnnxModel
@@ -178,3 +180,49 @@ def test_a_dead_channel_with_a_bias_keeps_its_bias(tmp_path: Path) -> None:
     bias = numpy_helper.to_array(stored["stem.bias_quantized"])[3]
     assert bias * numpy_helper.to_array(stored["stem.bias_scale"])[3] == pytest.approx(0.75, rel=1e-5)
     assert abs(int(bias)) <= 2**30
+
+
+def stretched(weight: float, bias: float, per_channel: bool) -> Simulation:
+    """The network with one channel of next to no weights and a large bias, which its ReLU cuts off or caps."""
+    simulation = simulated(Net, "onnxruntime", Precision(per_channel=per_channel))
+    with torch.no_grad():
+        simulation.model.get_parameter("stem.weight")[3] *= weight
+        simulation.model.get_parameter("stem.bias")[3] = bias
+    fresh = Simulation(Network(simulation.to_network().graph), simulation.target, Precision(per_channel=per_channel))
+    fresh.calibrate([inputs_of(Net, 16)], MINMAX)
+    return fresh
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_bias_beyond_all_limits_costs_the_other_channels_nothing(per_channel: bool, tmp_path: Path) -> None:
+    simulation = stretched(1e-6, -1e7, per_channel)
+    content = integer_biases(simulation)
+    assert content.raised == (("stem",) if per_channel else ())  # of its own channel alone, where that has a scale
+    assert content.coarse == ()
+    others = [one for one in range(16) if one != 3]
+    before, after = simulation.encodings()["stem_weight"].scale, content.encodings["stem_weight"].scale
+    assert torch.equal(before[others], after[others]) if per_channel else torch.equal(before, after)
+    file = export_onnx(simulation, inputs_of(Net, 2), tmp_path / "model.onnx")
+    args, _ = inputs_of(Net, 4, 3)
+    with torch.no_grad():
+        wanted = simulation.model(*args)
+    got = OnnxModel(file.path, file.signature)(*args)
+    assert sqnr_db(wanted["logits"], got["logits"]) > 50
+
+
+def test_a_bias_with_a_coarser_grid_than_its_output_is_told() -> None:
+    simulation = stretched(1.0, 0.0, per_channel=False)
+    name = next(point.tensor for point in simulation.placement.points if point.parameter == "stem.weight")
+    encodings = simulation.encodings()
+    output = encodings[simulation.placement.inside["conv2d"]]
+    coarse = replace(encodings[name], scale=output.scale / encodings[_input_of_stem(simulation)].scale * 2)
+    simulation.load_encodings({**encodings, name: coarse})
+    content = integer_biases(simulation)
+    assert content.coarse == ("stem",)
+    assert content.notes == {"biases_coarser_than_outputs": "stem"}
+
+
+def _input_of_stem(simulation: Simulation) -> str:
+    (layer,) = [node for node in simulation.network.graph.graph.nodes if node.name == "conv2d"]
+    source = str(layer.args[0])
+    return simulation.placement.tied.get(source, source)

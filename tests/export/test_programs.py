@@ -11,9 +11,11 @@ from torch.utils import _pytree as pytree
 
 from qatflow.export.pt2_export import export_pt2
 from qatflow.export.pte_export import PteModel, export_pte
+from qatflow.export.runtime import OnnxModel
 from qatflow.quant.grid import sqnr_db
 from qatflow.recipe import Precision
 from tests.export.exported import Attention, Net, inputs_of, simulated
+from tests.export.pairs import pair
 
 ELSEWHERE = """
 import sys
@@ -49,6 +51,20 @@ def test_the_program_gives_equal_outputs_in_a_process_without_qatflow(model: typ
         [sys.executable, "-c", ELSEWHERE, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_in_double_precision_is_written_in_single_with_inputs_and_outputs_as_they_were(tmp_path: Path) -> None:
+    one = pair("double", "qnn")
+    export_pt2(one.simulation, one.example, tmp_path / "model.pt2")
+    args, _ = one.example
+    got = torch.export.load(tmp_path / "model.pt2").module()(*args)
+    with torch.no_grad():
+        wanted = one.simulation.model(*args)
+    assert got.dtype == wanted.dtype == torch.float64
+    assert sqnr_db(wanted, got) > 60
+    from_file = OnnxModel(one.folder / "model.onnx", one.files.signature, as_written=True)(*args)
+    assert from_file.dtype == torch.float64
+    assert sqnr_db(wanted, from_file) > 60
 
 
 @pytest.mark.filterwarnings("ignore")  # ExecuTorch's own

@@ -9,6 +9,7 @@ import torch
 from onnx import numpy_helper
 
 import qatflow
+from qatflow.encodings import read, read_model
 from qatflow.export import verify as module
 from qatflow.export.compare import compare
 from qatflow.export.latency import interleaved
@@ -102,6 +103,20 @@ def test_the_recipe_may_leave_it_out(tmp_path: Path) -> None:
         "model.safetensors",
     ]
     assert "The recipe does not run it" in (tmp_path / "report.html").read_text()
+
+
+def test_without_an_onnx_file_encodings_name_the_graphs_tensors_and_say_so(tmp_path: Path) -> None:
+    result = qatflow.run(recipe(export=Export(verify=False, onnx=False)), tmp_path)
+    assert result.export_notes["encodings_name_tensors_of_the_graph"] == "there is no ONNX file: export.onnx is false"
+    names = {entry.name for entry in read(tmp_path / "export" / "model.encodings").tensors}
+    assert "output" not in names
+
+
+def test_encodings_of_xnnpack_have_their_float_file_too(tmp_path: Path) -> None:
+    result = qatflow.run(recipe(target="xnnpack", export=Export(verify=False)), tmp_path)
+    assert sorted(result.artefacts) == ["encodings", "float_onnx", "weights"]
+    model = read_model(tmp_path / "export" / "model_float.onnx")
+    assert {entry.name for entry in read(tmp_path / "export" / "model.encodings").tensors} <= model.tensors
 
 
 def test_the_tensor_that_goes_wrong_is_named_and_no_other(tmp_path: Path) -> None:

@@ -53,10 +53,11 @@ def test_neighbours_reach_equally_far(make_context) -> None:
     torch.testing.assert_close(out_reach, expected)
 
 
-def test_a_dead_channel_is_left_alone(make_context) -> None:
+@pytest.mark.parametrize("left", [0.0, 1e-12, 1e-7])
+def test_a_dead_channel_is_left_alone(left: float, make_context) -> None:
     first, second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
     with torch.no_grad():
-        first.weight[2] = 0
+        first.weight[2] *= left
     x = torch.randn(4, 3, 9, 9)
     network = Network(capture(nn.Sequential(first, nn.ReLU(), second), (x[:2],)))
     equalized, _ = equalize(network, Equalize(choose="all"), make_context(x))
