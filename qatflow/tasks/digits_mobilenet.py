@@ -5,7 +5,7 @@ instead of ReLU6, and after training its channels are stretched: an activation i
 and the next layer's weights are divided by it. ReLU commutes with positive factors, so that the function stays the
 same, but ranges then differ by orders of magnitude between channels, as they do in MobileNets as trained (Nagel et
 al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019). Factors are powers of two: not one
-bit of a weight is lost. The third has ReLU as well and five sixteenths of the channels: at two bits it has too few
+bit of a weight is lost. The third has ReLU as well and a quarter of the channels: at two bits it has too few
 weights for their rounding errors to cancel, however they are rounded, until it is trained with them.
 """
 
@@ -23,7 +23,7 @@ BLOCKS = ((1, 16, 1), (4, 16, 1), (4, 24, 2), (4, 24, 1), (4, 40, 1), (4, 40, 1)
 OCTAVES = 5
 """Stretching factors are from `2**-OCTAVES` to `2**OCTAVES`: three decades."""
 
-THIN = 5 / 16
+THIN = 0.25
 """Share of the channels that the third network has."""
 
 Activation = type[nn.Module]
