@@ -4,9 +4,9 @@
     python -m benchmarks.quickstarts --candidates       # each recipe once as it ships, and the table of its candidates
 
 Rounding in another order, another seed or another processor changes figures a little; what the quickstarts show has to
-hold all the same. Prints a row a run, and exits with 1 where runs of one recipe differ in what they ship, in its verdict
-or that of its file, or in how many layers of the file run on integers. Rungs are measured on validation, but the best one, QAT and the
-file on test, as the gate judges them.
+hold all the same. Prints a row a run, and exits with 1 where runs of one recipe differ in what they ship, in its
+verdict or that of its file, or in how many layers of the file run on integers. Rungs are measured on validation, but
+the best one, QAT and the file on test, as the gate judges them.
 """
 
 from __future__ import annotations

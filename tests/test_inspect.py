@@ -72,7 +72,7 @@ def test_a_mask_that_is_no_input_is_told_before_work_starts() -> None:
         (["precision=w4a4", "target=openvino"], "target openvino has no integer kernels for 4-bit activations"),
         (["precision=w8a16"], "a8 in first_layer, last_layer and overrides), or target: qnn"),
         (["precision=w8a16", "target=qnn"], None),
-        (["precision.first_layer=a4"], "4-bit activations, (x) have here"),
+        (["precision.first_layer=a4"], "which 2 of 24 (x, stem.activation) have here"),
         (["precision.last_layer=w16"], "16-bit weights, which 1 of 20 (classifier) have here"),
         (["precision.overrides={head: a3}"], "for integers write precision.activations: 8"),
         (["precision.overrides={head: w16a8}", "target=xnnpack"], "target xnnpack has no integer kernels for 16-bit"),

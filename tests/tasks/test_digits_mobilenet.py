@@ -64,7 +64,7 @@ def test_shipped_weights_are_right_and_say_so_themselves(name, test_part):
     content = path.read_bytes()
     facts = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"]
     accuracy = measure(load_model(Model(name=name)), test_part)[1]
-    assert accuracy >= 0.985
+    assert accuracy >= (0.985 if name in WIDE else 0.975)
     assert accuracy == pytest.approx(float(facts["test_accuracy"]), abs=0.003)
     assert float(facts["final_lr"]) == 1e-4
     assert {"command", "seed", "validation_accuracy", "torch"} <= facts.keys()
