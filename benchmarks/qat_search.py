@@ -1,7 +1,7 @@
 """What the search over QAT's hyper-parameters finds beside the guide's fixed recommendation, which is its first trial.
 
-The shipped recipe `quickstart_qat` (digits, three bits), run twice on one folder: with a single trial, whose model is
-then the one that is measured on the test part, and on to all trials, of which the best one is.
+The shipped recipe `quickstart_qat` (digits, weights of two bits), run twice on one folder: with a single trial, whose
+model is then the one that is measured on the test part, and on to all trials, of which the best one is.
 """
 
 from __future__ import annotations

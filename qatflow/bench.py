@@ -20,6 +20,7 @@ from qatflow.errors import DataError
 from qatflow.gate import Measurement, allowed_drop, best_of, decide, meets
 from qatflow.progress import Progress
 from qatflow.quant.grid import Encoding
+from qatflow.quant.kernel_bits import bits_without_kernels
 from qatflow.quant.network import Network
 from qatflow.quant.placement import Placement, place
 from qatflow.quant.saved import finite
@@ -166,6 +167,16 @@ class Bench:
             seed=self.recipe.seed,
             progress=self.progress,
         )
+
+    def announce(self) -> None:
+        """Tell what is known of the recipe's bits and layers before anything is measured.
+
+        Raises:
+            PlacementError: the target quantizes no weighted layer.
+            RecipeError: a pattern of the recipe's overrides matches no layer.
+        """
+        for sentence in bits_without_kernels(self.placement(self.base), self.target):
+            self.progress.note(sentence)
 
     def placement(self, network: Network) -> Placement:
         """Return which tensors of a network are quantized.

@@ -193,9 +193,8 @@ def deployed_line(result: RunResult) -> str:
         parts.append(f"{found.agreement:.2%} as in the simulation")
     if found.layers:
         parts.append(f"{found.integer_layers} of {found.layers} layers on integers")
-    if found.latency is not None:
-        times = f"{found.latency.int8:.3g} ms against {found.latency.fp32:.3g} ms"
-        parts.append(f"{found.latency.speed_up:.2f} times as fast as FP32 ({times})")
+    if found.speed:
+        parts.append(found.speed)
     return ", ".join(parts)
 
 

@@ -71,7 +71,7 @@ def run(
         journal.stage("capture: export the model as one graph")
         base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
         bench = Bench(recipe, task, base, folder, journal)
-        bench.placement(base)  # tells mistakes about layers before anything is measured
+        bench.announce()
         if recipe.qat.when != "never":
             _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")

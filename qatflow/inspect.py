@@ -55,6 +55,8 @@ def _show(console: Console, recipe: Recipe, trust: tuple[str, ...]) -> None:
     bias = target.bias.replace("_", " ")
     say(console, f"target {target.name}: quantizers stand at each tensor's {target.at}, biases are {bias}")
     say(console, "batch norms are folded, as the recipe's steps do" if found.folded else "batch norms are not folded")
+    for note in found.notes:
+        say(console, f"note: {note}")
     _table(console, "Layers", [(row.name, row.kind, "x".join(map(str, row.shape)), row.how) for row in found.layers])
     chains = [(" -> ".join(chain),) for chain in found.chains]
     _table(console, "Chains that equalize would take", chains)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qatflow.graph.capture import capture
 from qatflow.graph.chains import pairs
 from qatflow.graph.layers import tensor, weighted_layers
+from qatflow.quant.kernel_bits import bits_without_kernels
 from qatflow.quant.network import Network
 from qatflow.quant.placement import place
 from qatflow.quant.placement_rows import Row, placement_rows
@@ -43,6 +44,7 @@ class Inspection:
         layers: the weighted layers, in the order they run.
         chains: pairs of layers that `equalize` would take, with the ops between them.
         tensors: every tensor that is quantized, moved, fused or left in float, in the order of the graph.
+    notes: what the recipe's author should know before a run.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Inspection:
     layers: tuple[LayerRow, ...]
     chains: tuple[tuple[str, ...], ...]
     tensors: tuple[Row, ...]
+    notes: tuple[str, ...]
 
 
 def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
@@ -89,4 +92,5 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
         layers=layers,
         chains=chains,
         tensors=tuple(placement_rows(network.graph, placement)),
+        notes=tuple(bits_without_kernels(placement, target)),
     )

@@ -13,6 +13,7 @@ from typing import Any
 MODELS: dict[str, str] = {
     "digits_mobilenet": "a small MobileNetV2 for 8x8 handwritten digits",
     "digits_mobilenet_skewed": "the same network with weight ranges that differ widely between channels",
+    "digits_mobilenet_thin": "the same network with a quarter of the channels, too few for weights of two bits",
 }
 
 DATASETS: dict[str, str] = {

@@ -9,7 +9,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from qatflow.latency_record import LatencyRecord as LatencyRecord
+from qatflow.record import Record as Record
 
 SCHEMA_VERSION = 2
 
@@ -17,12 +20,6 @@ Note = bool | int | float | str
 Part = Literal["validation", "test"]
 """Parts of the data that a value may be from: rungs are chosen on `validation` where there is one, and judged on
 `test`."""
-
-
-class Record(BaseModel):
-    """A frozen part of a result."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Verdict(Enum):
@@ -265,22 +262,6 @@ class FloatLayer(Record):
     reason: str
 
 
-class LatencyRecord(Record):
-    """Milliseconds of one call of the exported file and of the FP32 model in the same runtime, measured in turn."""
-
-    batch: int
-    int8: float
-    """Median."""
-    int8_quartiles: tuple[float, float]
-    fp32: float
-    fp32_quartiles: tuple[float, float]
-
-    @property
-    def speed_up(self) -> float:
-        """How many times faster the exported file is."""
-        return self.fp32 / self.int8
-
-
 class Verification(Record):
     """What the exported file does in a runtime, beside what was promised."""
 
@@ -319,7 +300,18 @@ class Verification(Record):
     @property
     def slower(self) -> bool:
         """Whether the file was measured to be slower than FP32."""
-        return self.latency is not None and self.latency.speed_up < 1
+        return self.latency is not None and self.latency.speed_up < 1 and not self.latency.too_small
+
+    @property
+    def speed(self) -> str:
+        """How fast the file is, in words; empty where it was not timed."""
+        if self.latency is None:
+            return ""
+        if self.latency.too_small:
+            call = min(self.latency.int8, self.latency.fp32)
+            return f"too small to time: {call:.2g} ms a call, most of it the overhead of {self.runtime} itself"
+        times = f"{self.latency.int8:.3g} ms against {self.latency.fp32:.3g} ms"
+        return f"{self.latency.speed_up:.2f} times as fast as FP32 ({times})"
 
     @property
     def verdict(self) -> Literal["verified", "disagrees", "slower"]:
@@ -385,4 +377,6 @@ class RunResult(Record):
     @property
     def winner(self) -> CandidateRecord | None:
         """The best candidate's record: as it was judged on the test part, where that was done."""
-        return next((candidate for candidate in reversed(self.candidates) if candidate.id == self.best), None)
+        found = [candidate for candidate in self.candidates if candidate.id == self.best]
+        judged = [one for one in found if one.look is not None and one.notes == found[-1].notes]
+        return next(reversed(judged or found), None)

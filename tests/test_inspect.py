@@ -61,3 +61,26 @@ def test_a_mask_that_is_no_input_is_told_before_work_starts() -> None:
     recipe = Recipe(model={"name": "digits_mobilenet"}, data={"name": "digits", "mask": "valid"})
     with pytest.raises(DataError, match=r"data\.mask: 'valid' cannot say which positions count: the model has no such"):
         inspect_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["target=onnxruntime"], None),
+        (["precision=w4a8"], None),
+        (["precision=w4a4"], "target onnxruntime has no integer kernels for 4-bit activations, which all have here"),
+        (["precision=w4a4", "target=openvino"], "target openvino has no integer kernels for 4-bit activations"),
+        (["precision=w8a16"], "a8 in first_layer, last_layer and overrides), or target: qnn"),
+        (["precision=w8a16", "target=qnn"], None),
+        (["precision.first_layer=a4"], "which 2 of 24 (x, stem.activation) have here"),
+        (["precision.last_layer=w16"], "16-bit weights, which 1 of 20 (classifier) have here"),
+        (["precision.overrides={head: a3}"], "for integers write precision.activations: 8"),
+        (["precision.overrides={head: w16a8}", "target=xnnpack"], "target xnnpack has no integer kernels for 16-bit"),
+    ],
+)
+def test_bits_without_integer_kernels_are_told_before_a_run(
+    overrides: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = [line for line in shown(capsys, "recipe=tiny", *overrides) if line.startswith("note: ")]
+    assert len(notes) == (said is not None)
+    assert said is None or said in notes[0]

@@ -14,7 +14,7 @@ from qatflow.step_configs import STEP_CONFIGS
 
 GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
 STEPS = "fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, reestimate_batch_norms"
-MODELS = "digits_mobilenet, digits_mobilenet_skewed"
+MODELS = "digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin"
 OPEN = "qatflow, torchvision, timm, transformers, torchmetrics"
 CWD = Path.cwd()
 

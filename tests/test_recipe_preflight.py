@@ -12,7 +12,7 @@ from qatflow.overrides import take_trust
 from qatflow.preflight import Plan, plan
 from qatflow.recipe import Recipe
 
-PRECISIONS = "w2a4, w3a3_per_tensor, w3a4, w4a4, w4a8, w4a8_per_tensor, w8a16, w8a8, w8a8_per_tensor"
+PRECISIONS = "w2a4, w2a8_per_tensor, w3a4, w4a4, w4a8, w4a8_per_tensor, w8a16, w8a8, w8a8_per_tensor"
 TOP = f"{', '.join(Recipe.model_fields)}, recipe, trust"
 Project = Callable[[str, str], Path]
 
@@ -56,7 +56,7 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("+precision.bits=4", "precision.bits: unknown key; allowed: weights, activations, per_channel, "
          "weights_symmetric, activations_symmetric, first_layer, last_layer, overrides"),
         ("model=digits_mobilnet", "model: 'digits_mobilnet' is not an option; did you mean 'digits_mobilenet'? "
-         "allowed: digits_mobilenet, digits_mobilenet_skewed"),
+         "allowed: digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin"),
         ("data=digit", "data: 'digit' is not an option; did you mean 'digits'? allowed: digits"),
         ("target=onnx_runtime", "target: 'onnx_runtime' is not an option; did you mean 'onnxruntime'? "
          "allowed: onnxruntime, openvino, qnn, tensorrt, xnnpack"),
@@ -129,7 +129,9 @@ def test_stand_ins_are_gone_afterwards() -> None:
     assert {name: entry for name, entry in after.items() if name != "recipe"} == {
         name: entry for name, entry in before.items() if name != "recipe"
     }
-    assert told("recipe=tiny", "model=xyz")[0].endswith("allowed: digits_mobilenet, digits_mobilenet_skewed")
+    assert told("recipe=tiny", "model=xyz")[0].endswith(
+        "allowed: digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin"
+    )
 
 
 def test_a_list_of_steps_on_the_command_line_drops_the_recipes_options(tmp_path: Path) -> None:

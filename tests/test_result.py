@@ -14,6 +14,7 @@ from qatflow.result import (
     EpochRecord,
     FloatTensor,
     GateRecord,
+    LatencyRecord,
     RunResult,
     TensorRecord,
     TrialRecord,
@@ -177,3 +178,58 @@ def test_every_verdict_has_a_sentence() -> None:
     assert SENTENCES.keys() == set(Verdict)
     assert all(verdict.sentence.endswith(".") for verdict in Verdict)
     assert len({verdict.sentence for verdict in Verdict}) == len(Verdict)
+
+
+@pytest.mark.parametrize(
+    ("int8", "fp32", "of_two", "small"),
+    [
+        (0.14, 0.04, (0.16, 0.08), True),
+        (0.04, 0.14, (0.08, 0.16), True),
+        (0.1, 0.1, (0.149, 0.2), True),
+        (0.1, 0.1, (0.16, 0.16), False),
+        (5.0, 6.0, (5.1, 6.1), False),
+        (0.04, 0.04, (None, None), False),
+    ],
+)
+def test_a_call_that_is_mostly_overhead_is_too_small_to_time(
+    int8: float, fp32: float, of_two: tuple[float | None, float | None], small: bool
+) -> None:
+    quartiles = (0.0, 1.0)
+    found = LatencyRecord(
+        batch=1,
+        int8=int8,
+        int8_quartiles=quartiles,
+        fp32=fp32,
+        fp32_quartiles=quartiles,
+        int8_of_two=of_two[0],
+        fp32_of_two=of_two[1],
+    )
+    assert found.too_small is small
+
+
+def test_the_winner_is_the_record_that_the_gate_judged_wherever_it_stands() -> None:
+    def record(value: float, look: int | None, trial: int) -> CandidateRecord:
+        return CandidateRecord(
+            id="qat",
+            stage="qat",
+            value=value,
+            fp32=1.0,
+            drop=0.0,
+            drop_low=None,
+            drop_high=None,
+            verdict=Verdict.MET,
+            passed=True,
+            sqnr_db=None,
+            kept=True,
+            seconds=0.0,
+            look=look,
+            notes={"trial": trial},
+        )
+
+    rows = (record(0.8, 2, 0), record(0.9, 3, 1), record(1.0, None, 1))
+    result = RunResult(
+        name="x", status="finished", verdict=Verdict.MET, passed=True, gate=None, fp32=1.0, best="qat",
+        candidates=rows, started="", seconds=0.0,
+    )  # fmt: skip
+    assert result.winner == rows[1]
+    assert result.model_copy(update={"candidates": (rows[0], rows[2])}).winner == rows[2]

@@ -11,6 +11,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qatflow.bench import Bench
 from qatflow.candidates import Candidate
 from qatflow.export.compare import Difference, compare
 from qatflow.export.integer_kernels import kernel_counts, layer_kernels
-from qatflow.export.latency import Latency, interleaved
+from qatflow.export.latency import interleaved
 from qatflow.export.onnx_export import Exported, weight_bits
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.processor import exact_on, processor_name
@@ -162,9 +163,7 @@ def _timed(bench: Bench, exported: Exported, found: Verification) -> Verificatio
         counts = kernel_counts(optimized)
         example = bench.task.example()
         write_onnx(bench.base.graph, exported.signature, example, fp32, OnnxOptions())
-        args, kwargs = _first(1, example)
-        float_model = OnnxModel(fp32, exported.signature)
-        int8, float32 = interleaved(lambda: model.run(args, kwargs), lambda: float_model.run(args, kwargs))
+        latency = _latency(model, OnnxModel(fp32, exported.signature), example)
         fp32_bytes = _size(fp32)
     return found.model_copy(
         update={
@@ -174,19 +173,24 @@ def _timed(bench: Bench, exported: Exported, found: Verification) -> Verificatio
                 FloatLayer(layer=one.layer, op=one.op, reason=one.reason) for one in kernels if not one.integer
             ),
             "kernels": counts,
-            "latency": _latency(int8, float32),
+            "latency": latency,
             "fp32_bytes": fp32_bytes,
         }
     )
 
 
-def _latency(int8: Latency, fp32: Latency) -> LatencyRecord:
+def _latency(int8: OnnxModel, fp32: OnnxModel, two: Example) -> LatencyRecord:
+    """Time two files in turn on one sample and on two, which tell the work on a sample from what every call costs."""
+    calls = [partial(model.run, *batch) for batch in (_first(1, two), two) for model in (int8, fp32)]
+    quantized, float32, quantized_two, float32_two = interleaved(*calls)
     return LatencyRecord(
         batch=1,
-        int8=int8.median,
-        int8_quartiles=(int8.low, int8.high),
-        fp32=fp32.median,
-        fp32_quartiles=(fp32.low, fp32.high),
+        int8=quantized.median,
+        int8_quartiles=(quantized.low, quantized.high),
+        fp32=float32.median,
+        fp32_quartiles=(float32.low, float32.high),
+        int8_of_two=quantized_two.median,
+        fp32_of_two=float32_two.median,
     )
 
 

@@ -51,6 +51,11 @@ class Target:
     bias: Literal["int32", "int32_at_export", "float"]
     """What a layer's bias becomes; the simulation leaves it in float, since 32 bits round finer than float does."""
 
+    integer_activations: frozenset[int] = frozenset({8})
+    """Bits of activations that the runtime has integer kernels for; layers with others run in float."""
+    integer_weights: frozenset[int] = frozenset(range(2, 9))
+    """Likewise of weights; those of fewer than 8 bits are stored in 8."""
+
     at: Literal["producer", "reader"]
     """Whether a quantizer stands behind the op that gives a tensor, for all its readers, or before those that want
     it."""
@@ -104,6 +109,11 @@ class Target:
     def integer_kinds(self) -> Kinds:
         """Kinds that some rule lets run on integers."""
         return self.inputs | self.outputs | self.preserving | self.sharing | self.tied
+
+    @property
+    def integer_bits(self) -> dict[str, frozenset[int]]:
+        """Bits that the runtime has integer kernels for, by the key of `precision`."""
+        return {"activations": self.integer_activations, "weights": self.integer_weights}
 
     def parameters_of(self, kind: str) -> tuple[Parameter, ...]:
         """Return the parameters of a kind that are quantized."""

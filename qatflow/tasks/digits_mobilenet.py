@@ -1,11 +1,12 @@
-"""Two small MobileNetV2s for 8x8 digits: one easy to quantize, one that per-tensor INT8 destroys.
+"""Three small MobileNetV2s for 8x8 digits: easy to quantize, destroyed by per-tensor INT8, too thin for two bits.
 
 Inverted residuals after Sandler et al., "MobileNetV2" (2018), at the size of the data. The second network has ReLU
 instead of ReLU6, and after training its channels are stretched: an activation is multiplied by a factor per channel
 and the next layer's weights are divided by it. ReLU commutes with positive factors, so that the function stays the
 same, but ranges then differ by orders of magnitude between channels, as they do in MobileNets as trained (Nagel et
 al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019). Factors are powers of two: not one
-bit of a weight is lost.
+bit of a weight is lost. The third has ReLU as well and a quarter of the channels: at two bits it has too few
+weights for their rounding errors to cancel, however they are rounded, until it is trained with them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ BLOCKS = ((1, 16, 1), (4, 16, 1), (4, 24, 2), (4, 24, 1), (4, 40, 1), (4, 40, 1)
 
 OCTAVES = 5
 """Stretching factors are from `2**-OCTAVES` to `2**OCTAVES`: three decades."""
+
+THIN = 0.25
+"""Share of the channels that the third network has."""
 
 Activation = type[nn.Module]
 
@@ -65,19 +69,21 @@ class DigitsMobileNet(nn.Module):
 
     Args:
         activation: ReLU6 or ReLU; only with ReLU can channels be stretched.
+        width: share of the channels to have, 0 to 1.
     """
 
-    def __init__(self, activation: Activation = nn.ReLU6) -> None:
+    def __init__(self, activation: Activation = nn.ReLU6, width: float = 1.0) -> None:
         super().__init__()
-        self.stem = ConvNorm(1, STEM, 3, activation)
-        blocks, channels = [], STEM
+        channels, features = int(width * STEM), int(width * HEAD)
+        self.stem = ConvNorm(1, channels, 3, activation)
+        blocks = []
         for expansion, outputs, stride in BLOCKS:
-            blocks.append(InvertedResidual(channels, outputs, expansion, stride, activation))
-            channels = outputs
+            blocks.append(InvertedResidual(channels, int(width * outputs), expansion, stride, activation))
+            channels = int(width * outputs)
         self.blocks = nn.Sequential(*blocks)
-        self.head = ConvNorm(channels, HEAD, 1, activation)
+        self.head = ConvNorm(channels, features, 1, activation)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(HEAD, CLASSES)
+        self.classifier = nn.Linear(features, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
@@ -106,6 +112,11 @@ def digits_mobilenet() -> DigitsMobileNet:
 def digits_mobilenet_skewed() -> DigitsMobileNet:
     """Return the network with ReLU, not trained; `load_model` gives it its weights, which are stretched."""
     return DigitsMobileNet(nn.ReLU)
+
+
+def digits_mobilenet_thin() -> DigitsMobileNet:
+    """Return the thin network with ReLU, not trained; `load_model` gives it its weights."""
+    return DigitsMobileNet(nn.ReLU, THIN)
 
 
 @torch.no_grad()

@@ -13,13 +13,14 @@ from torch import nn
 
 from qatflow import recipe
 from qatflow.errors import Mistake, RecipeError
-from qatflow.tasks.digits_mobilenet import digits_mobilenet, digits_mobilenet_skewed
+from qatflow.tasks.digits_mobilenet import digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin
 from qatflow.tasks.factory import make
 from qatflow.tasks.weights_file import check_values, put_weights, read_weights
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_mobilenet": digits_mobilenet,
     "digits_mobilenet_skewed": digits_mobilenet_skewed,
+    "digits_mobilenet_thin": digits_mobilenet_thin,
 }
 
 WEIGHTS = Path(__file__).parent / "weights"

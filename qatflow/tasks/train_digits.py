@@ -1,4 +1,4 @@
-"""Train the two networks that ship with qatflow, so that where their weights come from is known and repeatable.
+"""Train the networks that ship with qatflow, so that where their weights come from is known and repeatable.
 
     python -m qatflow.tasks.train_digits
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qatflow.tasks.digits import MEAN, STD, digits
-from qatflow.tasks.digits_mobilenet import DigitsMobileNet, digits_mobilenet, digits_mobilenet_skewed, skewed
-from qatflow.tasks.models import shipped_weights
+from qatflow.tasks.digits_mobilenet import DigitsMobileNet, skewed
+from qatflow.tasks.models import MODELS, shipped_weights
 from qatflow.tasks.splits import Samples
 
 COMMAND = "python -m qatflow.tasks.train_digits"
@@ -130,13 +130,14 @@ def write(name: str, model: DigitsMobileNet, folder: Path, facts: dict[str, str]
 
 
 def train_and_write(name: str, schedule: Schedule, seed: int, folder: Path) -> None:
-    """Train one of the two networks, measure it, and write its weights into `folder`."""
+    """Train one of the networks, measure it, and write its weights into `folder`."""
     splits = digits()
     part, validation, test = whole(splits.train), whole(splits.validation), whole(splits.test)
     torch.manual_seed(seed)
-    is_skewed = name == "digits_mobilenet_skewed"
-    model = train(digits_mobilenet_skewed() if is_skewed else digits_mobilenet(), part, validation, schedule, seed)
-    if is_skewed:
+    untrained = MODELS[name]()
+    assert isinstance(untrained, DigitsMobileNet)
+    model = train(untrained, part, validation, schedule, seed)
+    if name == "digits_mobilenet_skewed":
         model = skewed(model, seed=seed)
     facts = {
         "command": f"{COMMAND} --seed {seed} --epochs {schedule.epochs}",
@@ -151,17 +152,18 @@ def train_and_write(name: str, schedule: Schedule, seed: int, folder: Path) -> N
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train both networks as the command line says."""
+    """Train the networks as the command line says."""
     parser = argparse.ArgumentParser(
         prog=COMMAND, description="Train the networks that ship with qatflow, on one thread."
     )
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, order and stretching (%(default)s)")
+    parser.add_argument("--networks", nargs="+", choices=MODELS, default=list(MODELS), help="which (all)")
     parser.add_argument("--epochs", type=int, default=Schedule.epochs, help="passes over the samples (%(default)s)")
     parser.add_argument("--folder", type=Path, default=shipped_weights("").parent, help="where to write (%(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # sums in another order round otherwise, and the figures would not repeat
-    for name in ("digits_mobilenet", "digits_mobilenet_skewed"):
+    for name in options.networks:
         train_and_write(name, Schedule(epochs=options.epochs), options.seed, options.folder)
 
 

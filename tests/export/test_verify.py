@@ -7,13 +7,17 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import qatflow
 from qatflow.encodings import read, read_model
 from qatflow.export import verify as module
 from qatflow.export.compare import compare
 from qatflow.export.latency import interleaved
+from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.runtime import OnnxModel
+from qatflow.export.signature import Signature
+from qatflow.graph.capture import capture
 from qatflow.recipe import Export, Recipe
 from qatflow.result import RunResult, Verdict
 from tests.export.exported import Net, exported, inputs_of
@@ -63,11 +67,14 @@ def test_what_was_found_is_in_the_folder(run: tuple[RunResult, Path]) -> None:
     assert found.compared > 20
     assert found.latency is not None
     assert found.latency.int8_quartiles[0] <= found.latency.int8 <= found.latency.int8_quartiles[1]
+    assert found.latency.too_small
+    assert not found.slower
     assert found.fp32_bytes is not None
     assert found.bytes < found.fp32_bytes
     page = (folder / "report.html").read_text()
     assert "Exported file" in page
     assert "20 of 20" in page
+    assert "too small to time" in page
 
 
 def test_a_deployed_metric_that_misses_the_gate_turns_the_verdict(tmp_path: Path, monkeypatch) -> None:
@@ -134,6 +141,27 @@ def test_the_tensor_that_goes_wrong_is_named_and_no_other(tmp_path: Path) -> Non
     wrong_ones = [one.tensor for one in records if not one.agrees]
     assert len(wrong_ones) == 1
     assert "hardtanh" in wrong_ones[0] or "relu6" in wrong_ones[0] or "conv2d_1" in wrong_ones[0]
+
+
+class Wide(nn.Module):
+    """Enough work on every sample to be timed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return images of 64 channels."""
+        return self.layers(x)
+
+
+def test_a_model_with_work_to_do_is_not_too_small_to_time(tmp_path: Path) -> None:
+    network, images = Wide().eval(), torch.randn(2, 3, 64, 64)
+    graph = capture(network, (images,))
+    path, signature = tmp_path / "wide.onnx", Signature.of(graph, ((images,), {}))
+    write_onnx(graph, signature, ((images,), {}), path, OnnxOptions())
+    model = OnnxModel(path, signature)
+    assert not module._latency(model, model, ((images,), {})).too_small
 
 
 def test_latencies_are_taken_in_turn() -> None:

@@ -211,6 +211,30 @@ def test_the_deployed_file_is_shown_where_it_was_measured(met_run: RunResult) ->
     assert "up ConvTranspose ONNX Runtime has no integer kernel" in text
 
 
+def test_a_model_that_is_too_small_to_time_is_not_called_slow(met_run: RunResult) -> None:
+    latency = LatencyRecord(
+        batch=1, int8=0.14, int8_quartiles=(0.1, 0.2), fp32=0.04, fp32_quartiles=(0.03, 0.05), int8_of_two=0.16
+    )
+    found = Verification(
+        file="export/model.onnx",
+        runtime="ONNX Runtime 1.32.0",
+        processor="x",
+        is_target=True,
+        exact_on="every processor",
+        weights="uint8",
+        samples=1000,
+        agreement=1.0,
+        sqnr_db=41.5,
+        compared=0,
+        latency=latency,
+        bytes=1,
+    )
+    text = page_of(met_run.model_copy(update={"verification": found})).text
+    assert "FP32 0.04 ms: too small to time, most of a call is the overhead of ONNX Runtime 1.32.0 itself" in text
+    assert "times as fast" not in text
+    assert "slower" not in text
+
+
 def test_trials_are_listed_and_drawn(trained_run: RunResult) -> None:
     page = page_of(trained_run)
     assert "1 – – 0.0001 4 5 frozen failed 16 s the loss was not finite" in page.text

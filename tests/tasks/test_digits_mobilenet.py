@@ -15,7 +15,9 @@ from qatflow.tasks.digits_mobilenet import ConvNorm, digits_mobilenet, digits_mo
 from qatflow.tasks.models import MODELS, load_model, shipped_weights
 from qatflow.tasks.train_digits import main, measure, shifted, whole
 
-BOTH = pytest.mark.parametrize("name", MODELS)
+EACH = pytest.mark.parametrize("name", MODELS)
+WIDE = ("digits_mobilenet", "digits_mobilenet_skewed")
+SIZES = {"digits_mobilenet": 42_298, "digits_mobilenet_skewed": 42_298, "digits_mobilenet_thin": 4_270}
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +58,23 @@ def random_network(seed=0):
     return model.eval()
 
 
-@BOTH
+@EACH
 def test_shipped_weights_are_right_and_say_so_themselves(name, test_part):
     path = shipped_weights(name)
     content = path.read_bytes()
     facts = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"]
     accuracy = measure(load_model(Model(name=name)), test_part)[1]
-    assert accuracy >= 0.985
+    assert accuracy >= (0.985 if name in WIDE else 0.975)
     assert accuracy == pytest.approx(float(facts["test_accuracy"]), abs=0.003)
     assert float(facts["final_lr"]) == 1e-4
     assert {"command", "seed", "validation_accuracy", "torch"} <= facts.keys()
     assert path.stat().st_size < 300_000
 
 
-@BOTH
+@EACH
 def test_networks_are_small_mobilenets(name):
     model = MODELS[name]()
-    assert 30_000 < sum(parameter.numel() for parameter in model.parameters()) < 150_000
+    assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[name]
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     assert sum(layer.groups == layer.in_channels > 1 for layer in convolutions) == 6
     assert sum(block.residual for block in model.blocks) == 3
@@ -132,14 +134,14 @@ def test_shipped_ranges_are_stretched_between_channels():
         largest = layer.conv.weight.detach().flatten(1).abs().amax(1)
         return float(largest.quantile(0.95) / largest.quantile(0.05))
 
-    plain, stretched = (folded(load_model(Model(name=name))) for name in MODELS)
+    plain, stretched = (folded(load_model(Model(name=name))) for name in WIDE)
     ratios = [[ratio(layer) for layer, _ in model.chains()] for model in (plain, stretched)]
     assert max(ratios[0]) < 10
     assert min(ratios[1]) > 200
 
 
 def test_per_tensor_int8_is_harmless_for_one_and_ruins_the_other(test_part):
-    easy, hard = (per_tensor_int8(load_model(Model(name=name))) for name in MODELS)
+    easy, hard = (per_tensor_int8(load_model(Model(name=name))) for name in WIDE)
     assert measure(easy, test_part)[1] > 0.98
     assert measure(hard, test_part)[1] < 0.5
 

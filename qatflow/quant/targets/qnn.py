@@ -50,6 +50,8 @@ QNN = Target(
     activations_signed=False,
     activations_symmetric=False,
     smallest_range=1e-4,
+    integer_activations=frozenset({8, 16}),
+    integer_weights=frozenset({*range(2, 9), 16}),
     parameters={
         "conv": Parameter(operand=1, axis=0),
         "conv_transpose": Parameter(operand=1, axis=1),
