@@ -1,12 +1,15 @@
 """What ends a search before its trials are over, and what is left of it then."""
 
+import inspect
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qatflow.candidates import Candidate
-from qatflow.errors import QatflowError, RunFolderError
+from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.gate import Measurement
 from qatflow.qat import ending, stored
 from qatflow.qat import study as studies
@@ -14,6 +17,7 @@ from qatflow.qat.check import check_training
 from qatflow.qat.search import search
 from qatflow.recipe import Gate, Recipe
 from tests.qat.test_search import HERE, Watching, prepare, proposals, recipe, run, without_seconds
+from tests.qat.tiny_task import Breakable, breakable_loss
 
 MEETS = Gate(metric="accuracy", max_drop=1.0)
 
@@ -94,6 +98,20 @@ def broken_run(recipe: Recipe, folder: Path, breaking: Breaking) -> Candidate | 
     return search(bench, start, folder, lambda one: False).winner
 
 
+def place(source: Callable[..., object], line: str) -> str:
+    """Where a line of the user's code is, as it is told: file, line, function."""
+    lines, start = inspect.getsourcelines(source)
+    (number,) = [start + number for number, one in enumerate(lines) if line in one]
+    return f"{inspect.getsourcefile(source)}:{number}, in "
+
+
+WRONG_CLASS = place(breakable_loss, "raise ValueError") + "cross_entropy: ValueError: no such class: in this batch"
+GONE = (
+    place(Breakable.__getitem__, "raise OSError")
+    + "__getitem__: OSError: the disk is gone (reading the data; the data's train part, batch 1)"
+)
+
+
 def test_an_exception_of_the_users_is_noted_with_its_trial_which_is_gone_on_with(tmp_path: Path) -> None:
     own, switch = breakable(tmp_path)
     undisturbed_winner, undisturbed = run(own, tmp_path / "whole")
@@ -101,7 +119,7 @@ def test_an_exception_of_the_users_is_noted_with_its_trial_which_is_gone_on_with
     winner = broken_run(own, tmp_path / "run", progress)
     assert [one.number for one in progress.trials] == [0, 1, 2, 3, 4]
     failed = progress.trials.pop(1)
-    assert (failed.state, failed.reason) == ("failed", "ValueError: no such class: in this batch")
+    assert (failed.state, failed.reason) == ("failed", WRONG_CLASS)
     assert proposals(progress.trials) == proposals(undisturbed.trials)
     assert [one.value for one in progress.trials] == [one.value for one in undisturbed.trials]
     assert winner is not None
@@ -115,11 +133,11 @@ def test_the_same_exception_again_ends_the_search_with_what_is_there(tmp_path: P
     winner = broken_run(own, tmp_path / "run", progress)
     assert [one.state for one in progress.trials] == ["complete", "failed", "complete"]
     kept = progress.trials[2]
-    assert kept.reason == "ValueError: no such class: in this batch"
+    assert kept.reason == WRONG_CLASS
     assert len(kept.history) == 2, "the start and the one epoch that was over"
     assert kept.value == kept.history[kept.best_epoch].value
     assert trial_of(winner) == best_of(progress)
-    why = "trials 1 and 2 failed alike: ValueError: no such class: in this batch"
+    why = f"trials 1 and 2 failed alike: {WRONG_CLASS}"
     assert progress.notes[-1] == f"the search ended early: {why}"
     switch.unlink()  # repaired
     again, progress = run(own, tmp_path / "run")
@@ -130,7 +148,7 @@ def test_the_same_exception_again_ends_the_search_with_what_is_there(tmp_path: P
 def test_where_nothing_was_finished_the_first_cause_is_raised(tmp_path: Path) -> None:
     own, switch = breakable(tmp_path, max_trials=1)
     switch.write_text("99")
-    with pytest.raises(QatflowError, match=r"^QAT: trial 0 failed: ValueError: no such class: in this batch$"):
+    with pytest.raises(QatflowError, match=f"^QAT: trial 0 failed: {re.escape(WRONG_CLASS)}$"):
         run(own, tmp_path / "run")
 
 
@@ -146,12 +164,12 @@ def test_data_that_cannot_be_read_any_more_loses_nothing_that_is_finished(tmp_pa
     switch.touch()
     again = search(bench, start, tmp_path / "run", lambda one: False)
     assert trial_of(again.winner) == trial_of(winner) == 0
-    assert again.error == "OSError: the disk is gone"
-    assert progress.notes[-1] == "the search ended early: OSError: the disk is gone"
+    assert again.error == GONE
+    assert progress.notes[-1] == f"the search ended early: {GONE}"
     switch.unlink()
     bench, start = prepare(more, tmp_path / "new", Watching())
     switch.touch()
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(UserCodeError, match=re.escape(GONE.removesuffix(", batch 1)"))):
         search(bench, start, tmp_path / "new", lambda one: False)
 
 
