@@ -314,8 +314,8 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
                 parent.chmod(parent.stat().st_mode | 0o011)
         as_user = ["runuser", "-u", "postgres", "--"]
 
-    def call(*line: str) -> None:
-        subprocess.run([*as_user, *line], check=True, capture_output=True, cwd="/")
+    def call(*line: str, check: bool = True) -> None:
+        subprocess.run([*as_user, *line], check=check, capture_output=True, cwd="/")
 
     data, options = str(home / "data"), f"-p {port} -c listen_addresses=localhost -k {home}"
     call(f"{place}/initdb", "-D", data, "-U", "qatflow", "--auth=trust")
@@ -323,7 +323,8 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
     try:
         yield f"postgresql://qatflow@localhost:{port}/postgres"
     finally:
-        call(f"{place}/pg_ctl", "-D", data, "-m", "immediate", "stop")
+        # On a busy machine the server may be gone before it is looked for, which pg_ctl calls a failure.
+        call(f"{place}/pg_ctl", "-D", data, "-m", "immediate", "stop", check=False)
 
 
 @pytest.mark.slow
