@@ -1,4 +1,4 @@
-"""Every path that runs on a GPU, checked against the CPU and timed, in about six minutes.
+"""Every path that runs on a GPU, checked against the CPU and timed; meant for six minutes, on a GPU not run yet.
 
     python -m benchmarks.gpu                        # all checks, on the first GPU
     python -m benchmarks.gpu --checks kernels,steps
@@ -12,7 +12,7 @@ hydra-core 1.3.8, omegaconf 2.3.1, antlr4-python3-runtime 4.9.3 (a wheel made of
 Mako, SQLAlchemy, colorlog, pandas, plotly, pydantic, pydantic_core, annotated-types, typing-inspection, rich,
 lightning-fabric and lightning-utilities; then `pip install --no-index --find-links WHEELS --no-deps WHEELS/*.whl` and
 `pip install --no-index --no-deps --no-build-isolation -e .`, or set PYTHONPATH to the checkout. torchvision and
-scikit-learn, which the models and digits come from, are in most images.
+scikit-learn are needed for the models and the digits.
 """
 
 from __future__ import annotations

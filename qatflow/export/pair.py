@@ -6,9 +6,10 @@ from pathlib import Path
 
 from qatflow.encodings import read
 from qatflow.export.encodings import aimet_encodings, encodings_from_file
-from qatflow.export.integer_biases import integer_biases
+from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import onnx_files
 from qatflow.export.onnx_file import save_onnx
+from qatflow.export.onnx_float import FileTensors
 from qatflow.export.signature import Example, Signature
 from qatflow.export.tensor_names import tensor_names
 from qatflow.quant.grid import Encoding
@@ -39,17 +40,29 @@ def export_encodings(
     """
     content = integer_biases(simulation)
     files = onnx_files(simulation, content, example, Export())
+    write_encodings(simulation, content, folder, version, calibration or Calibration(), files.tensors)
+    save_onnx(files.floats, folder / "model_float.onnx")
+
+
+def write_encodings(
+    simulation: Simulation,
+    content: IntegerBiases,
+    folder: Path,
+    version: str,
+    calibration: Calibration,
+    tensors: FileTensors | None,
+) -> None:
+    """Write `model.encodings`; see `aimet_encodings`."""
     values = aimet_encodings(
         simulation.placement,
         content.encodings,
         simulation.precision,
-        calibration or Calibration(),
+        calibration,
         version=version,
         biases=content.biases,
-        tensors=files.tensors,
+        tensors=tensors,
     )
     write_json(folder / "model.encodings", values)
-    save_onnx(files.floats, folder / "model_float.onnx")
 
 
 def read_encodings(path: Path, simulation: Simulation, example: Example) -> dict[str, Encoding]:

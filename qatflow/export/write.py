@@ -10,19 +10,18 @@ from safetensors.torch import save_file
 from qatflow.bench import Bench
 from qatflow.candidates import Candidate
 from qatflow.errors import ExportError
-from qatflow.export.encodings import aimet_encodings
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import Exported, OnnxFiles, onnx_files, write_quantized
 from qatflow.export.onnx_file import save_onnx
+from qatflow.export.pair import write_encodings
 from qatflow.export.pt2_export import export_pt2
 from qatflow.export.pte_export import export_pte
 from qatflow.export.signature import Example
 from qatflow.export.weights import float_weights
-from qatflow.quant.placement import Placement
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Recipe
 from qatflow.result import Note
-from qatflow.store import write_atomically, write_json
+from qatflow.store import write_atomically
 
 
 @dataclass
@@ -57,8 +56,8 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     content = integer_biases(simulation)
     shipped.notes |= content.notes
     onnx = _onnx_files(bench, simulation, content, example)
-    _write_encodings(bench, winner, simulation.placement, content, onnx, out, shipped)
-    _write_weights(bench, winner, out, shipped)
+    _write_encodings(bench, winner, simulation, content, onnx, out, shipped)
+    _write_weights(bench, winner, example, out, shipped)
     if isinstance(onnx, OnnxFiles):
         save_onnx(onnx.floats, out / "model_float.onnx")
         shipped.artefacts["float_onnx"] = "export/model_float.onnx"
@@ -96,30 +95,28 @@ def _onnx_files(
 def _write_encodings(
     bench: Bench,
     winner: Candidate,
-    placement: Placement,
+    simulation: Simulation,
     content: IntegerBiases,
     onnx: OnnxFiles | ExportError,
     out: Path,
     shipped: Shipped,
 ) -> None:
-    recipe = bench.recipe
-    values = aimet_encodings(
-        placement,
-        content.encodings,
-        recipe.precision,
-        winner.network.calibration(recipe.calibration),
-        version=recipe.export.encodings_version,
-        biases=content.biases,
-        tensors=None if isinstance(onnx, ExportError) else onnx.tensors,
-    )
-    write_json(out / "model.encodings", values)
+    tensors = None if isinstance(onnx, ExportError) else onnx.tensors
+    calibration = winner.network.calibration(bench.recipe.calibration)
+    write_encodings(simulation, content, out, bench.recipe.export.encodings_version, calibration, tensors)
     shipped.artefacts["encodings"] = "export/model.encodings"
     if isinstance(onnx, ExportError):
         shipped.notes["encodings_name_tensors_of_the_graph"] = f"there is no ONNX file: {onnx}"
+    elif gone := [
+        point.tensor
+        for point in simulation.placement.points
+        if point.parameter is None and point.tensor not in onnx.tensors.names
+    ]:
+        shipped.notes["tensors_that_the_files_do_not_have"] = ", ".join(gone)
 
 
-def _write_weights(bench: Bench, winner: Candidate, out: Path, shipped: Shipped) -> None:
-    weights = float_weights(bench.task.model, bench.base.graph, winner.network.graph, bench.task.example())
+def _write_weights(bench: Bench, winner: Candidate, example: Example, out: Path, shipped: Shipped) -> None:
+    weights = float_weights(bench.task.model, bench.base.graph, winner.network.graph, example)
     state = {name: value.cpu().contiguous() for name, value in weights.state.items()}
     metadata = {"candidate": winner.record.id, "loads_into_model": str(weights.loadable).lower()}
     write_atomically(out / "model.safetensors", lambda aside: save_file(state, aside, metadata=metadata))
