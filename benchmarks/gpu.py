@@ -37,7 +37,7 @@ from qatflow.quant.fake_quantize import fake_quantize
 from qatflow.quant.fused import kernels
 from qatflow.quant.grid import Grid, sqnr_db
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
 SAME = 35.0
@@ -197,7 +197,7 @@ def check_export(bench: Bench, rows: Rows) -> None:
 
 def check_run(bench: Bench, rows: Rows) -> None:
     """Whole runs: the ladder alone, and the ladder with QAT and its search."""
-    from qatflow.cli import main
+    from qatflow.door.cli import main
 
     for recipe in ("tiny",) if bench.small else ("quickstart", "quickstart_qat"):
         with tempfile.TemporaryDirectory() as folder:

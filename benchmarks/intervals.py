@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qatflow.comparison import Measurement, drop_interval
-from qatflow.gate import decide
-from qatflow.intervals import NO_BOUNDS, Bounds, jackknife, mean, square_and_add
 from qatflow.recipe import Gate
+from qatflow.results.comparison import Measurement, drop_interval
+from qatflow.results.gate import decide
+from qatflow.results.intervals import NO_BOUNDS, Bounds, jackknife, mean, square_and_add
 
 SAMPLES = (20, 100, 200, 500, 5000)
 DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)

@@ -25,7 +25,6 @@ from benchmarks import mnist_networks
 from benchmarks.peers import aimet, aimet_qat
 from benchmarks.peers.case import Case, PeerError
 from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
-from qatflow.gate import Measurement
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, Objective
 from qatflow.qat.optimizers import choose_optimizer
@@ -33,7 +32,8 @@ from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Training, train
 from qatflow.quant.grid import sqnr_db
 from qatflow.recipe import Calibration, Data, Precision, Qat
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
+from qatflow.results.gate import Measurement
 from qatflow.steps.context import StepContext
 from qatflow.tasks.data import Batches, batches
 

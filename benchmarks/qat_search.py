@@ -11,10 +11,10 @@ from pathlib import Path
 from hydra import compose
 
 import qatflow
-from qatflow import config
-from qatflow.preflight import plan
+from qatflow.door import config
+from qatflow.door.preflight import plan
 from qatflow.recipe import Recipe
-from qatflow.result import RunResult, TrialRecord
+from qatflow.results.result import RunResult, TrialRecord
 
 RECIPE = "quickstart_qat"
 Row = dict[str, object]

@@ -20,7 +20,7 @@ from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
 from qatflow.qat.oscillation import Oscillations
 from qatflow.quant.network import copy_graph
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
 TARGET = TARGETS["onnxruntime"]

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from qatflow.result import RunResult
+from qatflow.results.result import RunResult
 from qatflow.tasks.models import shipped_weights
 
 MODELS = {"quickstart": "digits_mobilenet_skewed", "quickstart_qat": "digits_mobilenet_thin"}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qatflow.quant.simulation import Simulation
     from qatflow.quant.targets import TARGETS
     from qatflow.recipe import Recipe
-    from qatflow.result import RunResult
+    from qatflow.results.result import RunResult
     from qatflow.steps import STEPS
 
 __all__ = [
@@ -56,7 +56,7 @@ HOMES = {
     "prepare": "qatflow.quant.prepare",
     "TARGETS": "qatflow.quant.targets",
     "Recipe": "qatflow.recipe",
-    "RunResult": "qatflow.result",
+    "RunResult": "qatflow.results.result",
     "STEPS": "qatflow.steps",
 }
 

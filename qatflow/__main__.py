@@ -2,6 +2,6 @@
 
 import sys
 
-from qatflow.cli import main
+from qatflow.door.cli import main
 
 sys.exit(main())

@@ -12,12 +12,12 @@ from datetime import datetime
 from pathlib import Path
 
 from qatflow import engine
-from qatflow.environment import Origin
-from qatflow.progress import Progress
+from qatflow.ladder.environment import Origin
 from qatflow.recipe import Recipe
 from qatflow.report.write import write
-from qatflow.result import RunResult
-from qatflow.signals import workers_may_die
+from qatflow.results.progress import Progress
+from qatflow.results.result import RunResult
+from qatflow.results.signals import workers_may_die
 from qatflow.users_code import said
 
 logger = logging.getLogger(__name__)

@@ -12,27 +12,27 @@ from pathlib import Path
 
 import yaml
 
-from qatflow import commands
-from qatflow.bench import Bench
-from qatflow.candidates import Candidate
-from qatflow.environment import Origin, environment, imported_packages
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.graph.capture import capture
-from qatflow.journal import Journal
-from qatflow.ladder import climb, shippable
-from qatflow.progress import Progress, Silent
+from qatflow.ladder.bench import Bench
+from qatflow.ladder.candidates import Candidate
+from qatflow.ladder.climb import climb, shippable
+from qatflow.ladder.environment import Origin, environment, imported_packages
+from qatflow.ladder.tensor_records import float_tensors, tensors
 from qatflow.qat.check import check_training
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import prepare
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
-from qatflow.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
-from qatflow.store import read_json, write_json, write_text
+from qatflow.results import commands
+from qatflow.results.journal import Journal
+from qatflow.results.progress import Progress, Silent
+from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
+from qatflow.results.store import read_json, write_json, write_text
 from qatflow.tasks.models import weights_file
 from qatflow.tasks.task import load_task
-from qatflow.tensor_records import float_tensors, tensors
 from qatflow.users_code import said
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from hydra import compose
 from rich.console import Console
 
-from qatflow import config, listing
-from qatflow.cli import MET, config_dir, guarded, parsed
-from qatflow.console import say
+from qatflow.door import config, listing
+from qatflow.door.cli import MET, config_dir, guarded, parsed
+from qatflow.door.console import say
+from qatflow.door.overrides import take_trust
+from qatflow.door.preflight import plan
 from qatflow.errors import Mistake, RecipeError
-from qatflow.overrides import take_trust
-from qatflow.preflight import plan
 from qatflow.recipe import Recipe
 
 
@@ -43,7 +43,7 @@ def _command(argv: list[str]) -> int:
 
 
 def _show(console: Console, recipe: Recipe, trust: tuple[str, ...]) -> None:
-    from qatflow.inspection import inspect_recipe  # imports torch
+    from qatflow.door.inspection import inspect_recipe  # imports torch
 
     found = inspect_recipe(recipe, trust)
     target = found.target

@@ -13,12 +13,11 @@ import torch
 import yaml
 from rich.console import Console
 
-from qatflow.bench import Bench
-from qatflow.cli import INTERRUPTED, MET, guarded
-from qatflow.console import say
+from qatflow.door.cli import INTERRUPTED, MET, guarded
+from qatflow.door.console import say
 from qatflow.errors import RunFolderError
 from qatflow.graph.capture import capture
-from qatflow.progress import Silent
+from qatflow.ladder.bench import Bench
 from qatflow.qat import study as studies
 from qatflow.qat.devices import local_rank, processes
 from qatflow.qat.trial import Start, Worker
@@ -26,9 +25,10 @@ from qatflow.quant.network import Network
 from qatflow.quant.prepare import prepare
 from qatflow.quant.saved import load
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe_check import recipe_from
-from qatflow.result import TrialRecord
-from qatflow.store import read_json
+from qatflow.recipe.check import recipe_from
+from qatflow.results.progress import Silent
+from qatflow.results.result import TrialRecord
+from qatflow.results.store import read_json
 from qatflow.tasks.task import load_task
 
 

@@ -8,7 +8,7 @@ from qatflow.graph.capture import capture
 from qatflow.quant.network import Network
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import FoldBatchNorms
+from qatflow.recipe.steps import FoldBatchNorms
 from qatflow.steps.context import StepContext
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from tests.networks import inverted_residuals

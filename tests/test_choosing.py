@@ -8,7 +8,7 @@ import pytest
 
 import qatflow
 from qatflow import Recipe, RunResult
-from qatflow.result import CandidateRecord, Verdict
+from qatflow.results.result import CandidateRecord, Verdict
 
 
 def recipe(factory: str = "parts", kwargs: dict[str, object] | None = None, **sections: object) -> Recipe:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from qatflow import cli
-from qatflow.environment import Origin
+from qatflow.door import cli
 from qatflow.errors import StepError
-from qatflow.progress import Progress
+from qatflow.ladder.environment import Origin
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, GateRecord, RunResult, Verdict
+from qatflow.results.progress import Progress
+from qatflow.results.result import CandidateRecord, GateRecord, RunResult, Verdict
 
 GATE = GateRecord(
     metric="accuracy",
@@ -123,7 +123,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
 
 
 def process(*argv: str, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-W", "error", *argv]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options)
 
@@ -360,7 +360,7 @@ def test_argv_is_left_alone(engine: StandIn) -> None:
 QUICK = """
 import sys, time
 started = time.perf_counter()
-from qatflow.cli import main
+from qatflow.door.cli import main
 code = main(sys.argv[1:])
 print("torch" in sys.modules, code, time.perf_counter() - started)
 """

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qatflow.console import LINE_EVERY, PlainProgress, RichProgress, say, shown_on
-from qatflow.progress import Progress
-from qatflow.result import CandidateRecord, TrialRecord, Verdict
+from qatflow.door.console import LINE_EVERY, PlainProgress, RichProgress, say, shown_on
+from qatflow.results.progress import Progress
+from qatflow.results.result import CandidateRecord, TrialRecord, Verdict
 
 CONTROL = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 

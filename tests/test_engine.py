@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas
 import pytest
 import yaml
+from qatflow.encodings.__main__ import main as encodings_command
 from safetensors.torch import load_file
 
 import qatflow
-from qatflow.encodings.__main__ import main as encodings_command
 from qatflow.errors import DataError
-from qatflow.progress import Silent
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord, RunResult
+from qatflow.results.progress import Silent
+from qatflow.results.result import CandidateRecord, RunResult
 from qatflow.tasks.digits_mobilenet import digits_mobilenet_skewed
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import qatflow
-from qatflow.environment import Origin, environment, git_revisions, imported_packages
+from qatflow.ladder.environment import Origin, environment, git_revisions, imported_packages
 from qatflow.recipe import Recipe
-from qatflow.store import sha256
+from qatflow.results.store import sha256
 from qatflow.tasks.models import shipped_weights
 from tests.users_task import DATA, MODEL
 
@@ -53,7 +53,7 @@ def test_the_machine_and_the_weights() -> None:
 
 def test_a_gpu_is_named_with_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 2024\n")
-    monkeypatch.setattr("qatflow.environment.DRIVER", tmp_path / "version")
+    monkeypatch.setattr("qatflow.ladder.environment.DRIVER", tmp_path / "version")
     made = types.SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30, major=9, minor=0)
     answers = {"is_available": True, "current_device": 0, "device_count": 2, "get_device_properties": made}
     for name, answer in answers.items():

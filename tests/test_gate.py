@@ -9,7 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qatflow.errors import DataError
-from qatflow.gate import (
+from qatflow.recipe import Drop, Gate
+from qatflow.recipe.names import LOWER_IS_BETTER
+from qatflow.results.gate import (
     Decision,
     Measurement,
     allowed_drop,
@@ -20,9 +22,7 @@ from qatflow.gate import (
     meets,
     paired_interval,
 )
-from qatflow.names import LOWER_IS_BETTER
-from qatflow.recipe import Drop, Gate
-from qatflow.result import Verdict
+from qatflow.results.result import Verdict
 
 ORDER = [Verdict.ANOMALOUS, Verdict.MET, Verdict.WITHIN_NOISE, Verdict.MISSED]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from qatflow.door.inspection import inspect_recipe
 from qatflow.errors import DataError
 from qatflow.inspect import main
-from qatflow.inspection import inspect_recipe
 from qatflow.recipe import Recipe
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import intervals as benchmark
-from qatflow.intervals import (
+from qatflow.results.intervals import (
     FEW,
     MOST_RESAMPLED,
     Interval,
@@ -214,5 +214,5 @@ def test_scaled_shares_are_those_of_more_samples() -> None:
 
 
 def test_scipy_is_not_imported_before_an_interval_is_asked_for() -> None:
-    code = "import sys, qatflow.gate, qatflow.recipe_check; sys.exit('scipy' in sys.modules)"
+    code = "import sys, qatflow.results.gate, qatflow.recipe.check; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

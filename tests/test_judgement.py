@@ -7,7 +7,7 @@ import pytest
 
 import qatflow
 from qatflow import Recipe
-from qatflow.result import Judgement
+from qatflow.results.result import Judgement
 
 
 def digits(**changes: object) -> Recipe:
@@ -61,7 +61,7 @@ def test_no_rung_is_skipped_for_it(hopeless) -> None:
 
 def test_a_second_start_finds_the_judgement_again(hopeless, monkeypatch: pytest.MonkeyPatch) -> None:
     result, folder = hopeless
-    monkeypatch.setattr("qatflow.judgement._Judge.run", None)
+    monkeypatch.setattr("qatflow.ladder.judgement._Judge.run", None)
     again = qatflow.run(digits(precision={"weights": 8, "activations": 2}), folder)
     assert again.activations_only == result.activations_only
 

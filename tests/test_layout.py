@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import qatflow
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps import STEPS
 
 ROOT = Path(qatflow.__file__).parent

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quickstarts import Variant, disturbed, outcome, variants
-from qatflow import cli
-from qatflow.result import RunResult
+from qatflow.door import cli
+from qatflow.results.result import RunResult
 from qatflow.tasks.models import shipped_weights
 from qatflow.tasks.weights_file import read_weights
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from qatflow.errors import RecipeError
-from qatflow.names import FIDELITY_METRICS, METRICS
 from qatflow.recipe import Recipe
-from qatflow.recipe_check import check, recipe_from
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.check import check, recipe_from
+from qatflow.recipe.names import FIDELITY_METRICS, METRICS
+from qatflow.recipe.steps import STEP_CONFIGS
 
 GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
 STEPS = "fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, reestimate_batch_norms"

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from qatflow import names
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe import names
+from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps import STEPS
 from qatflow.tasks.classes import Reading
 from qatflow.tasks.data import DATASETS

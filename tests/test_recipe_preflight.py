@@ -7,9 +7,9 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from qatflow.door.overrides import take_trust
+from qatflow.door.preflight import Plan, plan
 from qatflow.errors import RecipeError
-from qatflow.overrides import take_trust
-from qatflow.preflight import Plan, plan
 from qatflow.recipe import Recipe
 
 PRECISIONS = "w2a4, w2a8_per_tensor, w3a4, w4a4, w4a8, w4a8_per_tensor, w8a16, w8a8, w8a8_per_tensor"

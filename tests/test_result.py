@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qatflow.result import (
+from qatflow.results.result import (
     SENTENCES,
     CandidateRecord,
     EpochRecord,

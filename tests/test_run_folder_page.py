@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from qatflow import result
 from qatflow.report import tables
 from qatflow.report.write import TABLES
-from qatflow.result import SCHEMA_VERSION, Record
+from qatflow.results import result
+from qatflow.results.result import SCHEMA_VERSION, Record
 
 PAGE = (Path(__file__).parent.parent / "docs" / "run_folder.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`([^`\n]+)`", PAGE))

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatflow import store
 from qatflow.errors import RunFolderError
-from qatflow.store import (
+from qatflow.results import store
+from qatflow.results.store import (
     check_digests,
     code_version,
     digests,
@@ -135,7 +135,7 @@ def test_the_order_of_a_mapping_does_not_matter_and_paths_have_keys() -> None:
 
 
 def test_a_key_is_the_same_in_every_process() -> None:
-    code = "from qatflow.store import *; print(key_of({'b': [1, 2.5, None], 'a': 'x'}), code_version())"
+    code = "from qatflow.results.store import *; print(key_of({'b': [1, 2.5, None], 'a': 'x'}), code_version())"
     texts = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -152,7 +152,7 @@ def test_a_key_is_the_same_in_every_process() -> None:
 def test_the_version_of_the_code_changes_with_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.py").write_text("a = 1")
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "results" / "store.py"))
     versions = []
     for text in ("a = 1", "a = 2", "a = 1"):
         (tmp_path / "sub" / "a.py").write_text(text)
@@ -164,7 +164,7 @@ def test_only_the_places_that_compute_count(monkeypatch: pytest.MonkeyPatch, tmp
     for name in ("quant/grid.py", "quantiles/a.py", "report/page.py", "bench.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a = 1")
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "results" / "store.py"))
 
     def versions() -> tuple[str, str]:
         return code_version.__wrapped__("quant", "bench.py"), code_version.__wrapped__()

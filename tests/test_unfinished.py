@@ -10,15 +10,16 @@ import pytest
 import yaml
 
 import qatflow
-from qatflow import api, cli
+from qatflow import api
+from qatflow.door import cli
 from qatflow.errors import RunFolderError, UserCodeError
-from qatflow.journal import Journal
-from qatflow.progress import Silent
 from qatflow.recipe import Recipe
 from qatflow.report.__main__ import main as report
 from qatflow.report.read import read_result
-from qatflow.result import CandidateRecord
-from qatflow.signals import workers_may_die
+from qatflow.results.journal import Journal
+from qatflow.results.progress import Silent
+from qatflow.results.result import CandidateRecord
+from qatflow.results.signals import workers_may_die
 from tests.users_task import DATA, MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +110,7 @@ def test_a_full_disk_does_not_hide_what_happened(tmp_path: Path, monkeypatch: py
 
     told = Told()
     journal = Journal(Recipe.model_validate(settings()), tmp_path, told)
-    monkeypatch.setattr("qatflow.journal.write_text", fail)
+    monkeypatch.setattr("qatflow.results.journal.write_text", fail)
     with pytest.raises(ZeroDivisionError), journal.to_the_end():
         exec(compile("1 / 0", cli.__file__, "exec"))
     assert told.notes == ["that the run ended early could not be written down: no space left"]

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import qatflow
-from qatflow import ladder, users_code
+from qatflow import users_code
 from qatflow.errors import DataError, QatflowError, UserCodeError
+from qatflow.ladder import climb as ladder
 from qatflow.recipe import Recipe
-from qatflow.result import RunResult
+from qatflow.results.result import RunResult
 from qatflow.users_code import anywhere, owner_of, said
 from tests.users_task import DATA, MODEL
 
@@ -74,7 +75,7 @@ def test_a_defect_of_ours_passes_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="a defect") as raised:
         qatflow.run(recipe(), tmp_path, trust=("tests",))
     assert not isinstance(raised.value, QatflowError)
-    assert "ladder.py" in (tmp_path / "log.txt").read_text()
+    assert "climb.py" in (tmp_path / "log.txt").read_text()
 
 
 def test_library_code_in_between_does_not_hide_the_users() -> None:

@@ -17,7 +17,7 @@ from qatflow.export.onnx_tidy import tidy
 from qatflow.export.program import exported
 from qatflow.export.signature import Example, Signature
 from qatflow.graph.capture_errors import first_sentence, quiet
-from qatflow.store import write_atomically
+from qatflow.results.store import write_atomically
 
 OPSET = 18
 """The opset that the exporter's translations are written for."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qatflow.encodings import read
-from qatflow.export.encodings import aimet_encodings, encodings_from_file
+from qatflow.export.aimet_encodings import aimet_encodings, encodings_from_file
+from qatflow.export.encodings import read
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import onnx_files
 from qatflow.export.onnx_file import save_onnx
@@ -15,7 +15,7 @@ from qatflow.export.tensor_names import tensor_names
 from qatflow.quant.grid import Encoding
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Calibration, Export
-from qatflow.store import write_json
+from qatflow.results.store import write_json
 
 
 def export_encodings(

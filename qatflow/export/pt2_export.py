@@ -12,7 +12,7 @@ from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
 from qatflow.export.torch_form import TorchForm
 from qatflow.quant.simulation import Simulation
-from qatflow.store import write_atomically
+from qatflow.results.store import write_atomically
 
 
 def export_pt2(simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None) -> None:

@@ -24,7 +24,7 @@ from qatflow.export.signature import Example, Signature
 from qatflow.export.torch_form import TorchForm
 from qatflow.graph.capture_errors import first_sentence, quiet
 from qatflow.quant.simulation import Simulation
-from qatflow.store import void, write_atomically
+from qatflow.results.store import void, write_atomically
 
 MISSING = "export.pte needs ExecuTorch: pip install 'qatflow[executorch]', or set export.pte=false"
 

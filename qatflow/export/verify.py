@@ -18,8 +18,6 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from qatflow.bench import Bench
-from qatflow.candidates import Candidate
 from qatflow.export.compare import Difference, compare
 from qatflow.export.integer_kernels import kernel_counts, layer_kernels
 from qatflow.export.latency import interleaved
@@ -32,8 +30,10 @@ from qatflow.export.signature import Example
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import padding_of
 from qatflow.graph.sqnr import OutputSqnr, decibel, part_powers
-from qatflow.latency_record import SHORT_CALL
-from qatflow.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
+from qatflow.ladder.bench import Bench
+from qatflow.ladder.candidates import Candidate
+from qatflow.results.latency import SHORT_CALL
+from qatflow.results.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
 from qatflow.tasks.metrics import logits
 
 COMPARED = 16

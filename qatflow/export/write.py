@@ -7,8 +7,6 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from qatflow.bench import Bench
-from qatflow.candidates import Candidate
 from qatflow.errors import ExportError
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import Exported, OnnxFiles, onnx_files, write_quantized
@@ -18,10 +16,12 @@ from qatflow.export.pt2_export import export_pt2
 from qatflow.export.pte_export import export_pte
 from qatflow.export.signature import Example
 from qatflow.export.weights import float_weights
+from qatflow.ladder.bench import Bench
+from qatflow.ladder.candidates import Candidate
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Recipe
-from qatflow.result import Note
-from qatflow.store import write_atomically
+from qatflow.results.result import Note
+from qatflow.results.store import write_atomically
 
 
 @dataclass

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from qatflow.bench import Bench
 from qatflow.errors import DataError, QatflowError
 from qatflow.graph.called import called
+from qatflow.ladder.bench import Bench
 from qatflow.qat.features import feature_nodes
 from qatflow.qat.label_losses import OfClasses, OfDecisions
 from qatflow.qat.losses import Objective, choose_objective

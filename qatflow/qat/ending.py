@@ -10,10 +10,10 @@ import time
 import optuna
 from optuna.trial import FrozenTrial
 
-from qatflow.gate import Measurement, meets
 from qatflow.qat import notes, stored
 from qatflow.recipe import Gate, Recipe
-from qatflow.store import key_of
+from qatflow.results.gate import Measurement, meets
+from qatflow.results.store import key_of
 
 START, DEADLINE, FP32, MISSED = "start", "deadline", "fp32", "missed_on_test"
 MOST_ERRORS = 3

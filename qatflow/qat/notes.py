@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Outcome
 from qatflow.quant.saved import finite
-from qatflow.result import EpochRecord, TrialRecord
+from qatflow.results.result import EpochRecord, TrialRecord
 from qatflow.users_code import said
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import optuna
 
-from qatflow.bench import Bench
-from qatflow.candidates import Candidate, Work
 from qatflow.errors import CaptureError, QatflowError, RunFolderError
+from qatflow.ladder.bench import Bench
+from qatflow.ladder.candidates import Candidate, Work
 from qatflow.qat import ending, notes, space, stored
 from qatflow.qat import study as studies
 from qatflow.qat.launch import ENGINES, Started, last_line, log_path
 from qatflow.qat.trial import POLL, Start, Worker
 from qatflow.quant import fused
-from qatflow.result import Note
-from qatflow.store import key_of, write_json
+from qatflow.results.result import Note
+from qatflow.results.store import key_of, write_json
 from qatflow.users_code import said
 
 SPACE = {"lr", "epochs", "decay_period", "distillation"}

@@ -19,7 +19,7 @@ from qatflow.qat import notes
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
 from qatflow.quant.saved import load, save
-from qatflow.store import check_digests, digests, key_of, read_json, write_json
+from qatflow.results.store import check_digests, digests, key_of, read_json, write_json
 
 STORED, DAMAGED = "stored", "damaged"
 CHECKPOINT = "checkpoint.pt"

@@ -20,7 +20,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, fx, nn
 
-from qatflow.gate import Measurement
 from qatflow.graph.padding import padding_of
 from qatflow.qat.features import Watched, feature_loss
 from qatflow.qat.losses import Objective
@@ -29,8 +28,9 @@ from qatflow.qat.oscillation import Oscillations
 from qatflow.qat.schedule import Settings
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Qat
-from qatflow.result import EpochRecord
-from qatflow.store import write_atomically
+from qatflow.results.gate import Measurement
+from qatflow.results.result import EpochRecord
+from qatflow.results.store import write_atomically
 from qatflow.tasks.data import Batches
 
 State = dict[str, Tensor]

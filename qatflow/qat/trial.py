@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from qatflow.bench import Bench
+from qatflow.ladder.bench import Bench
 from qatflow.qat import ending, notes, space, stored
 from qatflow.qat import study as studies
 from qatflow.qat.check import objective_of
@@ -31,8 +31,8 @@ from qatflow.qat.train import Outcome, Training, train
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
-from qatflow.result import EpochRecord
-from qatflow.step_configs import ReestimateBatchNorms
+from qatflow.recipe.steps import ReestimateBatchNorms
+from qatflow.results.result import EpochRecord
 from qatflow.steps.reestimate_batch_norms import reestimate_batch_norms
 from qatflow.tasks.evaluate import Evaluator
 from qatflow.users_code import said

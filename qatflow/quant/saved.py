@@ -17,7 +17,7 @@ from qatflow.graph.edits import describe, rebuild
 from qatflow.graph.layers import laid_out_like, tensor
 from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
-from qatflow.store import read_json, write_atomically, write_json
+from qatflow.results.store import read_json, write_atomically, write_json
 
 GOAL = "fp32."
 """Prefix of FP32's values of parameters that were fitted."""

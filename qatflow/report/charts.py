@@ -12,7 +12,7 @@ from typing import NamedTuple
 from qatflow.report.axis import Axis, Tick, axis_over, finite, ticks
 from qatflow.report.info import LadderInfo
 from qatflow.report.numbers import MetricFormat
-from qatflow.result import Verdict
+from qatflow.results.result import Verdict
 
 CROWDED = 6.0  # spans of the allowed drop, beyond which the gate needs a picture of its own
 

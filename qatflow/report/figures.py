@@ -12,7 +12,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from qatflow.report.info import LadderInfo, Rung, TrialLine, TrialsInfo, ladder_info, trials_info
-from qatflow.result import Verdict
+from qatflow.results.result import Verdict
 
 __all__ = ["ladder_figure", "ladder_info", "search_figure", "trials_figure", "trials_info"]
 

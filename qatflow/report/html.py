@@ -21,8 +21,8 @@ from qatflow.report import numbers, wording
 from qatflow.report.charts import ladder_charts, tone_of
 from qatflow.report.info import best_trial, chosen, has_plots, judged, judged_info, ladder_info, trials_info
 from qatflow.report.trial_charts import curve_chart, spot_chart
-from qatflow.result import CandidateRecord, RunResult, TensorRecord
-from qatflow.unfinished import unfinished
+from qatflow.results.result import CandidateRecord, RunResult, TensorRecord
+from qatflow.results.unfinished import unfinished
 
 WORST_SHOWN = 15
 STUDY_PAGE = "optuna.html"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qatflow.result import CandidateRecord, RunResult, TrialRecord, Verdict
+from qatflow.results.result import CandidateRecord, RunResult, TrialRecord, Verdict
 
 
 class Rung(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from qatflow.result import RunResult, TensorRecord
+from qatflow.results.result import RunResult, TensorRecord
 
 MISSING = "–"
 MINUS = "−"

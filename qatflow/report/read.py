@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qatflow.errors import RunFolderError
-from qatflow.result import SCHEMA_VERSION, RunResult
+from qatflow.results.result import SCHEMA_VERSION, RunResult
 
 
 def read_result(folder: Path) -> RunResult:

@@ -24,7 +24,7 @@ from qatflow.report.html import TEMPLATES, page
 from qatflow.report.info import trials_info
 from qatflow.report.numbers import compact
 from qatflow.report.study_plots import Plot, parameters, plots
-from qatflow.result import RunResult
+from qatflow.results.result import RunResult
 
 HEIGHTS = {"history": 340, "epochs": 400, "parallel": 400, "slices": 340, "importances": 300}
 AXIS = {

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qatflow.report.info import best_trial, trials_info
 from qatflow.report.study_axes import Value, marks
-from qatflow.result import RunResult, TrialRecord
+from qatflow.results.result import RunResult, TrialRecord
 
 STATES = {
     "complete": TrialState.COMPLETE,

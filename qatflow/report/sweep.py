@@ -22,9 +22,9 @@ from qatflow.report.read import read_result
 from qatflow.report.recipe_keys import differing, flatten
 from qatflow.report.tables import Columns
 from qatflow.report.write import csv, read_text
-from qatflow.result import RunResult
-from qatflow.store import write_text
-from qatflow.unfinished import Unfinished, unfinished
+from qatflow.results.result import RunResult
+from qatflow.results.store import write_text
+from qatflow.results.unfinished import Unfinished, unfinished
 
 RUN: Columns = {"run": "string", "recipe": "string"}
 OUTCOME: Columns = {

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from qatflow.result import RunResult
+from qatflow.results.result import RunResult
 
 Columns = Mapping[str, str]
 

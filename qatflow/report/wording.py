@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from qatflow.report.numbers import MetricFormat, compact
 from qatflow.report.recipe_keys import flatten
-from qatflow.result import CandidateRecord, GateRecord, Note, RunResult, TrialRecord, Verdict, Verification
-from qatflow.unfinished import unfinished
+from qatflow.results.result import CandidateRecord, GateRecord, Note, RunResult, TrialRecord, Verdict, Verification
+from qatflow.results.unfinished import unfinished
 
 BADGES = {
     Verdict.MET: "met",

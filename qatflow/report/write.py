@@ -17,8 +17,8 @@ from qatflow.report import tables
 from qatflow.report.html import STUDY_PAGE, render
 from qatflow.report.info import has_plots
 from qatflow.report.read import read_result
-from qatflow.result import RunResult
-from qatflow.store import write_text
+from qatflow.results.result import RunResult
+from qatflow.results.store import write_text
 
 TABLES: dict[str, Callable[[RunResult], pd.DataFrame]] = {
     "results.csv": tables.results,

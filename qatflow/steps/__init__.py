@@ -1,7 +1,7 @@
 """The ladder's steps: one technique a file, one literal table of them.
 
 A step takes a network, its config and a context, leaves the network as it is, and returns a new one with notes: a
-flat dict of what it counted and measured. The configs and the order rules are in `qatflow.step_configs`.
+flat dict of what it counted and measured. The configs and the order rules are in `qatflow.recipe.steps`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qatflow.quant.network import Network
-from qatflow.result import Note
+from qatflow.results.result import Note
 from qatflow.steps.absorb_bias import absorb_bias
 from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext

@@ -18,8 +18,8 @@ from qatflow.graph.observe import observe
 from qatflow.graph.ops import argument, kind
 from qatflow.graph.surgery import finish, give_bias
 from qatflow.quant.network import Network
-from qatflow.result import Note
-from qatflow.step_configs import AbsorbBias
+from qatflow.recipe.steps import AbsorbBias
+from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 
 DEVIATIONS = 6

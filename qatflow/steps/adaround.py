@@ -22,8 +22,8 @@ from qatflow.quant.grid import Encoding
 from qatflow.quant.integer_rows import Lattice, descend, successive
 from qatflow.quant.moments import Moments
 from qatflow.quant.network import Network
-from qatflow.result import Note
-from qatflow.step_configs import AdaRound
+from qatflow.recipe.steps import AdaRound
+from qatflow.results.result import Note
 from qatflow.steps.adaround_gradient import adaround_by_gradient
 from qatflow.steps.context import StepContext
 from qatflow.steps.reconstruct import Problem, Solution, mean_shift, reconstruct

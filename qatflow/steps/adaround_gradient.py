@@ -27,8 +27,8 @@ from qatflow.quant.network import Network
 from qatflow.quant.quantizer import WeightQuantizer
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.streams import Chunks, joined, walk
-from qatflow.result import Note
-from qatflow.step_configs import AdaRound
+from qatflow.recipe.steps import AdaRound
+from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 from qatflow.steps.reconstruct import HELD_OUT
 

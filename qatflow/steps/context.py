@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qatflow.progress import Progress, Silent
 from qatflow.quant.target import Target
 from qatflow.recipe import Calibration, Precision
+from qatflow.results.progress import Progress, Silent
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword inputs of the model, one batch."""

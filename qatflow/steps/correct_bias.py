@@ -24,8 +24,8 @@ from qatflow.graph.ops import argument, clip_bounds, kind
 from qatflow.quant.network import Network
 from qatflow.quant.quantizer import WeightQuantizer
 from qatflow.quant.simulation import Simulation
-from qatflow.result import Note
-from qatflow.step_configs import CorrectBias
+from qatflow.recipe.steps import CorrectBias
+from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 from qatflow.steps.reconstruct import Problem, Solution, mean_shift, reconstruct, with_biases
 

@@ -26,8 +26,8 @@ from qatflow.graph.observe import observe
 from qatflow.graph.ops import clip_bounds
 from qatflow.graph.surgery import buffer_node, finish, replace_call
 from qatflow.quant.network import Network
-from qatflow.result import Note
-from qatflow.step_configs import Equalize
+from qatflow.recipe.steps import Equalize
+from qatflow.results.result import Note
 from qatflow.steps.absorb_bias import absorb
 from qatflow.steps.chain_trial import helpful
 from qatflow.steps.context import StepContext

@@ -17,8 +17,8 @@ from qatflow.graph.layers import Layer, set_tensor, shared_parameters, tensor, w
 from qatflow.graph.ops import argument, kind
 from qatflow.graph.surgery import bypass, finish, give_bias, sole_user
 from qatflow.quant.network import Network
-from qatflow.result import Note
-from qatflow.step_configs import FoldBatchNorms
+from qatflow.recipe.steps import FoldBatchNorms
+from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 
 FLATTENED = ((1, "start_dim", 0), (2, "end_dim", -1))

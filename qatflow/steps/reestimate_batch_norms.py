@@ -16,8 +16,8 @@ from qatflow.graph.observe import observe
 from qatflow.graph.ops import kind
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
-from qatflow.result import Note
-from qatflow.step_configs import ReestimateBatchNorms
+from qatflow.recipe.steps import ReestimateBatchNorms
+from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 from qatflow.steps.fold_batch_norms import batch_norm
 

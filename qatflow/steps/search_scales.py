@@ -17,8 +17,8 @@ from torch import Tensor
 
 from qatflow.quant.grid import Encoding, channel_range, encoding_of_range
 from qatflow.quant.network import Network
-from qatflow.result import Note
-from qatflow.step_configs import SearchScales
+from qatflow.recipe.steps import SearchScales
+from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 from qatflow.steps.reconstruct import Problem, Solution, mean_shift, reconstruct
 

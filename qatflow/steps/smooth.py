@@ -20,8 +20,8 @@ from qatflow.graph.ops import argument, kind
 from qatflow.graph.padding import observe_real
 from qatflow.graph.surgery import finish
 from qatflow.quant.network import Network
-from qatflow.result import Note
-from qatflow.step_configs import Smooth
+from qatflow.recipe.steps import Smooth
+from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 
 AFFINE = {"layer_norm": (2, 3), "rms_norm": (2, None)}

@@ -20,7 +20,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from qatflow.graph.fingerprint import plain_text
-from qatflow.store import key_of
+from qatflow.results.store import key_of
 
 OURS = "qatflow"
 SITE = {"site-packages", "dist-packages"}

@@ -13,11 +13,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
-from qatflow.gate import Measurement
 from qatflow.graph.called import called
 from qatflow.graph.outputs import OutputPart, output_parts, whole_outputs
 from qatflow.graph.padding import padding_of
 from qatflow.graph.sqnr import OutputSqnr, lowest, lowest_of_samples, part_powers
+from qatflow.results.gate import Measurement
 from qatflow.tasks.data import Batch
 from qatflow.tasks.jackknife import Replicated
 from qatflow.tasks.metrics import Metric, sqnr_db, update

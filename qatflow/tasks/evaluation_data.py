@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from qatflow import recipe
 from qatflow.errors import RunFolderError
-from qatflow.gate import Measurement
-from qatflow.store import key_of, read_json, write_json
+from qatflow.results.gate import Measurement
+from qatflow.results.store import key_of, read_json, write_json
 from qatflow.tasks.batches import Batch
 from qatflow.tasks.fingerprint import DIGITS, batch_digests, digests_of, form_of, is_random, spread
 from qatflow.tasks.sample_files import file_stats

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from qatflow.errors import Mistake, QatflowError, RecipeError, allowed_values, near_match
 from qatflow.recipe import Source
-from qatflow.recipe_check import OPEN_PACKAGES
+from qatflow.recipe.check import OPEN_PACKAGES
 from qatflow.users_code import said
 
 Made = TypeVar("Made")

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 
 from qatflow import recipe
 from qatflow.graph.fingerprint import plain_text, raw
-from qatflow.store import key_of
+from qatflow.results.store import key_of
 from qatflow.tasks.batches import Batch, batches
 from qatflow.tasks.splits import Samples
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from qatflow.errors import DataError, RecipeError
-from qatflow.gate import check_direction
-from qatflow.names import metric_name
 from qatflow.recipe import Gate
-from qatflow.recipe_check import metric_kwargs_mistakes
+from qatflow.recipe.check import metric_kwargs_mistakes
+from qatflow.recipe.names import metric_name
+from qatflow.results.gate import check_direction
 from qatflow.tasks.class_metrics import ClassScores, share
 from qatflow.tasks.classes import Reading, logits, same_shape
 from qatflow.tasks.factory import call, load_factory

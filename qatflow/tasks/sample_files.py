@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qatflow.store import key_of
+from qatflow.results.store import key_of
 from qatflow.tasks.splits import Samples
 
 WRAPPED = ("dataset", "datasets", "whole")

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from qatflow.errors import DataError, Mistake, RecipeError
 from qatflow.graph.fingerprint import graph_fingerprint
 from qatflow.recipe import Recipe
-from qatflow.result import Part
-from qatflow.store import code_version, key_of
+from qatflow.results.result import Part
+from qatflow.results.store import code_version, key_of
 from qatflow.tasks.code import code_fingerprint
 from qatflow.tasks.data import Batch, Batches, Samples, Splits, batches, load_data
 from qatflow.tasks.evaluation_data import random_sentence
@@ -26,7 +26,7 @@ from qatflow.tasks.metrics import Metric, load_metric
 from qatflow.tasks.models import load_model
 from qatflow.tasks.splits import naming, with_validation
 
-COMPUTING = ("graph", "quant", "steps", "tasks", "bench.py", "judgement.py")
+COMPUTING = ("graph", "quant", "steps", "tasks", "ladder")
 """What of qatflow's own code a candidate's figures depend on."""
 READING = {"name", "factory", "kwargs", "workers"}
 """Keys of `data` that do not say what is made of the samples: these count by what they are."""

@@ -12,13 +12,13 @@ from hydra import compose
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from qatflow import config
-from qatflow.names import DATASETS, METRICS, MODELS
-from qatflow.overrides import groups
-from qatflow.preflight import plan
+from qatflow.door import config
+from qatflow.door.overrides import groups
+from qatflow.door.preflight import plan
 from qatflow.recipe import LayerPrecision, Recipe
-from qatflow.recipe_check import check, recipe_from
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.check import check, recipe_from
+from qatflow.recipe.names import DATASETS, METRICS, MODELS
+from qatflow.recipe.steps import STEP_CONFIGS
 
 RECIPES = sorted(config.find_recipes())
 OPTIONS = sorted(
@@ -128,14 +128,11 @@ def test_recipes_are_registered_anew_each_time(tmp_path: Path) -> None:
 
 def test_folders_are_found_in_a_wheel(tmp_path: Path) -> None:
     """In a wheel conf/ and recipes/ lie inside the package; a checkout elsewhere must not be needed."""
-    package = Path(config.__file__).parent
     installed = tmp_path / "site" / "qatflow"
-    installed.mkdir(parents=True)
-    for path in package.glob("*.py"):
-        shutil.copy(path, installed)
+    shutil.copytree(Path(config.__file__).parents[1], installed, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("conf", "recipes"):
         shutil.copytree(config.shipped(name), installed / name)
-    code = "from qatflow import config; import sys; sys.exit(str(config.shipped('conf')))"
+    code = "from qatflow.door import config; import sys; sys.exit(str(config.shipped('conf')))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     found = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert found.stderr.strip() == str(installed / "conf")
@@ -145,7 +142,7 @@ def test_folders_are_found_in_a_wheel(tmp_path: Path) -> None:
 
 
 def test_a_broken_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "qatflow" / "config.py"))
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "qatflow" / "door" / "config.py"))
     with pytest.raises(FileNotFoundError, match="without its folder 'conf'"):
         config.shipped("conf")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qatflow.encodings.__main__ import main
+from qatflow.encodings import main
 from tests.encodings.golden_files import MODEL, entry_of, golden, golden_path
 
 ROOT = Path(__file__).parents[2]
@@ -179,7 +179,7 @@ def test_names_that_the_output_cannot_show_are_escaped(tmp_path: Path) -> None:
 def test_torch_is_never_imported(tmp_path: Path) -> None:
     program = f"""
 import sys
-from qatflow.encodings.__main__ import main
+from qatflow.encodings import main
 model = {str(MODEL)!r}
 for source in {[str(golden_path(version)) for version in ("0.6.1", "2.0.0")]!r}:
     assert main(["check", source]) == 0
@@ -199,7 +199,7 @@ def test_without_a_model_onnx_is_not_needed() -> None:
     program = f"""
 import sys
 sys.modules["onnx"] = None
-from qatflow.encodings.__main__ import main
+from qatflow.encodings import main
 assert main(["check", {str(golden_path("1.0.0"))!r}]) == 0
 sys.exit(main(["check", {str(golden_path("1.0.0"))!r}, "--model", {str(MODEL)!r}]))
 """

@@ -24,8 +24,8 @@ from qatflow.encodings import (
     with_model,
     write,
 )
-from qatflow.encodings.onnx_model import ModelFacts
 from qatflow.errors import EncodingsError
+from qatflow.export.encodings.onnx_model import ModelFacts
 from tests.encodings.golden_files import MODEL, READABLE, WRITABLE, entry_of, golden
 
 SUPPORTED = "is not supported; supported are integers with one scale per tensor or per channel, and 16 or 32-bit float"

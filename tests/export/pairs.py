@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
 from transformers import BertConfig, BertModel
 
-from qatflow.export.encodings import aimet_encodings
+from qatflow.export.aimet_encodings import aimet_encodings
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import OnnxFiles, onnx_files
 from qatflow.export.onnx_file import save_onnx
@@ -23,10 +23,10 @@ from qatflow.quant.prepare import prepare
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Export, Precision
-from qatflow.step_configs import FoldBatchNorms
+from qatflow.recipe.steps import FoldBatchNorms
+from qatflow.results.store import write_json
 from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
-from qatflow.store import write_json
 from tests.export.exported import MINMAX
 
 

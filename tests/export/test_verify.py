@@ -19,7 +19,7 @@ from qatflow.export.runtime import OnnxModel
 from qatflow.export.signature import Signature
 from qatflow.graph.capture import capture
 from qatflow.recipe import Export, Recipe
-from qatflow.result import RunResult, Verdict
+from qatflow.results.result import RunResult, Verdict
 from tests.export.exported import Net, exported, inputs_of
 
 

@@ -9,7 +9,7 @@ from qatflow.export.weights import FloatWeights, float_weights
 from qatflow.graph.capture import capture
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.quant.network import Network
-from qatflow.step_configs import Equalize, FoldBatchNorms
+from qatflow.recipe.steps import Equalize, FoldBatchNorms
 from qatflow.steps import STEPS
 from tests.networks import give_statistics, inverted_residuals
 

@@ -8,7 +8,7 @@ from torch import nn
 from qatflow.graph.capture import capture
 from qatflow.graph.edits import describe, rebuild
 from qatflow.quant.network import Network
-from qatflow.step_configs import Equalize, FoldBatchNorms
+from qatflow.recipe.steps import Equalize, FoldBatchNorms
 from qatflow.steps import STEPS
 from tests.networks import inverted_residuals
 

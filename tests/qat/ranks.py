@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import yaml
 
-from qatflow.gate import Measurement
 from qatflow.graph.capture import capture
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.losses import choose_objective
@@ -18,6 +17,7 @@ from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
+from qatflow.results.gate import Measurement
 from qatflow.tasks.task import load_task
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from qatflow.bench import Bench
 from qatflow.errors import DataError
 from qatflow.graph.capture import capture
-from qatflow.progress import Silent
+from qatflow.ladder.bench import Bench
 from qatflow.qat.check import check_training
 from qatflow.quant.network import Network
 from qatflow.recipe import Recipe
+from qatflow.results.progress import Silent
 from qatflow.tasks.task import load_task
 
 HERE = "tests.qat.test_check"

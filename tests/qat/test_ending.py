@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from qatflow.candidates import Candidate
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
-from qatflow.gate import Measurement
+from qatflow.ladder.candidates import Candidate
 from qatflow.qat import ending, stored
 from qatflow.qat import study as studies
 from qatflow.qat.check import check_training
 from qatflow.qat.search import search
 from qatflow.recipe import Gate, Recipe
+from qatflow.results.gate import Measurement
 from tests.qat.test_search import HERE, Watching, prepare, proposals, recipe, run, without_seconds
 from tests.qat.tiny_task import Breakable, breakable_loss
 

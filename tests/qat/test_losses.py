@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from qatflow import names
 from qatflow.errors import DataError, RecipeError
 from qatflow.graph.padding import Padding
 from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, SoftTargets, choose_objective, distillation
-from qatflow.recipe import Recipe
+from qatflow.recipe import Recipe, names
 from qatflow.tasks.classes import Reading
 
 cross_entropy, mean_squared_error = ON_LABELS["cross_entropy"], ON_LABELS["mean_squared_error"]

@@ -8,18 +8,18 @@ import optuna
 import pytest
 import torch
 
-from qatflow.bench import Bench
-from qatflow.candidates import Candidate, Work
 from qatflow.errors import DataError
 from qatflow.graph.capture import capture
-from qatflow.progress import Silent
+from qatflow.ladder.bench import Bench
+from qatflow.ladder.candidates import Candidate, Work
 from qatflow.qat import stored
 from qatflow.qat.search import search
 from qatflow.qat.space import rate_span, recommended
 from qatflow.quant import fused
 from qatflow.quant.network import Network
 from qatflow.recipe import Gate, Model, Precision, Recipe
-from qatflow.result import TrialRecord
+from qatflow.results.progress import Silent
+from qatflow.results.result import TrialRecord
 from qatflow.tasks.task import load_task
 
 HERE = "tests.qat.tiny_task"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, fx
 
 from qatflow.errors import QatflowError
-from qatflow.gate import Measurement
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.features import Watched, feature_loss, feature_nodes
 from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, Objective
@@ -22,7 +21,8 @@ from qatflow.quant.grid import Encoding
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision, Qat
-from qatflow.result import EpochRecord
+from qatflow.results.gate import Measurement
+from qatflow.results.result import EpochRecord
 from qatflow.tasks.data import Batch
 from tests import captured
 

@@ -24,8 +24,8 @@ from qatflow.qat.launch import command
 from qatflow.qat.search import search
 from qatflow.qat.space import PROBED_RATES
 from qatflow.recipe import Model, Recipe
-from qatflow.result import RunResult, TrialRecord
-from qatflow.store import read_json
+from qatflow.results.result import RunResult, TrialRecord
+from qatflow.results.store import read_json
 from qatflow.worker import work
 from tests.qat import test_search
 

@@ -13,7 +13,7 @@ from qatflow.quant.quantizer import WeightQuantizer
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import Equalize
+from qatflow.recipe.steps import Equalize
 from qatflow.steps import STEPS
 
 

@@ -16,7 +16,7 @@ from qatflow.quant.prepare import prepare
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import FoldBatchNorms, Smooth
+from qatflow.recipe.steps import FoldBatchNorms, Smooth
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from qatflow.steps.smooth import smooth
 from tests.networks import give_statistics

@@ -27,7 +27,7 @@ from qatflow.quant.simulation import Simulation
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import FoldBatchNorms
+from qatflow.recipe.steps import FoldBatchNorms
 from qatflow.steps.context import StepContext
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from tests import captured

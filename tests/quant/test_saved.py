@@ -21,7 +21,7 @@ from qatflow.quant.saved import encoding_from_json, encoding_to_json, load, save
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
 from tests.networks import inverted_residuals

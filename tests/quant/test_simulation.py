@@ -19,7 +19,7 @@ from qatflow.quant.saved import load, save
 from qatflow.quant.simulation import QUANTIZERS, Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import Equalize
+from qatflow.recipe.steps import Equalize
 from qatflow.steps import STEPS
 from tests import captured
 from tests.networks import TwoInputs

@@ -2,10 +2,10 @@
 
 import pytest
 
-from qatflow.names import SYMMETRIC_TARGETS
-from qatflow.names import TARGETS as NAMED
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.targets import TARGETS
+from qatflow.recipe.names import SYMMETRIC_TARGETS
+from qatflow.recipe.names import TARGETS as NAMED
 
 
 def target(**rules: object) -> Target:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qatflow.result import (
+from qatflow.results.result import (
     CandidateRecord,
     EpochRecord,
     FloatTensor,

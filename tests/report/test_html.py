@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qatflow.report.html import flat_items, relative_href, render, worst_first
-from qatflow.result import (
+from qatflow.results.result import (
     FloatLayer,
     FloatTensor,
     LatencyRecord,

@@ -16,7 +16,7 @@ from qatflow.report.numbers import (
     moment,
     precision_label,
 )
-from qatflow.result import RunResult
+from qatflow.results.result import RunResult
 
 
 @pytest.mark.parametrize(

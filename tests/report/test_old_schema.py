@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 import qatflow
-from qatflow.progress import Silent
 from qatflow.recipe import Recipe
 from qatflow.report.__main__ import main
 from qatflow.report.read import read_result, upgraded
-from qatflow.result import SCHEMA_VERSION, CandidateRecord
+from qatflow.results.progress import Silent
+from qatflow.results.result import SCHEMA_VERSION, CandidateRecord
 
 OLD = Path(__file__).parent / "schema_1"
 STORED = json.loads((OLD / "result.json").read_text(encoding="utf-8"))

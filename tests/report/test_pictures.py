@@ -12,7 +12,7 @@ from qatflow.report.figures import ladder_figure, search_figure, trials_figure
 from qatflow.report.info import best_trial, ladder_info, trials_info
 from qatflow.report.numbers import MetricFormat
 from qatflow.report.trial_charts import curve_chart, spot_chart
-from qatflow.result import RunResult, Verdict
+from qatflow.results.result import RunResult, Verdict
 
 FORM = MetricFormat(4)
 

@@ -21,7 +21,7 @@ from qatflow.report.study_axes import marks
 from qatflow.report.study_page import dressed, render_study
 from qatflow.report.study_plots import Plot, parameters, plots, study_of
 from qatflow.report.write import write
-from qatflow.result import EpochRecord, RunResult, TrialRecord
+from qatflow.results.result import EpochRecord, RunResult, TrialRecord
 
 ALL = ["history", "epochs", "parallel", "slices", "importances"]
 HOSTILE = "</script><script>alert(1)</script>"

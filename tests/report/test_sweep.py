@@ -12,7 +12,7 @@ from qatflow.errors import RunFolderError
 from qatflow.report.recipe_keys import differing, flatten
 from qatflow.report.sweep import run_folders, write_sweep
 from qatflow.report.write import write
-from qatflow.result import RunResult, Verdict
+from qatflow.results.result import RunResult, Verdict
 
 RECIPE = "name: quickstart\nprecision: {weights: 8, activations: 8}\nsteps: {equalize: {sweeps: 3}}\nrun: {dir: a}\n"
 OUTCOME = ["metric", "fp32", "best", "value", "drop", "drop_low", "drop_high", "verdict", "passed"]

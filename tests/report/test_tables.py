@@ -10,7 +10,7 @@ import pytest
 
 from qatflow.report import tables
 from qatflow.report.write import TABLES, csv
-from qatflow.result import RunResult
+from qatflow.results.result import RunResult
 
 GOLDEN = Path(__file__).parent / "golden"
 RESULT_COLUMNS = (

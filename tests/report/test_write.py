@@ -13,7 +13,7 @@ from qatflow.errors import RunFolderError
 from qatflow.report.html import render
 from qatflow.report.read import read_result
 from qatflow.report.write import write
-from qatflow.result import RunResult
+from qatflow.results.result import RunResult
 
 NAMES = ["results.csv", "layers.csv", "trials.csv", "report.html"]
 

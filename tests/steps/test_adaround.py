@@ -14,7 +14,7 @@ from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import AdaRound
+from qatflow.recipe.steps import AdaRound
 from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext
 from tests import captured

@@ -13,7 +13,7 @@ from qatflow.quant.grid import along, sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
-from qatflow.step_configs import AdaRound
+from qatflow.recipe.steps import AdaRound
 from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext
 from tests import captured

@@ -10,7 +10,7 @@ from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
-from qatflow.step_configs import Equalize
+from qatflow.recipe.steps import Equalize
 from qatflow.steps.context import StepContext
 from qatflow.steps.equalize import equalize
 

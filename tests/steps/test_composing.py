@@ -15,7 +15,7 @@ from qatflow.quant.grid import sqnr_db
 from qatflow.quant.moments import Collector
 from qatflow.quant.saved import load, save
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import FITTING, STEP_CONFIGS
+from qatflow.recipe.steps import FITTING, STEP_CONFIGS
 from qatflow.steps.context import StepContext
 from tests.graph.padded import batch, encoder
 from tests.networks import inverted_residuals

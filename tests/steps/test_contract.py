@@ -1,18 +1,15 @@
 """What every step of the table must hold to."""
 
-import ast
 import hashlib
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-import qatflow.steps
 from qatflow.graph.capture import capture
 from qatflow.quant.network import Network
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps import STEPS
 from tests import captured
 
@@ -60,23 +57,6 @@ def apply(name: str, network: Network, make_context) -> tuple[Network, dict[str,
     generator = torch.Generator().manual_seed(3)
     context = make_context(torch.randn(16, *captured.SHAPE, generator=generator))
     return STEPS[name](network, STEP_CONFIGS[name](**QUICK.get(name, {})), context)
-
-
-def test_functions_and_configs_are_the_same_table() -> None:
-    assert list(STEPS) == list(STEP_CONFIGS)
-
-
-@pytest.mark.parametrize("table", ["steps/__init__.py", "step_configs.py"])
-def test_the_table_is_a_literal(table: str) -> None:
-    tree = ast.parse((Path(qatflow.steps.__file__).parents[1] / table).read_text())
-    (value,) = [
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in ("STEPS", "STEP_CONFIGS")
-    ]
-    assert isinstance(value, ast.Dict)
-    assert [key.value for key in value.keys] == list(STEPS)
-    assert all(isinstance(one, ast.Name) for one in value.values)
 
 
 def test_order_rules_name_steps_of_the_table() -> None:

@@ -12,7 +12,7 @@ from qatflow.quant.network import Network
 from qatflow.quant.saved import load, save
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
-from qatflow.step_configs import CorrectBias, Equalize, FoldBatchNorms
+from qatflow.recipe.steps import CorrectBias, Equalize, FoldBatchNorms
 from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
 from qatflow.steps.correct_bias import clipped_normal_mean, correct_bias

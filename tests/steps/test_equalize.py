@@ -7,7 +7,7 @@ from torch import nn
 from qatflow.graph.capture import capture
 from qatflow.graph.layers import tensor, weighted_layers
 from qatflow.quant.network import Network
-from qatflow.step_configs import Equalize, FoldBatchNorms
+from qatflow.recipe.steps import Equalize, FoldBatchNorms
 from qatflow.steps.equalize import equalize
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from tests.networks import inverted_residuals

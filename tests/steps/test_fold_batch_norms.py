@@ -7,7 +7,7 @@ from torch import nn
 from qatflow.graph.capture import capture
 from qatflow.graph.ops import kind
 from qatflow.quant.network import Network
-from qatflow.step_configs import FoldBatchNorms
+from qatflow.recipe.steps import FoldBatchNorms
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from tests.networks import give_statistics, inverted_residuals
 

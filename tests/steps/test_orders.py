@@ -13,7 +13,7 @@ from benchmarks.zoo import efficientnet_lite0
 from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
 from qatflow.quant.grid import sqnr_db
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
 TARGET = TARGETS["onnxruntime"]

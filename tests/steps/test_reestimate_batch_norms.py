@@ -9,7 +9,7 @@ from qatflow.graph.layers import tensor
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Calibration
-from qatflow.step_configs import ReestimateBatchNorms
+from qatflow.recipe.steps import ReestimateBatchNorms
 from qatflow.steps.reestimate_batch_norms import reestimate_batch_norms
 
 

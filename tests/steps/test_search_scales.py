@@ -10,7 +10,7 @@ from qatflow.quant.grid import Encoding, channel_range, encoding_of_range, sqnr_
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
-from qatflow.step_configs import SearchScales
+from qatflow.recipe.steps import SearchScales
 from qatflow.steps.context import StepContext
 from qatflow.steps.search_scales import search_scales
 

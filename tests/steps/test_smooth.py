@@ -10,7 +10,7 @@ from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
-from qatflow.step_configs import Smooth
+from qatflow.recipe.steps import Smooth
 from qatflow.steps.smooth import smooth
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qatflow.gate import Measurement
 from qatflow.recipe import Data
+from qatflow.results.gate import Measurement
 from qatflow.tasks import evaluation_data
 from qatflow.tasks.batches import batches
 from qatflow.tasks.evaluation_data import FILE, EvaluationData, measurement_from_json, measurement_to_json

@@ -14,9 +14,9 @@ from torchmetrics.classification import BinaryAUROC, MulticlassF1Score, Multicla
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from qatflow.errors import DataError
-from qatflow.gate import Measurement, decide
 from qatflow.recipe import Gate
-from qatflow.result import Verdict
+from qatflow.results.gate import Measurement, decide
+from qatflow.results.result import Verdict
 from qatflow.tasks.jackknife import GROUPS, Replicated, single
 
 SAMPLES = 110

@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import IterableDataset
 
 from qatflow.errors import DataError, RecipeError
-from qatflow.names import DATASETS as NAMES
 from qatflow.recipe import Data
+from qatflow.recipe.names import DATASETS as NAMES
 from qatflow.tasks.data import DATASETS, Splits, load_data
 
 TRUST = ("test_load_data",)

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qatflow.errors import RecipeError
-from qatflow.names import MODELS as NAMES
 from qatflow.recipe import Model
+from qatflow.recipe.names import MODELS as NAMES
 from qatflow.tasks.models import MODELS, load_model
 
 TRUST = ("test_load_model",)

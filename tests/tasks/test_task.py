@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.bench import Bench
 from qatflow.graph.capture import capture
-from qatflow.ladder import climb
-from qatflow.progress import Silent
+from qatflow.ladder.bench import Bench
+from qatflow.ladder.climb import climb
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import prepare
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
-from qatflow.result import CandidateRecord
-from qatflow.step_configs import STEP_CONFIGS
+from qatflow.recipe.steps import STEP_CONFIGS
+from qatflow.results.progress import Silent
+from qatflow.results.result import CandidateRecord
 from qatflow.tasks.task import Task, load_task
 
 MODULE = "taskcase"

@@ -1,0 +1,1 @@
+"""The door: the command line, what it composes, checks and says."""

@@ -1,0 +1,1 @@
+"""The ladder: candidates, what they are measured with, and how they are climbed."""

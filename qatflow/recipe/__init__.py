@@ -1,0 +1,41 @@
+"""The recipe: one run, declared as plain typed values, with its checks. Nothing here imports torch."""
+
+from qatflow.recipe.sections import (
+    ATTENTION_MASK,
+    Bits,
+    Calibration,
+    Data,
+    Drop,
+    Export,
+    Gate,
+    Ladder,
+    LayerPrecision,
+    Model,
+    Precision,
+    Qat,
+    Recipe,
+    Report,
+    Run,
+    Search,
+    Source,
+)
+
+__all__ = [
+    "ATTENTION_MASK",
+    "Bits",
+    "Calibration",
+    "Data",
+    "Drop",
+    "Export",
+    "Gate",
+    "Ladder",
+    "LayerPrecision",
+    "Model",
+    "Precision",
+    "Qat",
+    "Recipe",
+    "Report",
+    "Run",
+    "Search",
+    "Source",
+]

@@ -1,0 +1,305 @@
+"""Check a whole recipe and tell every mistake at once.
+
+pydantic finds most of them; this module puts each into a sentence that names the path, the value, what is allowed and
+a near match, and adds what types cannot express: names in our tables, files, packages, and the order of steps. It
+imports neither torch nor any package that a recipe names, so that an answer takes well under a second.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
+from qatflow.recipe import Recipe
+from qatflow.recipe.names import (
+    DATASETS,
+    FIDELITY_METRICS,
+    LABELLED_LOSSES,
+    LOSSES,
+    LOWER_IS_BETTER,
+    METRIC_KWARGS,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    SYMMETRIC_TARGETS,
+)
+from qatflow.recipe.sentences import mistake_of, shown
+from qatflow.recipe.steps import STEP_CONFIGS, StepConfig
+
+OPEN_PACKAGES = ("qatflow", "torchvision", "timm", "transformers", "torchmetrics")
+"""Top packages whose functions a recipe may name without being trusted on the command line."""
+
+SOURCES = {"model": MODELS, "data": DATASETS}
+LEFT_OPEN = "???"
+FACTORY = "package.module:function"
+TORCH_MODULES = {"loss": ("torch.nn",), "optimizer": ("torch.optim",)}
+"""Modules of torch itself that a recipe may take a loss or an optimizer from."""
+BITS = ("weights", "activations")
+OPSET_OF_FEW_AND_MANY_BITS = 21
+"""The first ONNX opset whose QuantizeLinear has 4 and 16 bits."""
+
+
+def recipe_from(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> Recipe:
+    """Return the recipe that `mapping` declares.
+
+    Args:
+        mapping: sections and scalars as in a recipe's YAML, without `defaults`.
+        trust: top packages, besides `OPEN_PACKAGES`, whose functions the recipe may name.
+
+    Raises:
+        RecipeError: it has mistakes; all of them are in the error.
+    """
+    recipe, mistakes = check(mapping, trust)
+    if recipe is None:
+        raise RecipeError(mistakes)
+    return recipe
+
+
+def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe | None, list[Mistake]]:
+    """Return the recipe that `mapping` declares, or None, and every mistake in it."""
+    mistakes: list[Mistake] = []
+    cleaned = _data_only(mapping, "", mistakes)
+    if cleaned.pop("trust", None) is not None:
+        fix = "put trust=[my_package] on the command line instead"
+        mistakes.append(Mistake("trust", "a recipe cannot vouch for packages itself", fix))
+    raw_steps = cleaned.pop("steps", None)
+    steps = _typed_steps(raw_steps, mistakes)
+    mistakes += _order_mistakes(steps)
+    recipe = _typed_recipe({**cleaned, "steps": steps}, mistakes)
+    for section, names in SOURCES.items():
+        mistakes += _source_mistakes(section, cleaned.get(section), names, trust)
+    mistakes += _metric_mistakes(_section(cleaned, "gate"), _section(cleaned, "data"), trust)
+    mistakes += _training_mistakes(cleaned, trust)
+    mistakes += _grid_mistakes(cleaned.get("target"), _section(cleaned, "precision"))
+    mistakes += _export_mistakes(cleaned.get("target"), _section(cleaned, "precision"), _section(cleaned, "export"))
+    mistakes.sort(key=lambda mistake: _place(mistake.path))
+    return (None, mistakes) if mistakes or recipe is None else (recipe, [])
+
+
+def _place(path: str) -> int:
+    """Return where a path's section stands in a recipe, so that mistakes come in the order of its sections."""
+    sections = list(Recipe.model_fields)
+    section = path.split(".")[0]
+    return sections.index(section) if section in sections else -1
+
+
+def _data_only(mapping: Mapping[str, Any], prefix: str, mistakes: list[Mistake]) -> dict[str, Any]:
+    """Copy a mapping without its `_target_`s and the values that it leaves open, telling of both."""
+    cleaned: dict[str, Any] = {}
+    for key, value in mapping.items():
+        path = f"{prefix}{key}"
+        if key == "_target_":
+            problem = "a recipe is data, and a `_target_` would let it call any code"
+            fix = "name a function as `factory: package.module:function`; its package must be a trusted one"
+            mistakes.append(Mistake(path, problem, fix))
+        elif isinstance(value, str) and value == LEFT_OPEN:
+            mistakes.append(Mistake(path, "is left open (???)", f"give it on the command line as {path}=VALUE"))
+        elif isinstance(value, Mapping):
+            cleaned[key] = _data_only(value, f"{path}.", mistakes)
+        elif isinstance(value, (list, tuple)):
+            cleaned[key] = list(_items_only(value, path, mistakes))
+        else:
+            cleaned[key] = value
+    return cleaned
+
+
+def _items_only(values: Sequence[Any], path: str, mistakes: list[Mistake]) -> Iterator[Any]:
+    for index, value in enumerate(values):
+        if isinstance(value, Mapping):
+            yield _data_only(value, f"{path}[{index}].", mistakes)
+        elif isinstance(value, (list, tuple)):
+            yield list(_items_only(value, f"{path}[{index}]", mistakes))
+        else:
+            yield value
+
+
+def _section(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section, or nothing where something else stands in its place (pydantic tells of that)."""
+    section = mapping.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _typed_recipe(mapping: dict[str, Any], mistakes: list[Mistake]) -> Recipe | None:
+    try:
+        return Recipe.model_validate(mapping)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        mistakes += [mistake_of(one, Recipe, mapping) for one in found if not _is_told_by_source(one)]
+        return None
+
+
+def _is_told_by_source(error: ErrorDetails) -> bool:
+    """Tell whether a model or data is missing or ambiguous, which `_source_mistakes` says in more detail."""
+    is_source = len(error["loc"]) == 1 and error["loc"][0] in SOURCES
+    return is_source and (error["type"] in {"missing", "value_error"} or error["input"] is None)
+
+
+def _typed_steps(steps: Any, mistakes: list[Mistake]) -> dict[str, StepConfig]:
+    """Return the steps without mistakes, in the recipe's order."""
+    if steps is None:
+        return {}
+    if not isinstance(steps, Mapping):
+        fix = f"write `override /steps: {shown(steps, quote=False)}` under `defaults`, or one key per step"
+        mistakes.append(Mistake("steps", "is a mapping from each step's name to its options", fix))
+        return {}
+    typed: dict[str, StepConfig] = {}
+    for name, options in steps.items():
+        config = STEP_CONFIGS.get(name)
+        if config is None:
+            mistakes.append(Mistake(f"steps.{name}", "unknown step", allowed_values(str(name), STEP_CONFIGS)))
+            continue
+        try:
+            typed[name] = config.model_validate({} if options is None else options)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            mistakes += [mistake_of(one, config, options, prefix=f"steps.{name}") for one in found]
+            typed[name] = config()  # its place in the order still counts
+    return typed
+
+
+def _order_mistakes(steps: Mapping[str, StepConfig]) -> Iterator[Mistake]:
+    """Tell of each step that stands after one that needs it done before."""
+    names = list(steps)
+    right_order = ", ".join(name for name in STEP_CONFIGS if name in steps)
+    for index, name in enumerate(names):
+        early = [other for other in names[:index] if other in STEP_CONFIGS[name].not_after]
+        if early:
+            problem = f"stands after {' and '.join(early)}, and must come before"
+            yield Mistake(f"steps.{name}", problem, f"write steps: [{right_order}]")
+
+
+def _source_mistakes(section: str, value: Any, names: Mapping[str, str], trust: Sequence[str]) -> Iterator[Mistake]:
+    """Tell what is wrong with where the model or the data come from."""
+    if value is not None and not isinstance(value, Mapping):
+        return
+    source = value or {}
+    name, factory, weights = (source.get(key) for key in ("name", "factory", "weights"))
+    if name is None and factory is None:
+        fix = f"choose one of {', '.join(names)} ({section}=NAME), or give `factory: package.module:function`"
+        yield Mistake(section, "is missing", fix)
+    elif name is not None and factory is not None:
+        problem = f"has both a name ({shown(name)}) and a factory ({shown(factory)})"
+        yield Mistake(section, problem, f"keep one, for instance with {section}.name=null")
+    if isinstance(name, str) and name not in names:
+        yield Mistake(f"{section}.name", f"unknown name {name!r}", allowed_values(name, names))
+    if isinstance(factory, str):
+        yield from _factory_mistakes(f"{section}.factory", factory, trust)
+    if isinstance(weights, str) and not Path(weights).expanduser().is_file():
+        fix = f"relative paths start at {Path.cwd()}"
+        yield Mistake(f"{section}.weights", f"there is no file {weights!r}", fix)
+
+
+def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Sequence[str]) -> Iterator[Mistake]:
+    metric = gate.get("metric", "accuracy")
+    if not isinstance(metric, str):
+        return
+    if ":" in metric:
+        yield from _factory_mistakes("gate.metric", metric, trust)
+    elif metric not in METRICS:
+        fix = f"{allowed_values(metric, METRICS)}, or package.module:function"
+        yield Mistake("gate.metric", f"unknown metric {metric!r}", fix)
+        return
+    elif isinstance(gate.get("metric_kwargs"), Mapping):
+        yield from metric_kwargs_mistakes(metric, gate["metric_kwargs"])
+    if metric in METRICS and data.get("labels") is False and metric not in FIDELITY_METRICS:
+        fix = f"allowed without labels: {', '.join(FIDELITY_METRICS)}"
+        yield Mistake("gate.metric", f"{metric!r} needs labels, and data.labels is false", fix)
+    yield from _value_mistakes(gate, metric)
+
+
+def _value_mistakes(gate: Mapping[str, Any], metric: str) -> Iterator[Mistake]:
+    """Tell of a least or largest value that is on the wrong side of a metric whose direction is known."""
+    direction = gate.get("direction", "auto")
+    if direction == "auto" and metric in METRICS:
+        direction = "lower" if metric in LOWER_IS_BETTER else "higher"
+    wrong, right = {"lower": ("min_value", "max_value"), "higher": ("max_value", "min_value")}.get(direction, ("", ""))
+    if wrong and gate.get(wrong) is not None and gate.get(right) is None:
+        problem = f"{shown(gate[wrong])}, but a {direction} {metric} is better"
+        yield Mistake(f"gate.{wrong}", problem, f"write gate.{right}")
+
+
+def metric_kwargs_mistakes(metric: str, kwargs: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Tell what a metric of ours cannot be told."""
+    allowed = METRIC_KWARGS.get(metric, ())
+    if kwargs and not allowed:
+        problem = f"{metric!r} is a metric of ours and takes no arguments"
+        yield Mistake("gate.metric_kwargs", problem, "remove them, or name a factory as gate.metric")
+        return
+    for name, value in kwargs.items():
+        path, kind = f"gate.metric_kwargs.{name}", type(value)
+        if name not in allowed:
+            yield Mistake(path, f"{metric!r} has no such argument", allowed_values(str(name), allowed))
+        elif name == "threshold" and kind not in (int, float, type(None)):
+            yield Mistake(path, f"{shown(value)} is not a number", "write 0 for a logit, 0.5 for a probability")
+        elif name == "class_axis" and (kind not in (int, type(None)) or value == 0):
+            yield Mistake(path, f"{shown(value)} is no axis of classes", "write 1, 2 or -1; 0 is the batch")
+
+
+def _training_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterator[Mistake]:
+    """Tell of losses, optimizers and engines that are not there, before a ladder is climbed for them."""
+    qat, search = _section(cleaned, "qat"), _section(cleaned, "search")
+    labels = _section(cleaned, "data").get("labels")
+    for key, names in (("loss", ("auto", *LOSSES)), ("optimizer", OPTIMIZERS)):
+        value = qat.get(key, names[0])
+        if not isinstance(value, str):
+            continue
+        if ":" in value:
+            if value.partition(":")[0] not in TORCH_MODULES[key]:
+                yield from _factory_mistakes(f"qat.{key}", value, trust)
+        elif value not in names:
+            yield Mistake(f"qat.{key}", f"unknown {key} {value!r}", f"{allowed_values(value, names)}, or {FACTORY}")
+        elif key == "loss" and qat.get("loss_kwargs"):
+            yield Mistake("qat.loss_kwargs", f"{value!r} is a loss of ours and takes no arguments", "remove them")
+    if labels is False and (qat.get("loss") in LABELLED_LOSSES or ":" in str(qat.get("loss"))):
+        fix = "remove it, or write distillation or soft_targets"
+        yield Mistake("qat.loss", f"{qat['loss']!r} needs labels, and data.labels is false", fix)
+    if search.get("engine") == "ray" and importlib.util.find_spec("ray") is None:
+        yield Mistake("search.engine", "the package 'ray' is not installed", "pip install 'qatflow[ray]'")
+
+
+def _grid_mistakes(target: Any, precision: Mapping[str, Any]) -> Iterator[Mistake]:
+    if target in SYMMETRIC_TARGETS and precision.get("activations_symmetric") is False:
+        problem = f"false, but target {target} has symmetric activations only"
+        yield Mistake("precision.activations_symmetric", problem, "remove it")
+
+
+def _export_mistakes(target: Any, precision: Mapping[str, Any], export: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Find files that cannot be written, before hours are spent on what goes into them."""
+    opset, fix = export.get("opset"), "remove it, or write 21"
+    if isinstance(opset, int) and opset < OPSET_OF_FEW_AND_MANY_BITS:
+        widest = max((one for one in (precision.get(key) for key in BITS) if isinstance(one, int)), default=8)
+        if widest > 8:
+            yield Mistake("export.opset", f"{opset} has no Q/DQ of {widest} bits", fix)
+        if export.get("packed_int4"):
+            yield Mistake("export.opset", f"{opset} has no INT4, which export.packed_int4 asks for", fix)
+    if export.get("pte") and target != "xnnpack":
+        fix = "write target: xnnpack, or export.pte: false"
+        yield Mistake("export.pte", f"an ExecuTorch program is for target xnnpack, not {target!r}", fix)
+    elif export.get("pte") and importlib.util.find_spec("executorch") is None:
+        yield Mistake("export.pte", "the package 'executorch' is not installed", "pip install 'qatflow[executorch]'")
+
+
+def _factory_mistakes(path: str, factory: str, trust: Sequence[str]) -> Iterator[Mistake]:
+    """Tell whether the package of `package.module:function` is unknown or not trusted, without importing it."""
+    module, _, function = factory.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        if path == "gate.metric" or (module and function and ":" not in function):
+            yield Mistake(path, f"{factory!r} names no function", "write it as package.module:function")
+        return
+    package = module.split(".")[0]
+    if package not in OPEN_PACKAGES and package not in trust:
+        hint = near_match(package, OPEN_PACKAGES)
+        trusting = f"if you trust it, add trust=[{package}] on the command line"
+        fix = f"{hint or trusting}; open to all: {', '.join(OPEN_PACKAGES)}"
+        yield Mistake(path, f"the package {package!r} is not trusted", fix)
+    here = importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd())])
+    if here is None and importlib.util.find_spec(package) is None:
+        fix = "install it, or run qatflow in the folder that holds it"
+        yield Mistake(path, f"the package {package!r} is not installed", fix)

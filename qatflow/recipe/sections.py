@@ -1,0 +1,352 @@
+"""The recipe: one run, declared, as plain typed values.
+
+Every section is a pydantic model that forbids unknown keys. `recipe_from` checks a whole mapping section by section
+and returns all mistakes at once. Nothing here imports torch, so that a mistake shows in about a second; the configs
+of the steps are next door in `step_configs` for the same reason, and the gate's in `gate_config`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from qatflow.recipe.config import Config
+from qatflow.recipe.gate import Drop as Drop
+from qatflow.recipe.gate import Gate as Gate
+from qatflow.recipe.steps import STEP_CONFIGS, StepConfig
+
+Bits = Annotated[int, Field(ge=2, le=16)]
+ATTENTION_MASK = "attention_mask"
+"""The input that transformers call so says which positions are padding."""
+TargetName = Literal["onnxruntime", "tensorrt", "qnn", "xnnpack", "openvino"]
+
+
+class Source(Config):
+    """Where a model or data comes from: a `name` of ours, or a `factory` of the user's."""
+
+    name: str | None = None
+    """A name in qatflow's own table."""
+    factory: str | None = None
+    """`package.module:function`; the package is torchvision, timm, transformers or one named in `trust`."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the factory."""
+
+    @field_validator("factory")
+    @classmethod
+    def _has_two_parts(cls, value: str | None) -> str | None:
+        if value is not None and (value.count(":") != 1 or not all(value.split(":"))):
+            raise ValueError("write it as package.module:function")
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Source:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either `name` or `factory`, and not both")
+        return self
+
+
+class Model(Source):
+    """The trained FP32 model."""
+
+    weights: str | None = None
+    """A safetensors file or a `torch.save`d state dict, loaded into the model that the factory returns."""
+    final_lr: Annotated[float, Field(gt=0)] | None = None
+    """The learning rate at which FP32 training ended: the QAT search is centred on it. Where it is null, and
+    `search.lr` as well, the first trials of the search find the order of magnitude."""
+
+
+class Data(Source):
+    """The samples, in parts that share none: train, validation, calibration, test."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load data; 0 loads in the run's own process."""
+    labels: bool = True
+    """False where a sample is only the model's input; metrics are then fidelity to FP32."""
+    ignore_index: int | None = None
+    """A label that does not count, for metric and loss; null is -100, and 255 where there are at most 255 classes."""
+    mask: str = ATTENTION_MASK
+    """The input, shape `[samples, positions]`, that is nonzero where a position counts and is no padding; an attention
+    mask is found by itself, and empty means none."""
+
+
+SHORT_PRECISION = re.compile(
+    r"(?:w(?P<weights>\d+))?(?:a(?P<activations>\d+))?(?P<granularity>_per_tensor|_per_channel)?"
+)
+
+
+def _as_layer_precision(value: Any) -> Any:
+    """Read `float`, or a short form such as `w8a16`, `w4` or `a16_per_tensor`; returns what `LayerPrecision` takes."""
+    if not isinstance(value, str):
+        return value
+    if value == "float":
+        return {"quantized": False}
+    found = SHORT_PRECISION.fullmatch(value)
+    if not value or found is None:
+        raise ValueError("write float, or bits such as w8a16, w4, a16 or w8a8_per_tensor")
+    parts: dict[str, Any] = {name: int(found[name]) for name in ("weights", "activations") if found[name]}
+    return parts | ({"per_channel": found["granularity"] == "_per_channel"} if found["granularity"] else {})
+
+
+class LayerPrecision(Config):
+    """What differs for some layers; null is as everywhere else.
+
+    `weights` are the layer's own; `activations` are the tensors that it reads and gives. Where two layers differ about
+    a tensor between them, it gets the more bits.
+    """
+
+    quantized: bool = True
+    """False leaves the layer in float: neither its weight is quantized nor, for its sake, what it reads and gives."""
+    weights: Bits | None = None
+    activations: Bits | None = None
+    per_channel: bool | None = None
+
+    @model_serializer
+    def _as_written(self) -> str | dict[str, Any]:
+        if not self.quantized:
+            return "float"
+        stated = {"weights": self.weights, "activations": self.activations, "per_channel": self.per_channel}
+        return {name: value for name, value in stated.items() if value is not None}
+
+
+ShortLayerPrecision = Annotated[LayerPrecision, BeforeValidator(_as_layer_precision)]
+
+
+class Precision(Config):
+    """Bit widths, and one scale per tensor or per output channel for weights."""
+
+    weights: Bits = 8
+    activations: Bits = 8
+    per_channel: bool = True
+    weights_symmetric: bool = True
+    """False gives weights a zero point."""
+    activations_symmetric: bool | None = None
+    """Null is the target's own way."""
+    first_layer: ShortLayerPrecision | None = None
+    """Of the weighted layers that no other comes before: `float`, or bits such as `w8a16`."""
+    last_layer: ShortLayerPrecision | None = None
+    """Of the weighted layers that no other comes after."""
+    overrides: dict[str, ShortLayerPrecision] = Field(default_factory=dict)
+    """By module path, such as `features.0` or `classifier.*`, with all that is inside; a later one counts more."""
+
+
+class Calibration(Config):
+    """How ranges are found from calibration samples."""
+
+    samples: Annotated[int, Field(ge=1)] = 512
+    activations: Literal["minmax", "percentile", "sqnr", "entropy", "auto"] = "sqnr"
+    """`auto` tries the others on calibration samples and keeps the one whose outputs are nearest to FP32's."""
+    weights: Literal["minmax", "sqnr", "auto"] = "sqnr"
+    """`auto` is `sqnr`, and min-max where the outputs are nearer to FP32's with that."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """Share of values, in percent, that a range found by `percentile` covers on each side."""
+
+
+class Ladder(Config):
+    """How the steps are climbed."""
+
+    stop: Literal["gate", "end"] = "gate"
+    """`gate`: stop at the first rung that meets the gate once `fold_batch_norms`, which is climbed in any case because
+    the target runs the folded graph, is behind; `end`: climb all rungs."""
+    keep_worse: bool = False
+    """Build on a rung even where it made things worse."""
+    judge: bool = True
+    """Before weights are rounded better, look whether activations alone meet the gate, and what helps if not."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Qat(Config):
+    """Quantization-aware training, launched when no rung meets the gate."""
+
+    when: Literal["missed", "never", "always"] = "missed"
+    range_learning: bool | None = None
+    """Train activation ranges (true), freeze them (false), or let the search choose (null)."""
+    optimizer: str = "adam"
+    """`adam`, `adamw`, `sgd` (with momentum 0.9), or `package.module:function`, called with groups of parameters."""
+    optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
+    loss: str = "auto"
+    """`cross_entropy`, `mean_squared_error`, `distillation`, `soft_targets`, `torch.nn:BCEWithLogitsLoss` and the like,
+    or `package.module:function`, which returns a loss `(outputs, target) -> scalar`. `auto`: cross entropy with class
+    labels, mean squared error with real-valued ones, else distillation."""
+    loss_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the factory; a list of numbers for `weight` or `pos_weight` of a `torch.nn` loss is a tensor."""
+    distillation: Share | None = 0.0
+    """Weight of distillation from FP32 beside the loss on labels; null lets the search choose."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """Of the soft targets that class scores are distilled with."""
+    features: tuple[str, ...] = ()
+    """Module paths whose outputs are to match FP32's as well."""
+    feature_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of that match beside the rest of the loss."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Training batch size over all processes of a trial; null takes `data.batch_size`."""
+    range_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of ranges, as a multiple of that of weights."""
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """`step` divides the rate by 10 every `decay_period` epochs."""
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs in which the rate rises to its first value."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are scaled down to this norm."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` trains under autocast."""
+    batch_norms: Literal["frozen", "reestimate"] = "frozen"
+    """Statistics of batch norms that are not folded: as they are, or taken anew from calibration data afterwards."""
+    oscillations: Literal["measure", "freeze"] = "measure"
+    """Weights that jump to and fro between two steps of the grid: count them, or hold them where they are most."""
+
+
+Span = tuple[int, int]
+DURATION = re.compile(
+    r"(?:(\d+(?:\.\d+)?)\s*d)?\s*(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m)?\s*(?:(\d+(?:\.\d+)?)\s*s)?"
+)
+
+
+def _as_seconds(value: Any) -> Any:
+    """Turn `2h`, `1d 12h` or `90m` into seconds; leave a number alone."""
+    if not isinstance(value, str):
+        return value
+    found = DURATION.fullmatch(value.strip())
+    if found is None or not any(found.groups()):
+        raise ValueError("write a time such as 90m, 2h or '1d 12h', or a number of seconds")
+    return sum(float(number or 0) * unit for number, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+class Search(Config):
+    """The Optuna study over QAT's hyper-parameters."""
+
+    max_trials: Annotated[int, Field(ge=1)] = 8
+    max_time: Annotated[float, Field(gt=0), BeforeValidator(_as_seconds)] | None = None
+    """A time such as `90m` or `2h`, after which no epoch is begun; null is no limit."""
+    stop_at_gate: bool = True
+    """End the study with the first trial that meets the gate on the validation part, and on the test part as well."""
+    lr: tuple[float, float] | None = None
+    """Lowest and highest learning rate, searched on a log scale; null is a tenth of `model.final_lr` to ten times,
+    or 1e-7 to 1e-3 where that is null."""
+    epochs: Span = (15, 20)
+    decay_period: Span = (5, 10)
+    """The learning rate is divided by 10 every so many epochs."""
+    distillation: tuple[Share, Share] = (0.0, 1.0)
+    """Where `qat.distillation` is null: its lowest and highest weight."""
+    storage: str | None = None
+    """Optuna storage URL, such as `postgresql://user@host/database`; null is a file in the run folder."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes that train trials at the same time; each takes its share of the processor's cores."""
+    engine: Literal["local", "ray"] = "local"
+    """What starts the workers: this machine, or a Ray cluster (`pip install qatflow[ray]`)."""
+    devices_per_trial: Annotated[int, Field(ge=1)] = 1
+    """GPUs (without any: processes) that one trial trains on, by distributed data parallelism."""
+
+    @field_validator("lr", "epochs", "decay_period")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1]:
+            raise ValueError("write [low, high] with 0 < low <= high")
+        return value
+
+    @field_validator("distillation")
+    @classmethod
+    def _weights_in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("write [low, high] with low <= high")
+        return value
+
+
+class Export(Config):
+    """What is written to `export/`, besides the weights and the encodings file."""
+
+    encodings_version: Literal["0.6.1", "1.0.0", "2.0.0"] = "1.0.0"
+    """Of AIMET's file."""
+    onnx: bool | None = None
+    """An ONNX file with Q/DQ; null writes one for every target but xnnpack."""
+    pt2: bool = False
+    """A `torch.export` file with PyTorch's quantize and dequantize ops."""
+    pte: bool = False
+    """An ExecuTorch program for XNNPACK, one sample a batch; for target xnnpack, with `pip install
+    qatflow[executorch]`."""
+    verify: bool = True
+    """Run the file in its runtime (the ONNX file in ONNX Runtime, the program in ExecuTorch): its metric is the last
+    gate."""
+    weights: Literal["auto", "int8", "uint8"] = "auto"
+    """How `onnxruntime` gets signed weights. `uint8` (around 128) is exact on every processor, `int8` faster on x86
+    with VNNI; `auto` takes `int8` where this machine's processor is exact with it."""
+    packed_int4: bool | None = None
+    """Store weights of up to 4 bits as INT4, two to a byte; null does for every target but onnxruntime, which then
+    computes in float."""
+    opset: Annotated[int, Field(ge=13, le=21)] | None = None
+    """Null takes 18, and 21 where 16 or 4 bits need it."""
+
+
+class Report(Config):
+    """The accuracy report."""
+
+    html: bool = True
+
+
+class Run(Config):
+    """Where the run leaves its files."""
+
+    dir: str | None = None
+    """The run folder; null makes a new one under `reports/<recipe>/`. An old one is resumed."""
+
+
+def _typed_steps(value: Any) -> Any:
+    """Let `Recipe(steps={"adaround": {...}})` name the step's config by its key."""
+    if not isinstance(value, dict):
+        return value
+    unknown = [name for name in value if name not in STEP_CONFIGS]
+    if unknown:
+        message = f"no step is called {', '.join(map(repr, unknown))}; allowed: {', '.join(STEP_CONFIGS)}"
+        raise ValueError(message)
+    return {
+        name: body if isinstance(body, StepConfig) else STEP_CONFIGS[name].model_validate(body or {})
+        for name, body in value.items()
+    }
+
+
+class Recipe(Config):
+    """One run, complete: running it again repeats the run."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = (
+        "model",
+        "data",
+        "precision",
+        "calibration",
+        "gate",
+        "ladder",
+        "qat",
+        "search",
+        "export",
+        "report",
+        "run",
+    )
+
+    name: Annotated[str, Field(pattern=r"^\w[\w. -]*(/\w[\w. -]*)*$")] = "recipe"
+    """Also the folder under `reports/`."""
+    description: str = ""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: Model
+    data: Data
+    target: TargetName = "onnxruntime"
+    precision: Precision = Precision()
+    calibration: Calibration = Calibration()
+    steps: Annotated[dict[str, SerializeAsAny[StepConfig]], BeforeValidator(_typed_steps)] = Field(default_factory=dict)
+    gate: Gate = Gate()
+    ladder: Ladder = Ladder()
+    qat: Qat = Qat()
+    search: Search = Search()
+    export: Export = Export()
+    report: Report = Report()
+    run: Run = Run()

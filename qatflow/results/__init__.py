@@ -1,0 +1,1 @@
+"""What is measured, decided and left of a run, as values and as files."""

@@ -1,0 +1,382 @@
+"""What a run leaves, as values: `RunResult` and its records.
+
+The report, the CSVs and every tool read these and nothing else; `result.json` is one `RunResult`. A number that was
+not measured is null, never a stand-in.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+from pydantic import Field
+
+from qatflow.results.latency import LatencyRecord as LatencyRecord
+from qatflow.results.record import Record as Record
+
+SCHEMA_VERSION = 2
+
+Note = bool | int | float | str
+Part = Literal["validation", "test"]
+"""Parts of the data that a value may be from: rungs are chosen on `validation` where there is one, and judged on
+`test`."""
+
+
+class Verdict(Enum):
+    """The decision about one candidate. `sentence` says it to a person."""
+
+    MET = "met"
+    WITHIN_NOISE = "within_noise"
+    MISSED = "missed"
+    ANOMALOUS = "anomalous"
+    BASELINE = "baseline"
+
+    @property
+    def sentence(self) -> str:
+        """Return the verdict as a sentence for people."""
+        return SENTENCES[self]
+
+
+SENTENCES = {
+    Verdict.MET: "The candidate is as good as the gate asks.",
+    Verdict.WITHIN_NOISE: "The candidate is as good as the gate asks, but chance could have made it look so: more "
+    "evaluation samples would tell.",
+    Verdict.MISSED: "The candidate is worse than the gate allows.",
+    Verdict.ANOMALOUS: "The candidate is implausibly better than FP32: check the evaluation before you trust it.",
+    Verdict.BASELINE: "The FP32 model, which every candidate is compared with.",
+}
+
+
+class GateRecord(Record):
+    """The gate as it was applied."""
+
+    metric: str
+    """As people know it: `accuracy`, `F1`, `RMSE`, or the recipe's own label."""
+    higher_is_better: bool
+    max_drop: float | None
+    """Largest allowed drop on the test part, in the metric's unit (a relative one is already multiplied with FP32);
+    null where only the value counts."""
+    max_drop_text: str
+    """As the recipe has it, `0.01` or `1%`; empty where there is none."""
+    max_drop_share: float | None = None
+    """The allowed drop as a share of FP32, where the recipe has one."""
+    worst_value: float | None = None
+    """The least value that passes, the largest where lower is better; null where only the drop counts."""
+    strict: bool
+    confidence: float
+    """Of the first look at the test part; every further one is taken at less risk."""
+    samples: int
+    """Samples of the test part."""
+    chosen_on: Part = "test"
+    """The part that rungs and trials are ranked on."""
+    chosen_samples: int | None = None
+    """How many samples that part has; null in results of schema 1."""
+
+    def limit(self, fp32: float) -> float | None:
+        """Return the worst value that passes beside FP32's `fp32` on the same samples; null where any does."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        drop = self.max_drop if self.max_drop_share is None else self.max_drop_share * abs(fp32)
+        bounds = [None if drop is None else fp32 - sign * drop, self.worst_value]
+        return max((one for one in bounds if one is not None), key=lambda bound: sign * bound, default=None)
+
+
+class OutputRecord(Record):
+    """One output of the model, or one operand of a concat that only leaves it."""
+
+    name: str
+    sqnr_db: float | None
+    """Signal to quantization-noise ratio against FP32's, in dB; null where a value is not finite."""
+
+
+class CandidateRecord(Record):
+    """One row of the ladder: FP32 itself, a rung, a QAT winner, or the deployed file."""
+
+    id: str
+    """Also the folder name under `candidates/`."""
+    stage: Literal["fp32", "ptq", "qat", "deployed"]
+    steps: tuple[str, ...] = ()
+    """The kept steps this candidate stands on, its own last."""
+    part: Part = "test"
+    """The part of the data that the figures of this row are from."""
+    look: int | None = None
+    """Where the candidate was judged on the test part: which look at it that was, from 1; null where it was only
+    compared with other candidates."""
+    samples: int | None = None
+    """How many samples of that part were measured."""
+    value: float | None
+    """The metric; null where it is not a finite number."""
+    fp32: float | None
+    """FP32's, on the same samples."""
+    drop: float | None
+    """Loss against FP32 in the metric's unit; negative is a gain."""
+    drop_low: float | None
+    drop_high: float | None
+    """Bounds of the confidence interval of the drop; null where there is none."""
+    confidence: float | None = None
+    """Of that interval."""
+    lost: int | None = None
+    """Samples that FP32 has right and the candidate has not; null where samples are not right or wrong."""
+    gained: int | None = None
+    """Samples that the candidate has right and FP32 has not."""
+    needed: int | None = None
+    """About how many samples would settle a verdict within noise."""
+    verdict: Verdict
+    passed: bool
+    sentence: str = ""
+    """What the verdict rests on, in words."""
+    sqnr_db: float | None
+    """Signal to quantization-noise ratio against FP32's, in dB, of the output that has the lowest."""
+    outputs: tuple[OutputRecord, ...] = ()
+    """That of every output, where there are several."""
+    kept: bool
+    """Whether later rungs build on it."""
+    reason: str = ""
+    """Why it was left out, or what a reader should know."""
+    seconds: float
+    resumed: bool = False
+    """Taken from the run folder instead of being computed again."""
+    notes: dict[str, Note] = Field(default_factory=dict)
+    """What the step counted and measured."""
+
+
+class EpochRecord(Record):
+    """One epoch of one trial; epoch 0 is the PTQ candidate that the trial starts from."""
+
+    epoch: int
+    lr: float
+    train_loss: float | None
+    value: float | None
+    """The metric on the validation part."""
+    seconds: float
+    oscillating: float = 0.0
+    """Share of weights that jump to and fro between two steps of the grid."""
+    frozen: float = 0.0
+    """Share of weights that are held where they are, since they did."""
+
+
+class TrialRecord(Record):
+    """One QAT trial of the Optuna study."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed", "running"]
+    probe: bool = False
+    """One of the short first trials that find the order of magnitude of the learning rate."""
+    lr: float
+    epochs: int
+    decay_period: int
+    range_learning: bool
+    distillation: float = 0.0
+    """Weight of FP32's outputs in the loss, beside the labels."""
+    value: float | None
+    """Best metric on the validation part."""
+    best_epoch: int | None
+    seconds: float
+    reason: str = ""
+    """Why it failed, why it was ended early, or what was rolled back."""
+    history: tuple[EpochRecord, ...] = ()
+
+
+class TensorRecord(Record):
+    """One quantized tensor of the best candidate."""
+
+    layer: str
+    tensor: str
+    kind: Literal["weight", "activation"]
+    bits: int
+    signed: bool
+    symmetric: bool
+    channels: int
+    """Number of scales: 1 is per tensor."""
+    scale_min: float
+    scale_max: float
+    range_min: float
+    range_max: float
+    zero_point: int | None
+    """Null where channels have different ones."""
+    sqnr_db: float | None
+
+
+class FloatTensor(Record):
+    """One tensor that stays in float, and why."""
+
+    layer: str
+    tensor: str
+    op: str
+    reason: str
+
+
+class Judgement(Record):
+    """What quantized activations alone cost, with weights in float, and what would help where they miss the gate."""
+
+    drop: float | None
+    drop_low: float | None
+    passed: bool
+    hopeless: bool
+    """Whether even the lower end of the drop's interval misses the gate."""
+    sqnr_db: float | None
+    calibration: Literal["minmax", "percentile", "sqnr", "entropy"] | None = None
+    """A better way to find ranges; null where the recipe's own is the best."""
+    calibration_drop: float | None = None
+    calibration_passes: bool = False
+    sixteen_bits: tuple[str, ...] = ()
+    """Layers with which activations alone would pass, if theirs had 16 bits."""
+    sixteen_bits_drop: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What to make of it, in words."""
+        if self.passed:
+            return "activations alone (weights in float) meet the gate: rounding weights better can help"
+        said = "activations alone (weights in float) miss the gate, which better rounding of weights seldom mends"
+        if self.calibration is not None:
+            said += f"; with calibration.activations={self.calibration}, which is climbed next, they would "
+            said += "meet it" if self.calibration_passes else f"have a drop of {self.calibration_drop:.4g}"
+        if self.sixteen_bits:
+            overrides = ", ".join(f"{layer}: a16" for layer in self.sixteen_bits)
+            said += f"; they meet it with precision.overrides={{{overrides}}}"
+        if not self.calibration_passes:
+            said += "; range-learning QAT trains the ranges"
+        return said
+
+
+class TensorDifference(Record):
+    """One tensor whose integers differ between the runtime and the simulation, given the same inputs."""
+
+    tensor: str
+    layer: str
+    differing: float
+    """Share of the elements that are not equal."""
+    steps: int
+    """The largest difference, in steps of the grid."""
+    sqnr_db: float
+    """Signal to the noise of that difference, in dB."""
+    agrees: bool
+    """Whether that is no more than rounding in another order."""
+
+
+class FloatLayer(Record):
+    """One convolution or product of the exported file that the runtime does not run on integers."""
+
+    layer: str
+    op: str
+    reason: str
+
+
+class Verification(Record):
+    """What the exported file does in a runtime, beside what was promised."""
+
+    file: str
+    runtime: str
+    processor: str
+    is_target: bool
+    """Whether that runtime is the recipe's target; else the file is checked, but not timed."""
+    exact_on: str
+    """The processors on which the file computes what the simulation does."""
+    weights: Literal["int8", "uint8"]
+    """How signed weights are stored."""
+    samples: int
+    agreement: float | None
+    """Share of evaluation samples with the same best class as in the simulation; null where there are no classes."""
+    sqnr_db: float | None
+    """Of the outputs, against the simulation's, in dB."""
+    compared: int
+    """Tensors inside the model that were compared, each given the runtime's own inputs."""
+    worst: tuple[TensorDifference, ...] = ()
+    """Those that differ most, worst first."""
+    layers: int = 0
+    integer_layers: int = 0
+    float_layers: tuple[FloatLayer, ...] = ()
+    kernels: dict[str, int] = Field(default_factory=dict)
+    """How often each op is in the graph that the runtime made of the file."""
+    latency: LatencyRecord | None = None
+    bytes: int
+    fp32_bytes: int | None = None
+
+    @property
+    def disagreeing(self) -> tuple[str, ...]:
+        """Tensors that the runtime computes in another way than the simulation."""
+        return tuple(one.tensor for one in self.worst if not one.agrees)
+
+    @property
+    def slower(self) -> bool:
+        """Whether the file was measured to be slower than FP32."""
+        return self.latency is not None and self.latency.speed_up < 1 and not self.latency.too_small
+
+    @property
+    def speed(self) -> str:
+        """How fast the file is, in words; empty where it was not timed."""
+        if self.latency is None:
+            return ""
+        if self.latency.too_small:
+            call = min(self.latency.int8, self.latency.fp32)
+            return f"too small to time: {call:.2g} ms a call, most of it the overhead of {self.runtime} itself"
+        times = f"{self.latency.int8:.3g} ms against {self.latency.fp32:.3g} ms"
+        return f"{self.latency.speed_up:.2f} times as fast as FP32 ({times})"
+
+    @property
+    def verdict(self) -> Literal["verified", "disagrees", "slower"]:
+        """The worst that was found."""
+        return "disagrees" if self.disagreeing else "slower" if self.slower else "verified"
+
+    @property
+    def sentence(self) -> str:
+        """Return the verdict as a sentence for people."""
+        if self.disagreeing:
+            named = ", ".join(self.disagreeing[:3]) + (", ..." if len(self.disagreeing) > 3 else "")
+            return f"{self.runtime} computes {named} in another way than the simulation."
+        if self.latency is not None and self.slower:
+            ratio = f"{1 / self.latency.speed_up:.2f} times as long as FP32"
+            return f"{self.runtime} computes what the simulation does, but takes {ratio}."
+        return f"{self.runtime} computes what the simulation does."
+
+
+class RunResult(Record):
+    """One run, complete."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    description: str = ""
+    status: Literal["running", "finished", "interrupted", "failed"]
+    error: str = ""
+    verdict: Verdict | None
+    """Of what is shipped; null until the run has finished."""
+    passed: bool
+    gate: GateRecord | None
+    fp32: float | None
+    """FP32's metric on the test part."""
+    best: str | None
+    """Id of the best candidate, or of the best so far."""
+    remaining: tuple[str, ...] = ()
+    """What had still to be done, in order and in words; what was under way comes first."""
+    command: str = ""
+    """The command line that goes on with the run, or does it again."""
+    looks: int = 0
+    """How often a candidate was judged on the test part."""
+    deployed: float | None = None
+    """The metric of the exported file in its runtime; null until that is measured."""
+    verification: Verification | None = None
+    """Null where no file was run."""
+    candidates: tuple[CandidateRecord, ...] = ()
+    activations_only: Judgement | None = None
+    """Null where the gate was met before weights were rounded, or no step rounds any."""
+    trials: tuple[TrialRecord, ...] = ()
+    training_error: str = ""
+    """Why QAT ended early, where it did by a failure; what the ladder found is shipped all the same."""
+    tensors: tuple[TensorRecord, ...] = ()
+    float_tensors: tuple[FloatTensor, ...] = ()
+    timings: dict[str, float] = Field(default_factory=dict)
+    """Seconds per stage of the run."""
+    artefacts: dict[str, str] = Field(default_factory=dict)
+    """What was written, by name, as paths relative to the run folder."""
+    export_notes: dict[str, Note] = Field(default_factory=dict)
+    """What a user of the exported files should know."""
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+
+    @property
+    def winner(self) -> CandidateRecord | None:
+        """The best candidate's record: as it was judged on the test part, where that was done."""
+        found = [candidate for candidate in self.candidates if candidate.id == self.best]
+        judged = [one for one in found if one.look is not None and one.notes == found[-1].notes]
+        return next(reversed(judged or found), None)

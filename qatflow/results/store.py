@@ -1,0 +1,152 @@
+"""The run folder on disk: files that appear whole or not at all, and keys that say what a result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qatflow.errors import RunFolderError
+
+META = "meta.json"
+"""What a candidate's or trial's folder says of itself; written last."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a file beside `path`, then give it that name; returns `path`.
+
+    A reader sees the old file or the new one, never half of one.
+
+    Raises:
+        RunFolderError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        aside = Path(name)
+        try:
+            write(aside)
+            aside.chmod(0o644)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror or error}; choose another folder with run.dir=FOLDER"
+        raise RunFolderError(message) from error
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file whole; see `write_atomically`."""
+    return write_atomically(path, lambda aside: void(aside.write_text(text, encoding="utf-8")))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file whole, with sorted keys left as they come and no NaN."""
+    return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def void(_: object) -> None:
+    """Drop a result, so that an expression can stand where nothing is returned."""
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        RunFolderError: it is not there or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise RunFolderError(message) from error
+    except ValueError as error:
+        message = f"{path} is damaged ({error}); remove it and run again"
+        raise RunFolderError(message) from error
+
+
+def read_usable(path: Path, note: Callable[[str], None]) -> Any:
+    """Return what a JSON file holds; None where there is none, or where it is damaged, which `note` is told."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except RunFolderError as error:
+        note(f"{error}; it is made anew")
+        return None
+
+
+def key_of(*parts: Any) -> str:
+    """Return a hash of JSON-able parts: the same parts give the same key in every process."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@cache
+def code_version(*places: str) -> str:
+    """Return a hash of qatflow's own source, so that a result of older code is not taken for one of newer.
+
+    Args:
+        places: folders and files of the package, such as `quant` and `bench.py`; all of it where there are none.
+    """
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if not places or any(name == place or name.startswith(f"{place}/") for place in places):
+            digest.update(name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a folder but `meta.json`, which holds them, by name.
+
+    Raises:
+        RunFolderError: a file cannot be read.
+    """
+    names = sorted(path for path in folder.glob("*") if path.is_file() and path.name != META)
+    return {path.name: sha256(path) for path in names if not path.name.startswith(".")}
+
+
+def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
+    """Check that the files of a folder are those that were written.
+
+    Args:
+        folder: of a candidate or trial.
+        expected: the SHA-256 of every file, by name.
+
+    Raises:
+        RunFolderError: one is missing or has other content; it is named.
+    """
+    for name, wanted in expected.items():
+        path = folder / name
+        if not path.is_file():
+            message = f"{path} is missing"
+            raise RunFolderError(message)
+        if sha256(path) != wanted:
+            message = f"{path} is not what was written there: its SHA-256 is another one"
+            raise RunFolderError(message)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        RunFolderError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise RunFolderError(message) from error
+    return digest.hexdigest()
