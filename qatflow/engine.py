@@ -15,15 +15,14 @@ import yaml
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
-from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.ladder.climb import climb, shippable
 from qatflow.ladder.environment import Origin, environment, imported_packages
 from qatflow.ladder.tensor_records import float_tensors, tensors
 from qatflow.qat.check import check_training
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.results import commands
@@ -69,7 +68,8 @@ def run(
         where = environment(recipe, origin, task.device, weights_file(recipe.model))
         write_json(folder / "environment.json", where)
         journal.stage("capture: export the model as one graph")
-        base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
+        design = Design(TARGETS[recipe.target], recipe.precision, recipe.calibration)
+        base = captured_network(task.model, *task.example(), design, recipe.data.mask)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()
         if recipe.qat.when != "never":
@@ -98,7 +98,7 @@ def run(
             passed=shipped.passed,
             remaining=(),
             tensors=tensors(bench, best),
-            float_tensors=float_tensors(bench, best),
+            float_tensors=float_tensors(best),
         )
 
 

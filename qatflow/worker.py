@@ -16,13 +16,12 @@ from rich.console import Console
 from qatflow.door.cli import INTERRUPTED, MET, guarded
 from qatflow.door.console import say
 from qatflow.errors import RunFolderError
-from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench
 from qatflow.qat import study as studies
 from qatflow.qat.devices import local_rank, processes
 from qatflow.qat.trial import Start, Worker
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe.check import recipe_from
@@ -60,13 +59,14 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     if processes() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
-    base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
+    design = Design(TARGETS[recipe.target], recipe.precision, recipe.calibration)
+    base = captured_network(task.model, *task.example(), design, recipe.data.mask)
     bench = Bench(recipe, task, base, folder, _Lines())
     bench.baseline()
     if bench.key != known["bench"]:
         message = f"this machine's qatflow, model or data are not those of the run in {folder}: make them the same"
         raise RunFolderError(message)
-    start = Start(*load(bench.folder / known["start"], base.graph))
+    start = Start(*load(bench.folder / known["start"], base))
     leads = local_rank() == 0
     if not leads:
         Worker(bench, start, None).work()

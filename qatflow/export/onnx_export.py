@@ -89,7 +89,7 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
     Raises:
         ExportError: `torch.onnx.export` has no translation for an op of the model, or none to the opset.
     """
-    target, placement = simulation.target, simulation.placement
+    target, placement = simulation.design.target, simulation.placement
     on_integers = target.name == "onnxruntime"
     stored = weights_stored_as(config.weights, weight_bits(placement)) if on_integers else "int8"
     packed = config.packed_int4 if config.packed_int4 is not None else not on_integers
@@ -109,7 +109,7 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
 def write_quantized(simulation: Simulation, content: IntegerBiases, files: OnnxFiles, path: Path) -> Exported:
     """Write the model with Q/DQ."""
     save_onnx(files.quantized, path)
-    graph = quantized_graph(content, simulation.placement, simulation.target, TorchForm())
+    graph = quantized_graph(content, simulation.placement, simulation.design.target, TorchForm())
     return Exported(path, files.signature, simulation.model, simulation.placement, graph, files.weights)
 
 

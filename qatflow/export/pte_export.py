@@ -47,7 +47,7 @@ def export_pte(simulation: Simulation, example: Example, path: Path, content: In
     except ImportError as error:
         raise ExportError(MISSING) from error
     content, placement = content or integer_biases(simulation), simulation.placement
-    graph = quantized_graph(content, placement, simulation.target, TorchForm())
+    graph = quantized_graph(content, placement, simulation.design.target, TorchForm())
     signature = Signature.of(graph, example)
     _give_readers_their_own(graph)
     args, kwargs = one_sample(signature.ordered(example))

@@ -102,8 +102,7 @@ def _write_encodings(
     shipped: Shipped,
 ) -> None:
     tensors = None if isinstance(onnx, ExportError) else onnx.tensors
-    calibration = winner.network.calibration(bench.recipe.calibration)
-    write_encodings(simulation, content, out, bench.recipe.export.encodings_version, calibration, tensors)
+    write_encodings(simulation, content, out, bench.recipe.export.encodings_version, tensors)
     shipped.artefacts["encodings"] = "export/model.encodings"
     if isinstance(onnx, ExportError):
         shipped.notes["encodings_name_tensors_of_the_graph"] = f"there is no ONNX file: {onnx}"

@@ -7,14 +7,14 @@ not measured is null, never a stand-in.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from qatflow.results.latency import LatencyRecord as LatencyRecord
 from qatflow.results.record import Record as Record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Note = bool | int | float | str
 Part = Literal["validation", "test"]
@@ -80,6 +80,44 @@ class GateRecord(Record):
         return max((one for one in bounds if one is not None), key=lambda bound: sign * bound, default=None)
 
 
+class DesignRecord(Record):
+    """How a candidate is quantized."""
+
+    target: str
+    precision: dict[str, Any]
+    """As a recipe's section `precision` has it."""
+    calibration: dict[str, Any]
+    """As a recipe's section `calibration` has it."""
+    ranges: dict[str, Literal["minmax", "percentile", "sqnr", "entropy"]] = Field(default_factory=dict)
+    """Activations whose range another method finds than the section says, by tensor."""
+
+    @property
+    def sentence(self) -> str:
+        """The design in a few words: `W8A8, classifier float, ranges by minmax`."""
+        said = [f"W{self.precision['weights']}A{self.precision['activations']}"]
+        if not self.precision.get("per_channel", True):
+            said[0] += " per tensor"
+        named = {"first layer": "first_layer", "last layer": "last_layer"}
+        stated = {name: self.precision.get(key) for name, key in named.items()} | self.precision.get("overrides", {})
+        said += [f"{name} {_bits(one)}" for name, one in stated.items() if one is not None]
+        said.append(f"ranges by {self.calibration['activations']}")
+        if self.ranges:
+            said[-1] += f", of {len(self.ranges)} by others"
+        if self.calibration["weights"] != "sqnr":
+            said.append(f"weights' by {self.calibration['weights']}")
+        return ", ".join(said)
+
+
+def _bits(stated: str | dict[str, Any]) -> str:
+    """Return what differs for a layer in the recipe's short form: `float`, `w8a16_per_tensor`."""
+    if isinstance(stated, str):
+        return stated
+    letters = {"weights": "w", "activations": "a"}
+    bits = "".join(f"{letter}{stated[key]}" for key, letter in letters.items() if stated.get(key) is not None)
+    scales = {True: "_per_channel", False: "_per_tensor", None: ""}[stated.get("per_channel")]
+    return bits + scales if bits else scales.strip("_").replace("_", " ")
+
+
 class OutputRecord(Record):
     """One output of the model, or one operand of a concat that only leaves it."""
 
@@ -96,6 +134,8 @@ class CandidateRecord(Record):
     stage: Literal["fp32", "ptq", "qat", "deployed"]
     steps: tuple[str, ...] = ()
     """The kept steps this candidate stands on, its own last."""
+    design: DesignRecord | None = None
+    """How it is quantized; null for FP32, and in results of schema 1 and 2."""
     part: Part = "test"
     """The part of the data that the figures of this row are from."""
     look: int | None = None
@@ -206,7 +246,7 @@ class FloatTensor(Record):
 
 
 class Judgement(Record):
-    """What quantized activations alone cost, with weights in float, and what would help where they miss the gate."""
+    """What quantized activations alone cost, with weights in float; what may help is climbed as rungs."""
 
     drop: float | None
     drop_low: float | None
@@ -214,13 +254,8 @@ class Judgement(Record):
     hopeless: bool
     """Whether even the lower end of the drop's interval misses the gate."""
     sqnr_db: float | None
-    calibration: Literal["minmax", "percentile", "sqnr", "entropy"] | None = None
-    """A better way to find ranges; null where the recipe's own is the best."""
-    calibration_drop: float | None = None
-    calibration_passes: bool = False
-    sixteen_bits: tuple[str, ...] = ()
-    """Layers with which activations alone would pass, if theirs had 16 bits."""
-    sixteen_bits_drop: float | None = None
+    advice: str = ""
+    """What a run of schema 1 or 2 advised, which did not climb it."""
 
     @property
     def sentence(self) -> str:
@@ -228,15 +263,7 @@ class Judgement(Record):
         if self.passed:
             return "activations alone (weights in float) meet the gate: rounding weights better can help"
         said = "activations alone (weights in float) miss the gate, which better rounding of weights seldom mends"
-        if self.calibration is not None:
-            said += f"; with calibration.activations={self.calibration}, which is climbed next, they would "
-            said += "meet it" if self.calibration_passes else f"have a drop of {self.calibration_drop:.4g}"
-        if self.sixteen_bits:
-            overrides = ", ".join(f"{layer}: a16" for layer in self.sixteen_bits)
-            said += f"; they meet it with precision.overrides={{{overrides}}}"
-        if not self.calibration_passes:
-            said += "; range-learning QAT trains the ranges"
-        return said
+        return f"{said}; {self.advice or 'other ranges, or more bits for the layers that hurt most, may'}"
 
 
 class TensorDifference(Record):

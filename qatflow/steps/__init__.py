@@ -13,12 +13,14 @@ from qatflow.quant.network import Network
 from qatflow.results.result import Note
 from qatflow.steps.absorb_bias import absorb_bias
 from qatflow.steps.adaround import adaround
+from qatflow.steps.calibrate import calibrate
 from qatflow.steps.context import StepContext
 from qatflow.steps.correct_bias import correct_bias
 from qatflow.steps.equalize import equalize
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from qatflow.steps.reestimate_batch_norms import reestimate_batch_norms
 from qatflow.steps.search_scales import search_scales
+from qatflow.steps.set_precision import set_precision
 from qatflow.steps.smooth import smooth
 
 Step = Callable[[Network, Any, StepContext], tuple[Network, dict[str, Note]]]
@@ -28,6 +30,8 @@ STEPS: dict[str, Step] = {
     "equalize": equalize,
     "absorb_bias": absorb_bias,
     "smooth": smooth,
+    "calibrate": calibrate,
+    "set_precision": set_precision,
     "search_scales": search_scales,
     "correct_bias": correct_bias,
     "adaround": adaround,
