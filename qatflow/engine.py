@@ -30,6 +30,7 @@ from qatflow.results.journal import Journal
 from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
 from qatflow.results.store import read_json, write_json, write_text
+from qatflow.tasks.live import Parts
 from qatflow.tasks.models import weights_file
 from qatflow.tasks.task import load_task
 from qatflow.users_code import said
@@ -43,6 +44,7 @@ def run(
     trust: tuple[str, ...] = (),
     progress: Progress | None = None,
     origin: Origin | None = None,
+    parts: Parts | None = None,
 ) -> RunResult:
     """Carry out a recipe and return its result; the run folder holds everything it leaves but the report.
 
@@ -52,6 +54,7 @@ def run(
         trust: packages that factories may be imported from, besides the well-known ones.
         progress: who is told how it gets on.
         origin: how it was asked for; None where it was from Python.
+        parts: live objects in the place of those that the recipe calls `live:...`.
 
     Raises:
         UserCodeError: code of the user's raised; `result.json` says so as well, and `log.txt` has the traceback.
@@ -64,7 +67,8 @@ def run(
         write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         journal.update()
         journal.stage("load: model, data and metric")
-        task = load_task(recipe, trust)
+        task = load_task(recipe, trust, parts)
+        _tell_unidentified(journal, parts)
         where = environment(recipe, origin, task.device, weights_file(recipe.model))
         write_json(folder / "environment.json", where)
         journal.stage("capture: export the model as one graph")
@@ -113,6 +117,12 @@ def _tell_older(journal: Journal, folder: Path) -> None:
             f"{folder} holds results of schema {version}, and this qatflow writes schema {SCHEMA_VERSION}: all is done "
             "anew; trials of an older study stay in its study.db and are not used"
         )
+
+
+def _tell_unidentified(journal: Journal, parts: Parts | None) -> None:
+    """Say of which live objects a later session could not tell whether they are the same."""
+    for what in parts.unidentified if parts is not None else ():
+        journal.note(f"{what} holds what has no text of its own: a later session measures anew instead of resuming")
 
 
 def _check_training(bench: Bench, journal: Journal) -> None:

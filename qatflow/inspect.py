@@ -13,11 +13,11 @@ from rich.console import Console
 
 from qatflow.door import config, listing
 from qatflow.door.cli import MET, config_dir, guarded, parsed
-from qatflow.door.console import say
 from qatflow.door.overrides import take_trust
 from qatflow.door.preflight import plan
 from qatflow.errors import Mistake, RecipeError
 from qatflow.recipe import Recipe
+from qatflow.report.console import say
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,6 @@ import yaml
 from rich.console import Console
 
 from qatflow.door.cli import INTERRUPTED, MET, guarded
-from qatflow.door.console import say
 from qatflow.errors import RunFolderError
 from qatflow.ladder.bench import Bench
 from qatflow.qat import study as studies
@@ -25,6 +24,7 @@ from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe.check import recipe_from
+from qatflow.report.console import say
 from qatflow.results.progress import Silent
 from qatflow.results.result import TrialRecord
 from qatflow.results.store import read_json

@@ -25,11 +25,11 @@ from rich.console import Console
 
 from qatflow import __version__
 from qatflow.door import config, listing
-from qatflow.door.console import deployed_line, drop_text, number, say, shown_on
 from qatflow.door.overrides import take_trust
 from qatflow.door.preflight import Plan, plan
 from qatflow.errors import Mistake, QatflowError, RecipeError, Terminated
 from qatflow.recipe import Recipe
+from qatflow.report.console import deployed_line, drop_text, number, say, shown_on
 from qatflow.results import commands
 from qatflow.results.result import RunResult
 from qatflow.results.signals import terminated_like_interrupted

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from qatflow.door import config
-from qatflow.door.console import say
 from qatflow.door.overrides import groups
 from qatflow.errors import RecipeError
+from qatflow.report.console import say
 
 HOW = """\
 Run one:

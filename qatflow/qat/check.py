@@ -67,7 +67,7 @@ def objective_of(bench: Bench, batch: Batch) -> tuple[Any, Objective]:
             "return its scores as well, or turn QAT off with qat.when=never"
         )
         raise DataError(message)
-    return outputs, choose_objective(bench.recipe, moved.target, task.trust, outputs)
+    return outputs, choose_objective(bench.recipe, moved.target, task.trust, outputs, task.loss)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from qatflow.qat.label_losses import (
 from qatflow.recipe import Qat, Recipe
 from qatflow.tasks.classes import AUTOMATIC, Reading, classes_second, logits
 from qatflow.tasks.factory import call, load_factory
+from qatflow.tasks.live import Live
 from qatflow.tasks.metrics import METRICS
 
 FromTeacher = Callable[..., Tensor]
@@ -119,7 +121,9 @@ class Objective:
         return (1 - weight) * self.on_labels(outputs, target) + weight * taught
 
 
-def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), outputs: Any = None) -> Objective:
+def choose_objective(
+    recipe: Recipe, target: Any, trust: tuple[str, ...] = (), outputs: Any = None, live: Live | None = None
+) -> Objective:
     """Return what `qat.loss` names; `auto` looks at a target of the data.
 
     Class labels (whole numbers) mean cross entropy, real numbers mean squared error, and no labels, or labels in
@@ -131,6 +135,7 @@ def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), o
         target: of one batch.
         trust: packages that a factory may come from.
         outputs: FP32's of the same batch, which settle how all outputs are read; None reads each for itself.
+        live: the loss as an object, copied for every objective; None where the recipe names it.
 
     Raises:
         RecipeError: a factory is not trusted, not there, or fails.
@@ -148,7 +153,7 @@ def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), o
         return Objective(name, cross_entropy(reading, data.ignore_index), teacher)
     if name in ON_LABELS:
         return Objective(name, ON_LABELS[name], teacher)
-    made = _made(qat, name, trust)
+    made = _made(qat, name, trust) if live is None else copy.deepcopy(live.value)
     loss = loss_of_module(made, reading, data.ignore_index) if isinstance(made, nn.Module) else made
     return Objective(name, loss, teacher)
 

@@ -36,6 +36,9 @@ from qatflow.recipe.steps import STEP_CONFIGS, StepConfig
 OPEN_PACKAGES = ("qatflow", "torchvision", "timm", "transformers", "torchmetrics")
 """Top packages whose functions a recipe may name without being trusted on the command line."""
 
+LIVE = "live"
+"""Stands for a package where a recipe names an object of a Python session: `live:ResNet`."""
+
 SOURCES = {"model": MODELS, "data": DATASETS}
 LEFT_OPEN = "???"
 FACTORY = "package.module:function"
@@ -60,6 +63,16 @@ def recipe_from(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> Recipe
     if recipe is None:
         raise RecipeError(mistakes)
     return recipe
+
+
+def session_recipe(sections: Mapping[str, Any], trust: Sequence[str] = ()) -> Recipe:
+    """Return a recipe about objects of a Python session; where model and data need no name, none has to be given.
+
+    Raises:
+        RecipeError: it has mistakes; all of them are in the error.
+    """
+    named = {section: {"factory": f"{LIVE}:{section}", **sections.get(section, {})} for section in SOURCES}
+    return recipe_from({**sections, **named}, (*trust, LIVE))
 
 
 def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe | None, list[Mistake]]:
@@ -294,6 +307,11 @@ def _factory_mistakes(path: str, factory: str, trust: Sequence[str]) -> Iterator
             yield Mistake(path, f"{factory!r} names no function", "write it as package.module:function")
         return
     package = module.split(".")[0]
+    if package == LIVE:
+        if LIVE not in trust:
+            problem = f"{factory!r} was an object of a Python session, which no command line has"
+            yield Mistake(path, problem, "call qatflow.quantize with folder=FOLDER again, or name a factory")
+        return
     if package not in OPEN_PACKAGES and package not in trust:
         hint = near_match(package, OPEN_PACKAGES)
         trusting = f"if you trust it, add trust=[{package}] on the command line"

@@ -28,6 +28,13 @@ def _as_layer_precision(value: Any) -> Any:
     return parts | ({"per_channel": found["granularity"] == "_per_channel"} if found["granularity"] else {})
 
 
+def as_precision(value: Any) -> Any:
+    """Read a short form such as `w8a8` or `w4a8_per_tensor`; returns what `Precision` takes."""
+    if isinstance(value, str) and (value == "float" or not SHORT_PRECISION.fullmatch(value)):
+        raise ValueError("write bits such as w8a8 or w4a8_per_tensor, or the section's keys below it")
+    return _as_layer_precision(value)
+
+
 class LayerPrecision(Config):
     """What differs for some layers; null is as everywhere else.
 

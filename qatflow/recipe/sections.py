@@ -24,6 +24,7 @@ from qatflow.recipe.gate import Gate as Gate
 from qatflow.recipe.precision import Bits as Bits
 from qatflow.recipe.precision import LayerPrecision as LayerPrecision
 from qatflow.recipe.precision import Precision as Precision
+from qatflow.recipe.precision import as_precision
 from qatflow.recipe.steps import STEP_CONFIGS, StepConfig
 
 ATTENTION_MASK = "attention_mask"
@@ -288,7 +289,7 @@ class Recipe(Config):
     model: Model
     data: Data
     target: TargetName = "onnxruntime"
-    precision: Precision = Precision()
+    precision: Annotated[Precision, BeforeValidator(as_precision)] = Precision()
     calibration: Calibration = Calibration()
     steps: Annotated[dict[str, SerializeAsAny[StepConfig]], BeforeValidator(_typed_steps)] = Field(default_factory=dict)
     gate: Gate = Gate()

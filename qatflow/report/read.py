@@ -37,7 +37,7 @@ def read_result(folder: Path) -> RunResult:
     except ValueError as error:
         message = f"{path} is not valid JSON ({error}); start the run again on this folder, which writes it anew"
         raise RunFolderError(message) from error
-    return _checked(path, values)
+    return _checked(path, values).in_folder(folder)
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,20 @@ not measured is null, never a stand-in.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from qatflow.results.design import DesignRecord as DesignRecord
 from qatflow.results.latency import LatencyRecord as LatencyRecord
 from qatflow.results.record import Record as Record
+from qatflow.results.verification import FloatLayer as FloatLayer
+from qatflow.results.verification import TensorDifference as TensorDifference
+from qatflow.results.verification import Verification as Verification
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA_VERSION = 3
 
@@ -78,44 +86,6 @@ class GateRecord(Record):
         drop = self.max_drop if self.max_drop_share is None else self.max_drop_share * abs(fp32)
         bounds = [None if drop is None else fp32 - sign * drop, self.worst_value]
         return max((one for one in bounds if one is not None), key=lambda bound: sign * bound, default=None)
-
-
-class DesignRecord(Record):
-    """How a candidate is quantized."""
-
-    target: str
-    precision: dict[str, Any]
-    """As a recipe's section `precision` has it."""
-    calibration: dict[str, Any]
-    """As a recipe's section `calibration` has it."""
-    ranges: dict[str, Literal["minmax", "percentile", "sqnr", "entropy"]] = Field(default_factory=dict)
-    """Activations whose range another method finds than the section says, by tensor."""
-
-    @property
-    def sentence(self) -> str:
-        """The design in a few words: `W8A8, classifier float, ranges by minmax`."""
-        said = [f"W{self.precision['weights']}A{self.precision['activations']}"]
-        if not self.precision.get("per_channel", True):
-            said[0] += " per tensor"
-        named = {"first layer": "first_layer", "last layer": "last_layer"}
-        stated = {name: self.precision.get(key) for name, key in named.items()} | self.precision.get("overrides", {})
-        said += [f"{name} {_bits(one)}" for name, one in stated.items() if one is not None]
-        said.append(f"ranges by {self.calibration['activations']}")
-        if self.ranges:
-            said[-1] += f", of {len(self.ranges)} by others"
-        if self.calibration["weights"] != "sqnr":
-            said.append(f"weights' by {self.calibration['weights']}")
-        return ", ".join(said)
-
-
-def _bits(stated: str | dict[str, Any]) -> str:
-    """Return what differs for a layer in the recipe's short form: `float`, `w8a16_per_tensor`."""
-    if isinstance(stated, str):
-        return stated
-    letters = {"weights": "w", "activations": "a"}
-    bits = "".join(f"{letter}{stated[key]}" for key, letter in letters.items() if stated.get(key) is not None)
-    scales = {True: "_per_channel", False: "_per_tensor", None: ""}[stated.get("per_channel")]
-    return bits + scales if bits else scales.strip("_").replace("_", " ")
 
 
 class OutputRecord(Record):
@@ -266,97 +236,6 @@ class Judgement(Record):
         return f"{said}; {self.advice or 'other ranges, or more bits for the layers that hurt most, may'}"
 
 
-class TensorDifference(Record):
-    """One tensor whose integers differ between the runtime and the simulation, given the same inputs."""
-
-    tensor: str
-    layer: str
-    differing: float
-    """Share of the elements that are not equal."""
-    steps: int
-    """The largest difference, in steps of the grid."""
-    sqnr_db: float
-    """Signal to the noise of that difference, in dB."""
-    agrees: bool
-    """Whether that is no more than rounding in another order."""
-
-
-class FloatLayer(Record):
-    """One convolution or product of the exported file that the runtime does not run on integers."""
-
-    layer: str
-    op: str
-    reason: str
-
-
-class Verification(Record):
-    """What the exported file does in a runtime, beside what was promised."""
-
-    file: str
-    runtime: str
-    processor: str
-    is_target: bool
-    """Whether that runtime is the recipe's target; else the file is checked, but not timed."""
-    exact_on: str
-    """The processors on which the file computes what the simulation does."""
-    weights: Literal["int8", "uint8"]
-    """How signed weights are stored."""
-    samples: int
-    agreement: float | None
-    """Share of evaluation samples with the same best class as in the simulation; null where there are no classes."""
-    sqnr_db: float | None
-    """Of the outputs, against the simulation's, in dB."""
-    compared: int
-    """Tensors inside the model that were compared, each given the runtime's own inputs."""
-    worst: tuple[TensorDifference, ...] = ()
-    """Those that differ most, worst first."""
-    layers: int = 0
-    integer_layers: int = 0
-    float_layers: tuple[FloatLayer, ...] = ()
-    kernels: dict[str, int] = Field(default_factory=dict)
-    """How often each op is in the graph that the runtime made of the file."""
-    latency: LatencyRecord | None = None
-    bytes: int
-    fp32_bytes: int | None = None
-
-    @property
-    def disagreeing(self) -> tuple[str, ...]:
-        """Tensors that the runtime computes in another way than the simulation."""
-        return tuple(one.tensor for one in self.worst if not one.agrees)
-
-    @property
-    def slower(self) -> bool:
-        """Whether the file was measured to be slower than FP32."""
-        return self.latency is not None and self.latency.speed_up < 1 and not self.latency.too_small
-
-    @property
-    def speed(self) -> str:
-        """How fast the file is, in words; empty where it was not timed."""
-        if self.latency is None:
-            return ""
-        if self.latency.too_small:
-            call = min(self.latency.int8, self.latency.fp32)
-            return f"too small to time: {call:.2g} ms a call, most of it the overhead of {self.runtime} itself"
-        times = f"{self.latency.int8:.3g} ms against {self.latency.fp32:.3g} ms"
-        return f"{self.latency.speed_up:.2f} times as fast as FP32 ({times})"
-
-    @property
-    def verdict(self) -> Literal["verified", "disagrees", "slower"]:
-        """The worst that was found."""
-        return "disagrees" if self.disagreeing else "slower" if self.slower else "verified"
-
-    @property
-    def sentence(self) -> str:
-        """Return the verdict as a sentence for people."""
-        if self.disagreeing:
-            named = ", ".join(self.disagreeing[:3]) + (", ..." if len(self.disagreeing) > 3 else "")
-            return f"{self.runtime} computes {named} in another way than the simulation."
-        if self.latency is not None and self.slower:
-            ratio = f"{1 / self.latency.speed_up:.2f} times as long as FP32"
-            return f"{self.runtime} computes what the simulation does, but takes {ratio}."
-        return f"{self.runtime} computes what the simulation does."
-
-
 class RunResult(Record):
     """One run, complete."""
 
@@ -400,6 +279,38 @@ class RunResult(Record):
     started: str
     """ISO 8601, UTC."""
     seconds: float
+
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None where the result was not read from one or left in one."""
+        return self._folder
+
+    def in_folder(self, folder: Path) -> RunResult:
+        """Return the same result, which knows its folder; that is not stored."""
+        found = self.model_copy()
+        found._folder = folder
+        return found
+
+    @property
+    def frames(self) -> dict[str, DataFrame]:
+        """The result as pandas frames: `results`, `layers`, `trials`, `epochs` and `float_tensors`."""
+        from qatflow.results import tables  # pandas takes a while to import
+
+        every = (tables.results, tables.layers, tables.trials, tables.epochs, tables.float_tensors)
+        return {one.__name__: one(self) for one in every}
+
+    def __repr__(self) -> str:
+        from qatflow.results.notebook import summary
+
+        return f"<RunResult {summary(self)}>"
+
+    def _repr_html_(self) -> str:
+        """The ladder as a table, for notebooks."""
+        from qatflow.results.notebook import ladder_table
+
+        return ladder_table(self)
 
     @property
     def winner(self) -> CandidateRecord | None:
