@@ -72,7 +72,21 @@ def session_recipe(sections: Mapping[str, Any], trust: Sequence[str] = ()) -> Re
         RecipeError: it has mistakes; all of them are in the error.
     """
     named = {section: {"factory": f"{LIVE}:{section}", **sections.get(section, {})} for section in SOURCES}
-    return recipe_from({**sections, **named}, (*trust, LIVE))
+    recipe, mistakes = check({**sections, **named}, (*trust, LIVE))
+    mistakes += _process_mistakes(_section(sections, "search"))
+    if recipe is None or mistakes:
+        raise RecipeError(mistakes)
+    return recipe
+
+
+def _process_mistakes(search: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Tell of settings by which objects of a session would have to go to other processes."""
+    for key, alone in (("workers", 1), ("devices_per_trial", 1), ("engine", "local")):
+        value = search.get(key, alone)
+        if value != alone:
+            problem = f"{value} processes" if isinstance(value, int) else f"{value} processes elsewhere"
+            fix = f"write {alone}, or name factories in a recipe"
+            yield Mistake(f"search.{key}", f"{problem} cannot share objects of a Python session", fix)
 
 
 def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe | None, list[Mistake]]:

@@ -1,4 +1,4 @@
-"""Show a run as it goes: bars and a growing table in a terminal, single lines elsewhere.
+"""Show a run as it goes: bars and a growing table in a terminal or a notebook with ipywidgets, single lines elsewhere.
 
 A log file or a CI job gets no control codes and few lines: of a long loop only what it has done every few seconds.
 Names of candidates, models and files come from users and are never read as rich's markup.
@@ -6,6 +6,7 @@ Names of candidates, models and files come from users and are never read as rich
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ COLUMNS = ("candidate", "metric", "drop (interval)", "verdict", "SQNR dB", "seco
 @contextmanager
 def shown_on(console: Console) -> Iterator[Progress]:
     """Yield the `Progress` that suits a console."""
-    if console.is_terminal and not console.is_dumb_terminal:
+    redraws = console.is_terminal and not console.is_dumb_terminal
+    if redraws or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None):
         with RichProgress(console) as progress:
             yield progress
     else:

@@ -79,6 +79,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     if isinstance(value, nn.Module):
         public = {name: one for name, one in vars(value).items() if not name.startswith("_") and name != "training"}
         return {**public, **value.state_dict()}
-    if not hasattr(value, "__dict__"):
-        raise _Unknown
-    return dict(vars(value))
+    written = (one for kind in type(value).__mro__ for one in vars(kind).values())
+    if not any(map(inspect.isfunction, written)):
+        raise _Unknown  # made in C: what it holds cannot be seen
+    return dict(getattr(value, "__dict__", {}))
