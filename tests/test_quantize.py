@@ -45,6 +45,8 @@ def right(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs.argmax(1) == target).float()
 
 
+FAST: Any = {"report": {"html": False}, "export": {"verify": False}}
+"""What most of these runs need not write."""
 UP = {"max_drop": 0.2, "direction": "higher"}
 
 
@@ -70,7 +72,7 @@ def test_a_whole_run_on_live_objects(tmp_path: Path) -> None:
 def test_a_second_call_goes_on_from_the_first(tmp_path: Path) -> None:
     def run(model: nn.Module, metric: Any) -> list[bool]:
         result = qatflow.quantize(
-            model, parts(), metric=metric, gate=UP, folder=tmp_path, progress=Silent(), steps=["equalize"]
+            model, parts(), metric=metric, gate=UP, folder=tmp_path, progress=Silent(), steps=["equalize"], **FAST
         )
         return [one.resumed for one in result.candidates if one.stage == "ptq"]
 
@@ -91,7 +93,9 @@ def test_a_metric_that_cannot_be_told_is_measured_anew_and_that_is_said(tmp_path
 
     for _ in range(2):
         told = Told()
-        result = qatflow.quantize(network(), parts(), metric=made(), gate=UP, folder=tmp_path, progress=told, steps=[])
+        result = qatflow.quantize(
+            network(), parts(), metric=made(), gate=UP, folder=tmp_path, progress=told, steps=[], **FAST
+        )
         assert not any(one.resumed for one in result.candidates)
         assert any("the metric function holds what has no text of its own" in note for note in told.notes)
 
@@ -104,9 +108,8 @@ def test_torchmetrics_loaders_a_loss_and_training(tmp_path: Path) -> None:
         return nn.functional.cross_entropy(outputs, target)
 
     metric = MulticlassF1Score(3, average="macro")
-    loaders = {
-        name: DataLoader(part, batch_size=16, shuffle=True) for name, part in parts("train", "validation").items()
-    }
+    every = parts("train", "validation").items()
+    loaders = {name: DataLoader(part, batch_size=16, shuffle=True) for name, part in every}
     result = qatflow.quantize(
         network(),
         loaders,
@@ -119,6 +122,7 @@ def test_torchmetrics_loaders_a_loss_and_training(tmp_path: Path) -> None:
         ladder={"judge": False},
         folder=tmp_path,
         progress=Silent(),
+        **FAST,
     )
     assert result.gate is not None
     assert result.gate.metric == "F1"
@@ -139,7 +143,7 @@ def test_a_loader_with_its_own_collate_is_taken_apart(tmp_path: Path) -> None:
     doubled = network()
     with torch.no_grad():
         doubled[0].weight.div_(2)
-    result = qatflow.quantize(doubled, data, folder=tmp_path, progress=Silent(), steps=[])
+    result = qatflow.quantize(doubled, data, folder=tmp_path, progress=Silent(), steps=[], **FAST)
     assert (result.fp32, result.candidates[0].samples) == (1.0, 64)
 
 
@@ -154,7 +158,7 @@ def test_all_mistakes_are_sentences_with_near_matches(tmp_path: Path) -> None:
     for line, close in zip(told, ("gate", "onnxruntime", "", "equalize", "accuracy"), strict=True):
         assert f"did you mean {close!r}?" in line or not close
     assert not (tmp_path / "none").exists()
-    with pytest.raises(DataError, match="a part called 'tset'.*did you mean 'test'"):
+    with pytest.raises(DataError, match=r"a part called 'tset'.*did you mean 'test'"):
         qatflow.quantize(network(), {"calibration": samples(8, 0), "tset": samples(8, 1)})
 
 
@@ -166,14 +170,14 @@ def test_what_needs_other_processes_is_refused(tmp_path: Path) -> None:
 def test_a_live_recipe_cannot_be_run_by_its_file(tmp_path: Path) -> None:
     from qatflow.recipe.check import check
 
-    qatflow.quantize(network(), parts(), folder=tmp_path, progress=Silent(), steps=[])
+    qatflow.quantize(network(), parts(), folder=tmp_path, progress=Silent(), steps=[], **FAST)
     _, mistakes = check(yaml.safe_load((tmp_path / "recipe.yaml").read_text()))
     assert [one.path for one in mistakes] == ["model.factory", "data.factory"]
     assert "'live:Sequential' was an object of a Python session" in str(mistakes[0])
 
 
 def test_a_result_shows_itself(tmp_path: Path) -> None:
-    result = qatflow.quantize(network(), parts(), name="tiny", folder=tmp_path, progress=Silent(), steps=[])
+    result = qatflow.quantize(network(), parts(), name="tiny", gate=0.1, folder=tmp_path, progress=Silent(), **FAST)
     assert repr(result).startswith("<RunResult tiny: gate met; naive: accuracy ")
     assert repr(result).endswith(f"; in {tmp_path}>")
     html = result._repr_html_()
