@@ -7,7 +7,7 @@ import logging
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -172,11 +172,9 @@ def new_folder(name: str, root: Path | None = None) -> Path:
     parent = (root or Path("reports")) / name
     for count in itertools.count(1):
         folder = parent / (stamp if count == 1 else f"{stamp}-{count}")
-        try:
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+            return folder
     raise AssertionError
 
 

@@ -85,15 +85,12 @@ def _folder_of(url: str) -> Path:
     Raises:
         RunFolderError: there is none, or its folder cannot be reached from here.
     """
-    import optuna
-
     storage = studies.open_storage(url)
-    found = [one for one in optuna.get_all_study_summaries(storage) if "folder" in one.user_attrs]
+    newest = studies.newest(storage)
     studies.close(storage)
-    if not found:
+    if newest is None:
         message = f"no run has begun a study in {url}: start one with search.storage={url}"
         raise RunFolderError(message)
-    newest = max(found, key=lambda one: (one.datetime_start is not None, one.datetime_start, one._study_id))
     folder = Path(newest.user_attrs["folder"])
     if not folder.is_dir():
         message = (

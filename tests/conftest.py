@@ -10,6 +10,11 @@ from qatflow.steps.context import StepContext
 torch.set_num_threads(1)  # the networks here are tiny: threads that wait for one another cost more than they gain
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first: two processes that share the tests end at the same time then."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.graph.padding import Padding
+from qatflow.graph.tree import tree_leaves
 from qatflow.qat.label_losses import (
     BINARY,
     OfClasses,
@@ -39,7 +39,7 @@ FEWEST_DECISIONS = 8
 def distillation(outputs: Any, fp32_outputs: Any, padding: Padding | None = None) -> Tensor:
     """Return the mean squared difference from FP32's float outputs, each relative to FP32's mean square."""
     losses = []
-    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(fp32_outputs), strict=True)
+    pairs = zip(tree_leaves(outputs), tree_leaves(fp32_outputs), strict=True)
     for leaf, (got, wanted) in enumerate(pairs):
         if isinstance(wanted, Tensor) and wanted.is_floating_point():
             real = None if padding is None else padding.real(leaf, wanted)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from qatflow.errors import RunFolderError
 from qatflow.report import numbers, wording
-from qatflow.report.charts import Bar, RowChart, drop_charts, tone_of
+from qatflow.report.charts.ladder import Bar, RowChart, drop_charts, tone_of
 from qatflow.report.html import page, relative_href
 from qatflow.report.read import read_result
 from qatflow.report.recipe_keys import differing, flatten

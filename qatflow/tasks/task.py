@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError, Mistake, RecipeError
 from qatflow.graph.fingerprint import graph_fingerprint
+from qatflow.graph.tree import tree_map
 from qatflow.recipe import Recipe
 from qatflow.results.result import Part
 from qatflow.results.store import code_version, key_of
@@ -69,7 +69,7 @@ class Task:
         def two(value: Tensor) -> Tensor:
             return value if value.shape[0] > 1 else torch.cat([value, value])
 
-        return pytree.tree_map(two, (batch.args, batch.kwargs))  # type: ignore[no-any-return]
+        return tree_map(two, (batch.args, batch.kwargs))  # type: ignore[no-any-return]
 
     def calibration_inputs(self, limit: int | None) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Yield batches of calibration inputs, at most `limit` samples, in a fixed order."""

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.encodings import EncodingsFile, convert, from_json, read
 from qatflow.errors import EncodingsError
 from qatflow.export.aimet_encodings import aimet_encodings, encodings_from_file
+from qatflow.export.encodings import EncodingsFile, convert, from_json, read
 from qatflow.export.integer_biases import integer_biases
 from qatflow.graph.capture import capture
 from qatflow.quant.grid import Encoding, Grid

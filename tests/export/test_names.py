@@ -10,8 +10,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from qatflow import export_encodings, read_encodings
-from qatflow.encodings import read
-from qatflow.encodings.__main__ import main as encodings_command
+from qatflow.encodings import main as encodings_command
+from qatflow.export.encodings import read
 from qatflow.export.runtime import OnnxModel
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.graph.observe import observe

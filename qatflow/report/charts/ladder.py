@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qatflow.report.axis import Axis, Tick, axis_over, finite, ticks
+from qatflow.report.charts.axis import Axis, Tick, axis_over, finite, ticks
 from qatflow.report.info import LadderInfo
 from qatflow.report.numbers import MetricFormat
 from qatflow.results.result import Verdict

@@ -24,8 +24,8 @@ from optuna import visualization
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from qatflow.report.charts.axis import Value, marks
 from qatflow.report.info import best_trial, trials_info
-from qatflow.report.study_axes import Value, marks
 from qatflow.results.result import RunResult, TrialRecord
 
 STATES = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from qatflow.report.axis import Axis, Tick, axis_over, finite, log_ticks, ticks
+from qatflow.report.charts.axis import Axis, Tick, axis_over, finite, log_ticks, ticks
 from qatflow.report.info import TrialLine, TrialsInfo
 from qatflow.report.numbers import MetricFormat, compact
 
