@@ -18,13 +18,13 @@ from qatflow.door.console import say
 from qatflow.errors import RunFolderError
 from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench
+from qatflow.ladder.lookup import complete, target_of
 from qatflow.qat import study as studies
 from qatflow.qat.devices import local_rank, processes
 from qatflow.qat.trial import Start, Worker
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import prepare
 from qatflow.quant.saved import load
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe.check import recipe_from
 from qatflow.results.progress import Silent
 from qatflow.results.result import TrialRecord
@@ -56,11 +56,11 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
         message = f"{folder} has no study yet: it is made when the run comes to QAT"
         raise RunFolderError(message)
     known = read_json(folder / "study.json")
-    recipe = recipe_from(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), trust)
+    recipe = complete(recipe_from(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), trust), trust)
     if processes() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
-    base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), TARGETS[recipe.target]))
+    base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), target_of(recipe.target, trust)))
     bench = Bench(recipe, task, base, folder, _Lines())
     bench.baseline()
     if bench.key != known["bench"]:

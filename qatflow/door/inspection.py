@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from qatflow.graph.capture import capture
 from qatflow.graph.chains import pairs
 from qatflow.graph.layers import tensor, weighted_layers
+from qatflow.ladder.lookup import complete, target_of
 from qatflow.quant.kernel_bits import bits_without_kernels
 from qatflow.quant.network import Network
 from qatflow.quant.placement import place
 from qatflow.quant.placement_rows import Row, placement_rows
 from qatflow.quant.prepare import prepare
 from qatflow.quant.target import Target
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
@@ -63,8 +63,9 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
     Raises:
         QatflowError: the recipe, model or data cannot be used.
     """
+    recipe = complete(recipe, trust)
     task = load_task(recipe, trust)
-    target = TARGETS[recipe.target]
+    target = target_of(recipe.target, trust)
     network = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), target))
     folding = recipe.steps.get("fold_batch_norms")
     if folding is not None:

@@ -17,13 +17,13 @@ from pathlib import Path
 from qatflow.errors import DataError
 from qatflow.ladder import candidates as shelf
 from qatflow.ladder.candidates import Candidate, Work
+from qatflow.ladder.lookup import target_of
 from qatflow.quant.grid import Encoding
 from qatflow.quant.kernel_bits import bits_without_kernels
 from qatflow.quant.network import Network
 from qatflow.quant.placement import Placement, place
 from qatflow.quant.saved import finite
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.results.gate import Measurement, allowed_drop, best_of, decide, meets
 from qatflow.results.progress import Progress
@@ -80,7 +80,7 @@ class Bench:
         self.run_folder = folder
         self.folder = folder / "candidates"
         self.progress = progress
-        self.target = TARGETS[recipe.target]
+        self.target = target_of(recipe.target, task.trust)
         self.evaluation = EvaluationData(folder, task.evaluation_parts, recipe.data, progress.note)
         self.looks = 0
         self._judged: dict[str, CandidateRecord] = {}
@@ -96,7 +96,7 @@ class Bench:
         self.choosing = self._ground(self.task.choosing_part, key)
         self.testing = self.choosing if self.task.choosing_part == "test" else self._ground("test", key)
         self.hashes |= {part: self.evaluation.hash(part) for part in self.task.evaluation_parts}
-        self.key = key_of(key, self.hashes[self.choosing.part], self.hashes["test"])
+        self.key = key_of(key, self.target.fingerprint, self.hashes[self.choosing.part], self.hashes["test"])
         return self._tell_fp32(self.choosing)
 
     def _ground(self, part: Part, key: str) -> Ground:

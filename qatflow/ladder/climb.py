@@ -18,10 +18,11 @@ import torch
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.ladder.judgement import judge
+from qatflow.ladder.lookup import step_of
 from qatflow.recipe.steps import StepConfig
 from qatflow.results.gate import is_worse
 from qatflow.results.store import key_of
-from qatflow.steps import STEPS
+from qatflow.tasks.code import code_fingerprint
 
 NAIVE = "naive"
 FOLLOWS = "follows all the same, because the target runs the prepared graph: it or what is built on it is shipped"
@@ -113,13 +114,14 @@ def _with_better_ranges(bench: Bench, kept: Candidate, rungs: list[Candidate]) -
 
 def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Candidate:
     """Apply one step on top of the kept rung below it, and measure."""
-    key = key_of(below.key, name, config.model_dump(mode="json"))
+    step = step_of(name, bench.task.trust)
+    key = key_of(below.key, name, config.model_dump(mode="json"), code_fingerprint(step))
     found = bench.recall(name, key)
     if found is None:
         bench.progress.stage(f"{name}: {_first_sentence(config)}")
         started = time.perf_counter()
         torch.manual_seed(bench.recipe.seed)
-        network, notes = STEPS[name](below.network, config, bench.step_context())
+        network, notes = step(below.network, config, bench.step_context())
         work = Work(name, "ptq", (*below.work.steps, name), notes)
         if network is below.network:
             found = _unchanged(bench, replace(work, steps=below.work.steps), below, key, started)
