@@ -22,7 +22,6 @@ from qatflow.ladder.lookup import step_of
 from qatflow.recipe.steps import StepConfig
 from qatflow.results.gate import is_worse
 from qatflow.results.store import key_of
-from qatflow.tasks.code import code_fingerprint
 
 NAIVE = "naive"
 FOLLOWS = "follows all the same, because the target runs the prepared graph: it or what is built on it is shipped"
@@ -115,7 +114,7 @@ def _with_better_ranges(bench: Bench, kept: Candidate, rungs: list[Candidate]) -
 def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Candidate:
     """Apply one step on top of the kept rung below it, and measure."""
     step = step_of(name, bench.task.trust)
-    key = key_of(below.key, name, config.model_dump(mode="json"), code_fingerprint(step))
+    key = key_of(below.key, name, config.model_dump(mode="json"), step.fingerprint)
     found = bench.recall(name, key)
     if found is None:
         bench.progress.stage(f"{name}: {_first_sentence(config)}")

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
-from qatflow.errors import Mistake, RecipeError, allowed_values
+from qatflow.errors import Mistake, RecipeError, StepError, allowed_values
+from qatflow.quant.network import Network
 from qatflow.quant.target import Target
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
@@ -20,24 +23,74 @@ from qatflow.recipe.step_checks import order_mistakes, typed_step
 from qatflow.recipe.steps import STEP_CONFIGS, StepConfig, UntypedStep
 from qatflow.recipe.targets import target_mistakes
 from qatflow.recipe.trust import is_outside
+from qatflow.results.result import Note
 from qatflow.steps import STEPS, Step
+from qatflow.steps.context import StepContext
+from qatflow.tasks.code import code_fingerprint
 from qatflow.tasks.factory import load_factory, load_object
+from qatflow.users_code import users_code
 
 SHAPE = "write it as `def step(network, config: Config, context)`"
 
 
-def step_of(name: str, trust: Iterable[str] = ()) -> Step:
-    """Return the function of a step, by its name in a recipe.
+@dataclass(frozen=True)
+class NamedStep:
+    """A step as a recipe names it.
+
+    Attributes:
+        name: in the recipe.
+        function: behind it.
+    """
+
+    name: str
+    function: Step
+
+    def __call__(self, network: Network, config: StepConfig, context: StepContext) -> tuple[Network, dict[str, Note]]:
+        """Apply the step.
+
+        Raises:
+            StepError: what it returns is no network with notes, or it cannot run on this model.
+            UserCodeError: it is a user's, and raised.
+        """
+        with users_code(f"steps: {self.name}") if is_outside(self.name) else nullcontext():
+            found: Any = self.function(network, config, context)
+        parts = [type(one).__name__ for one in found] if isinstance(found, tuple) else [type(found).__name__]
+        if len(parts) != 2 or not isinstance(found[0], Network) or not isinstance(found[1], dict):
+            message = f"{self.name} returns {' and '.join(parts)}, and a step returns a Network and a dict of notes"
+            raise StepError(message)
+        nested = [key for key, value in found[1].items() if type(value) not in (bool, int, float, str)]
+        if nested:
+            message = f"{self.name}: its note {nested[0]!r} is neither a number nor text nor a truth value"
+            raise StepError(message)
+        return found[0], found[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the code of a user's step; of ours, `code_version` speaks."""
+        return code_fingerprint(self.function)
+
+    @property
+    def config(self) -> type[StepConfig]:
+        """The class of its options: of a user's step, the annotation of its second parameter.
+
+        Raises:
+            RecipeError: it is no function of three, or its options are no `StepConfig`.
+        """
+        return _config_of(self.function, self.name) if self.name not in STEPS else STEP_CONFIGS[self.name]
+
+
+def step_of(name: str, trust: Iterable[str] = ()) -> NamedStep:
+    """Return a step by its name in a recipe.
 
     Raises:
         RecipeError: there is none, or it is not trusted.
     """
     path = f"steps.{name}"
     if is_outside(name):
-        return load_factory(name, trust, path)
+        return NamedStep(name, load_factory(name, trust, path))
     if name not in STEPS:
         raise RecipeError([Mistake(path, "unknown step", allowed_values(name, STEPS))])
-    return STEPS[name]
+    return NamedStep(name, STEPS[name])
 
 
 def target_of(name: str, trust: Iterable[str] = ()) -> Target:
@@ -83,7 +136,7 @@ def _typed(name: str, config: StepConfig, trust: Iterable[str], mistakes: list[M
     if not is_outside(name):
         return config
     try:
-        wanted = config_of(step_of(name, trust), name)
+        wanted = step_of(name, trust).config
     except RecipeError as error:
         mistakes += error.mistakes
         return config
@@ -93,16 +146,8 @@ def _typed(name: str, config: StepConfig, trust: Iterable[str], mistakes: list[M
     return typed_step(name, wanted, options, mistakes)
 
 
-def config_of(step: Step, name: str) -> type[StepConfig]:
-    """Return the class of a step's options: the annotation of its second parameter; without one, it takes none.
-
-    Args:
-        step: the function of a step from outside.
-        name: in the recipe.
-
-    Raises:
-        RecipeError: it is no function of three, or its options are no `StepConfig`.
-    """
+def _config_of(step: Step, name: str) -> type[StepConfig]:
+    """Return the annotation of a function's second parameter; without one, the step has no options."""
     path = f"steps.{name}"
     parameters = list(inspect.signature(step).parameters.values())
     required = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
