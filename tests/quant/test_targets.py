@@ -7,6 +7,7 @@ import pytest
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe.targets import TARGETS as ENTRIES
+from qatflow.testing import check_target
 
 
 def target(**rules: object) -> Target:
@@ -32,6 +33,12 @@ def test_names_are_those_of_recipes_with_a_line_about_each() -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_recipe_is_checked_against_what_the_table_says(name: str) -> None:
     assert replace(ENTRIES[name], about="") == TARGETS[name].entry
+
+
+@pytest.mark.filterwarnings("ignore:.*register_constant")  # ExecuTorch's own
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_table_holds_to_the_contract(name: str) -> None:
+    check_target(TARGETS[name])
 
 
 def test_a_chain_is_written_out() -> None:
