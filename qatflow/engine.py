@@ -19,11 +19,11 @@ from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.ladder.climb import climb, shippable
 from qatflow.ladder.environment import Origin, environment, imported_packages
+from qatflow.ladder.lookup import complete, target_of
 from qatflow.ladder.tensor_records import float_tensors, tensors
 from qatflow.qat.check import check_training
 from qatflow.quant.design import Design
 from qatflow.quant.prepare import captured_network
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.results import commands
 from qatflow.results.journal import Journal
@@ -60,7 +60,7 @@ def run(
         UserCodeError: code of the user's raised; `result.json` says so as well, and `log.txt` has the traceback.
         QatflowError: the recipe, model or data cannot be used; likewise.
     """
-    origin = origin or Origin(commands.again(folder, trust))
+    recipe, origin = complete(recipe, trust), origin or Origin(commands.again(folder, trust))
     journal = Journal(recipe, folder, progress or Silent(), origin.again)
     with journal.to_the_end():
         _tell_older(journal, folder)
@@ -72,7 +72,7 @@ def run(
         where = environment(recipe, origin, task.device, weights_file(recipe.model))
         write_json(folder / "environment.json", where)
         journal.stage("capture: export the model as one graph")
-        design = Design(TARGETS[recipe.target], recipe.precision, recipe.calibration)
+        design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
         base = captured_network(task.model, *task.example(), design, recipe.data.mask)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()

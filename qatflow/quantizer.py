@@ -25,14 +25,13 @@ from qatflow.export.pair import export_encodings
 from qatflow.export.pt2_export import export_pt2
 from qatflow.export.pte_export import export_pte
 from qatflow.graph.layers import tensor
+from qatflow.ladder.lookup import complete, step_of, target_of
 from qatflow.quant.design import Design
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Inputs, Simulation
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe.check import session_recipe
 from qatflow.results.result import Note
-from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
 from qatflow.tasks.batches import arguments
 
@@ -55,6 +54,7 @@ class Quantizer:
         precision: such as `w8a8` or `w4a8_per_tensor`, or what a recipe's section holds.
         ranges: what a recipe's section `calibration` holds.
         seed: of everything random in steps.
+        trust: packages that a target and steps may be named from, as `package.module:name`.
 
     Raises:
         RecipeError: target, precision or ranges have a mistake; all of them are in the error.
@@ -72,14 +72,16 @@ class Quantizer:
         precision: Any = "w8a8",
         ranges: Any = None,
         seed: int = 0,
+        trust: tuple[str, ...] = (),
     ) -> None:
-        stated = session_recipe({"target": target, "precision": precision, "calibration": ranges or {}})
+        stated = session_recipe({"target": target, "precision": precision, "calibration": ranges or {}}, trust)
         args, kwargs = arguments(example)
-        design = Design(TARGETS[stated.target], stated.precision, stated.calibration)
+        design = Design(target_of(stated.target, trust), stated.precision, stated.calibration)
         self.example: Inputs = (args, kwargs)
         self.notes: dict[str, dict[str, Note]] = {}
         self._batches = calibration
         self._seed = seed
+        self._trust = trust
         self._simulation: Simulation | None = None
         self.network: Network = captured_network(model.eval(), args, kwargs, design)
 
@@ -113,11 +115,12 @@ class Quantizer:
             RecipeError: there is no such step, or an option has a mistake; all of them are in the error.
             StepError: the step has to come before others.
         """
-        config = session_recipe({"target": self.design.target.name, "steps": {step: options}}).steps[step]
+        chosen = step_of(step, self._trust)
+        config = complete(session_recipe({"steps": {step: options}}, self._trust), self._trust).steps[step]
         if self._simulation is not None and self._is_trained():
             self.network = self._simulation.to_network()
         torch.manual_seed(self._seed)
-        self.network, notes = STEPS[step](self.network, config, StepContext(self._inputs, self._seed))
+        self.network, notes = chosen(self.network, config, StepContext(self._inputs, self._seed))
         self._simulation = None
         self.notes[step] = notes
         return notes

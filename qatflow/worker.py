@@ -16,13 +16,13 @@ from rich.console import Console
 from qatflow.door.cli import INTERRUPTED, MET, guarded
 from qatflow.errors import RunFolderError
 from qatflow.ladder.bench import Bench
+from qatflow.ladder.lookup import complete, target_of
 from qatflow.qat import study as studies
 from qatflow.qat.devices import local_rank, processes
 from qatflow.qat.trial import Start, Worker
 from qatflow.quant.design import Design
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe.check import recipe_from
 from qatflow.report.console import say
 from qatflow.results.progress import Silent
@@ -55,11 +55,11 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
         message = f"{folder} has no study yet: it is made when the run comes to QAT"
         raise RunFolderError(message)
     known = read_json(folder / "study.json")
-    recipe = recipe_from(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), trust)
+    recipe = complete(recipe_from(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), trust), trust)
     if processes() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
-    design = Design(TARGETS[recipe.target], recipe.precision, recipe.calibration)
+    design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
     base = captured_network(task.model, *task.example(), design, recipe.data.mask)
     bench = Bench(recipe, task, base, folder, _Lines())
     bench.baseline()

@@ -148,8 +148,10 @@ def test_a_newcomer_finds_few_doors() -> None:
 
 def test_tables_of_steps_are_literal_and_agree() -> None:
     assert list(STEPS) == list(STEP_CONFIGS)
-    tree = ast.parse((ROOT / "steps" / "__init__.py").read_text(encoding="utf-8"))
-    table = next(node for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and node.target.id == "STEPS")
+    assert all(step.__name__ == name for name, step in STEPS.items())
+    tree = ast.parse((ROOT / "recipe" / "steps.py").read_text(encoding="utf-8"))
+    tables = [node for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
+    table = next(node for node in tables if node.target.id == "STEP_CONFIGS")
     assert isinstance(table.value, ast.Dict)
     assert all(isinstance(key, ast.Constant) and isinstance(value, ast.Name) for key, value in zip(
         table.value.keys, table.value.values, strict=True

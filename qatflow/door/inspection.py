@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from qatflow.graph.chains import pairs
 from qatflow.graph.layers import tensor, weighted_layers
+from qatflow.ladder.lookup import complete, target_of
 from qatflow.quant.design import Design
 from qatflow.quant.kernel_bits import bits_without_kernels
 from qatflow.quant.placement import place
 from qatflow.quant.placement_rows import Row, placement_rows
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.target import Target
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
@@ -62,8 +62,9 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
     Raises:
         QatflowError: the recipe, model or data cannot be used.
     """
+    recipe = complete(recipe, trust)
     task = load_task(recipe, trust)
-    target = TARGETS[recipe.target]
+    target = target_of(recipe.target, trust)
     design = Design(target, recipe.precision, recipe.calibration)
     network = captured_network(task.model, *task.example(), design, recipe.data.mask)
     folding = recipe.steps.get("fold_batch_norms")

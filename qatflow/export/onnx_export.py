@@ -20,6 +20,7 @@ from qatflow.export.torch_form import TorchForm
 from qatflow.quant.placement import Placement
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Export
+from qatflow.recipe.targets import FileKind
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Exported:
         simulation: what it must compute; biases are in float there.
         graph: the same with PyTorch's quantize and dequantize calls, and biases as in the file.
         weights: how signed weights of up to 8 bits are stored.
+        kind: of the file.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Exported:
     placement: Placement
     graph: fx.GraphModule
     weights: Storage
+    kind: FileKind = "onnx"
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,9 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
     Raises:
         ExportError: `torch.onnx.export` has no translation for an op of the model, or none to the opset.
     """
-    target, placement = simulation.design.target, simulation.placement
-    on_integers = target.name == "onnxruntime"
-    stored = weights_stored_as(config.weights, weight_bits(placement)) if on_integers else "int8"
-    packed = config.packed_int4 if config.packed_int4 is not None else not on_integers
+    target, placement, road = simulation.design.target, simulation.placement, simulation.design.target.road
+    stored = weights_stored_as(config.weights, weight_bits(placement)) if road.unsigned_weights else "int8"
+    packed = config.packed_int4 if config.packed_int4 is not None else road.packed_int4
     graph = quantized_graph(content, placement, target, OnnxForm(), unsigned_weights=stored == "uint8")
     if target.at == "reader":
         keep_names(graph, placement.tied)

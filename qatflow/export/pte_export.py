@@ -33,7 +33,7 @@ def export_pte(simulation: Simulation, example: Example, path: Path, content: In
     """Write a simulation as a program for batches of one sample, its layers given to XNNPACK.
 
     Args:
-        simulation: calibrated or trained, of target `xnnpack`.
+        simulation: calibrated or trained, of target `xnnpack` or another whose program XNNPACK runs.
         example: positional and keyword inputs.
         path: the file.
         content: what `integer_biases` made of the simulation, where that is known.
@@ -59,7 +59,7 @@ def export_pte(simulation: Simulation, example: Example, path: Path, content: In
         message = f"ExecuTorch cannot take the model: {first_sentence(error)}"
         raise ExportError(message) from error
     write_atomically(path, lambda aside: void(aside.write_bytes(buffer)))
-    return Exported(path, signature, simulation.model, placement, graph, "int8")
+    return Exported(path, signature, simulation.model, placement, graph, "int8", "pte")
 
 
 class PteModel:

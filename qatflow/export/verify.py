@@ -23,8 +23,8 @@ from qatflow.export.latency import interleaved
 from qatflow.export.onnx_export import Exported, weight_bits
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.processor import exact_on, processor_name
-from qatflow.export.pte_export import PteModel
 from qatflow.export.runtime import OnnxModel
+from qatflow.export.runtimes import LoadedFile, runtime_of
 from qatflow.export.signature import Example
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import padding_of
@@ -51,22 +51,17 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         ExportError: the runtime cannot load the file.
     """
     started = time.perf_counter()
-    is_onnx, target = exported.path.suffix == ".onnx", bench.recipe.target
-    own_runtime = target == "onnxruntime" if is_onnx else target == "xnnpack"
-    model: OnnxModel | PteModel
-    if is_onnx:
-        model = OnnxModel(exported.path, exported.signature, as_written=not own_runtime)
-    else:
-        model = PteModel(exported.path, exported.signature)
+    runtime, is_own = runtime_of(bench.base.design.target.road, exported.kind)
+    model = runtime.load(exported, not is_own)
     watched = _Watched(model, exported.simulation, bench.base.graph)
     evaluation = bench.testing.evaluator.evaluate(watched)
     record = bench.deployed(evaluation, winner, time.perf_counter() - started)
-    differences = _differences(bench, exported, own_runtime) if is_onnx else []
+    differences = _differences(bench, exported, is_own) if exported.kind == "onnx" else []
     found = Verification(
         file=f"export/{exported.path.name}",
         runtime=model.name,
         processor=processor_name(),
-        is_target=own_runtime,
+        is_target=is_own,
         exact_on=exact_on(exported.weights, weight_bits(exported.placement)),
         weights=exported.weights,
         samples=evaluation.samples,
@@ -76,13 +71,13 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         worst=_worst(differences, exported),
         bytes=_size(exported.path),
     )
-    return record, _timed(bench, exported, found) if own_runtime and is_onnx else found
+    return record, _timed(bench, exported, found) if is_own and runtime.tells_kernels else found
 
 
 class _Watched:
     """The file as a model; what it returns is compared with the simulation on the way."""
 
-    def __init__(self, model: OnnxModel | PteModel, simulation: fx.GraphModule, fp32: fx.GraphModule) -> None:
+    def __init__(self, model: LoadedFile, simulation: fx.GraphModule, fp32: fx.GraphModule) -> None:
         self.model, self.simulation, self.fp32 = model, simulation, fp32
         self.same = self.classified = 0
         self.sqnr = OutputSqnr(output_parts(fp32))

@@ -19,7 +19,6 @@ from qatflow.export.weights import float_weights
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.simulation import Simulation
-from qatflow.recipe import Recipe
 from qatflow.results.result import Note
 from qatflow.results.store import write_atomically
 
@@ -50,7 +49,7 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     Raises:
         ExportError: the model cannot be written as one of them; those before it are there.
     """
-    out, shipped, asked = folder / "export", Shipped(), bench.recipe.export
+    out, shipped, asked, road = folder / "export", Shipped(), bench.recipe.export, bench.base.design.target.road
     example = bench.task.example()
     simulation = bench.simulate(winner.network, winner.encodings)
     content = integer_biases(simulation)
@@ -64,20 +63,15 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     if asked.pt2:
         export_pt2(simulation, example, out / "model.pt2", content)
         shipped.artefacts["pt2"] = "export/model.pt2"
-    if _wants_onnx(bench.recipe):
+    if road.writes("onnx", asked.onnx):
         if isinstance(onnx, ExportError):
             raise onnx
         shipped.to_verify = write_quantized(simulation, content, onnx, out / "model.onnx")
         shipped.artefacts["onnx"] = "export/model.onnx"
-    if asked.pte:
+    if road.writes("pte", asked.pte):
         shipped.to_verify = export_pte(simulation, example, out / "model.pte", content)
         shipped.artefacts["pte"] = "export/model.pte"
     return shipped
-
-
-def _wants_onnx(recipe: Recipe) -> bool:
-    """Tell whether a file with Q/DQ is written."""
-    return recipe.target != "xnnpack" if recipe.export.onnx is None else recipe.export.onnx
 
 
 def _onnx_files(

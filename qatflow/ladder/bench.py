@@ -96,7 +96,9 @@ class Bench:
         self.choosing = self._ground(self.task.choosing_part, key)
         self.testing = self.choosing if self.task.choosing_part == "test" else self._ground("test", key)
         self.hashes |= {part: self.evaluation.hash(part) for part in self.task.evaluation_parts}
-        self.key = key_of(key, self.hashes[self.choosing.part], self.hashes["test"])
+        self.key = key_of(
+            key, self.base.design.target.fingerprint, self.hashes[self.choosing.part], self.hashes["test"]
+        )
         return self._tell_fp32(self.choosing)
 
     def _ground(self, part: Part, key: str) -> Ground:

@@ -18,10 +18,10 @@ import torch
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.ladder.judgement import judge, layers_in_need
+from qatflow.ladder.lookup import step_of
 from qatflow.recipe.steps import Calibrate, SetPrecision, StepConfig
 from qatflow.results.gate import is_worse
 from qatflow.results.store import key_of
-from qatflow.steps import STEPS
 
 NAIVE = "naive"
 FOLLOWS = "follows all the same, because the target runs the prepared graph: it or what is built on it is shipped"
@@ -115,13 +115,14 @@ def _activations_meet(bench: Bench, kept: Candidate) -> bool:
 
 def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Candidate:
     """Apply one step on top of the kept rung below it, and measure."""
-    key = key_of(below.key, name, config.model_dump(mode="json"))
+    step = step_of(name, bench.task.trust)
+    key = key_of(below.key, name, config.model_dump(mode="json"), step.fingerprint)
     found = bench.recall(name, key)
     if found is None:
         bench.progress.stage(f"{name}: {_first_sentence(config)}")
         started = time.perf_counter()
         torch.manual_seed(bench.recipe.seed)
-        network, notes = STEPS[name](below.network, config, bench.step_context())
+        network, notes = step(below.network, config, bench.step_context())
         work = Work(name, "ptq", (*below.work.steps, name), notes)
         if network is below.network:
             found = _unchanged(bench, replace(work, steps=below.work.steps), below, key, started)

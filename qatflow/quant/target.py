@@ -1,18 +1,21 @@
 """What a runtime wants: a table of rules that the placement engine applies.
 
-A target is data, and `qatflow.quant.targets` holds one readable table a runtime. Kinds of ops are those of
-`qatflow.graph.ops`.
+A target is data, and `qatflow.quant.targets` holds one readable table a runtime; a user's own is another value of this
+class. Kinds of ops are those of `qatflow.graph.ops`.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from qatflow.graph.ops import ALL_KINDS
 from qatflow.quant.grid import TINY_SCALE, Grid
+from qatflow.recipe.targets import Road, TargetEntry
+from qatflow.results.store import key_of
 
 Kinds = frozenset[str]
 NO_KINDS: Kinds = frozenset()
@@ -86,6 +89,8 @@ class Target:
     """Whether attention runs as products and a softmax, or as one op of kind `attention`."""
     symmetric_inputs: Kinds = NO_KINDS
     """Kinds whose inputs have a signed symmetric grid, whatever the others have."""
+    road: Road = field(default_factory=Road)
+    """Which files are written, what runs them, and how they hold weights."""
 
     def __post_init__(self) -> None:
         named = self.inputs | self.outputs | self.preserving | self.sharing | self.tied | self.never_tied
@@ -99,6 +104,16 @@ class Target:
         if one_grid & self.never_tied or self.preserving & self.sharing or self.preserving & self.tied:
             message = f"target {self.name} has a kind in two of preserving, sharing, tied and never_tied"
             raise ValueError(message)
+
+    @property
+    def entry(self) -> TargetEntry:
+        """What a recipe that names this target is checked against."""
+        return TargetEntry(symmetric_only=self.activations_symmetric, road=self.road)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all rules, the same in every process: another version of a table is another target."""
+        return key_of([(one.name, _plain(getattr(self, one.name))) for one in fields(self)])
 
     @cached_property
     def expanded_chains(self) -> frozenset[tuple[str, ...]]:
@@ -137,6 +152,17 @@ class Target:
             return None
         low, high = self.fixed_ranges[kind]
         return (low, high - (high - low) / 2**bits) if self.fixed_steps == "2^bits" else (low, high)
+
+
+def _plain(value: Any) -> Any:
+    """Return a rule as JSON-able values in a fixed order."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_plain, value))
+    if isinstance(value, Mapping):
+        return sorted([str(key), _plain(one)] for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return [(one.name, _plain(getattr(value, one.name))) for one in fields(value)] if is_dataclass(value) else value
 
 
 def _sequences(chain: str) -> list[tuple[str, ...]]:

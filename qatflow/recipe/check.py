@@ -7,7 +7,6 @@ imports neither torch nor any package that a recipe names, so that an answer tak
 
 from __future__ import annotations
 
-import importlib.machinery
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
+from qatflow.errors import Mistake, RecipeError, allowed_values
 from qatflow.recipe import Recipe
 from qatflow.recipe.names import (
     DATASETS,
@@ -28,16 +27,11 @@ from qatflow.recipe.names import (
     METRICS,
     MODELS,
     OPTIMIZERS,
-    SYMMETRIC_TARGETS,
 )
 from qatflow.recipe.sentences import mistake_of, shown
-from qatflow.recipe.steps import STEP_CONFIGS, StepConfig
-
-OPEN_PACKAGES = ("qatflow", "torchvision", "timm", "transformers", "torchmetrics")
-"""Top packages whose functions a recipe may name without being trusted on the command line."""
-
-LIVE = "live"
-"""Stands for a package where a recipe names an object of a Python session: `live:ResNet`."""
+from qatflow.recipe.step_checks import order_mistakes, typed_steps
+from qatflow.recipe.targets import TARGETS, target_mistakes
+from qatflow.recipe.trust import LIVE, form_mistakes, is_outside, outside_mistakes, package_mistakes
 
 SOURCES = {"model": MODELS, "data": DATASETS}
 LEFT_OPEN = "???"
@@ -96,16 +90,15 @@ def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe
     if cleaned.pop("trust", None) is not None:
         fix = "put trust=[my_package] on the command line instead"
         mistakes.append(Mistake("trust", "a recipe cannot vouch for packages itself", fix))
-    raw_steps = cleaned.pop("steps", None)
-    steps = _typed_steps(raw_steps, mistakes)
-    mistakes += _order_mistakes(steps)
+    steps = typed_steps(cleaned.pop("steps", None), trust, mistakes)
+    mistakes += order_mistakes(steps)
     recipe = _typed_recipe({**cleaned, "steps": steps}, mistakes)
     for section, names in SOURCES.items():
         mistakes += _source_mistakes(section, cleaned.get(section), names, trust)
     mistakes += _metric_mistakes(_section(cleaned, "gate"), _section(cleaned, "data"), trust)
     mistakes += _training_mistakes(cleaned, trust)
-    mistakes += _grid_mistakes(cleaned.get("target"), _section(cleaned, "precision"))
-    mistakes += _export_mistakes(cleaned.get("target"), _section(cleaned, "precision"), _section(cleaned, "export"))
+    mistakes += _target_mistakes(cleaned, trust)
+    mistakes += _opset_mistakes(_section(cleaned, "precision"), _section(cleaned, "export"))
     mistakes.sort(key=lambda mistake: _place(mistake.path))
     return (None, mistakes) if mistakes or recipe is None else (recipe, [])
 
@@ -158,48 +151,16 @@ def _typed_recipe(mapping: dict[str, Any], mistakes: list[Mistake]) -> Recipe | 
         return Recipe.model_validate(mapping)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        mistakes += [mistake_of(one, Recipe, mapping) for one in found if not _is_told_by_source(one)]
+        mistakes += [mistake_of(one, Recipe, mapping) for one in found if not _is_told_elsewhere(one)]
         return None
 
 
-def _is_told_by_source(error: ErrorDetails) -> bool:
-    """Tell whether a model or data is missing or ambiguous, which `_source_mistakes` says in more detail."""
+def _is_told_elsewhere(error: ErrorDetails) -> bool:
+    """Tell whether a model or data is missing or ambiguous, or a target unknown, which is said in more detail here."""
+    if error["loc"] == ("target",):
+        return error["type"] == "value_error"
     is_source = len(error["loc"]) == 1 and error["loc"][0] in SOURCES
     return is_source and (error["type"] in {"missing", "value_error"} or error["input"] is None)
-
-
-def _typed_steps(steps: Any, mistakes: list[Mistake]) -> dict[str, StepConfig]:
-    """Return the steps without mistakes, in the recipe's order."""
-    if steps is None:
-        return {}
-    if not isinstance(steps, Mapping):
-        fix = f"write `override /steps: {shown(steps, quote=False)}` under `defaults`, or one key per step"
-        mistakes.append(Mistake("steps", "is a mapping from each step's name to its options", fix))
-        return {}
-    typed: dict[str, StepConfig] = {}
-    for name, options in steps.items():
-        config = STEP_CONFIGS.get(name)
-        if config is None:
-            mistakes.append(Mistake(f"steps.{name}", "unknown step", allowed_values(str(name), STEP_CONFIGS)))
-            continue
-        try:
-            typed[name] = config.model_validate({} if options is None else options)
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            mistakes += [mistake_of(one, config, options, prefix=f"steps.{name}") for one in found]
-            typed[name] = config()  # its place in the order still counts
-    return typed
-
-
-def _order_mistakes(steps: Mapping[str, StepConfig]) -> Iterator[Mistake]:
-    """Tell of each step that stands after one that needs it done before."""
-    names = list(steps)
-    right_order = ", ".join(name for name in STEP_CONFIGS if name in steps)
-    for index, name in enumerate(names):
-        early = [other for other in names[:index] if other in STEP_CONFIGS[name].not_after]
-        if early:
-            problem = f"stands after {' and '.join(early)}, and must come before"
-            yield Mistake(f"steps.{name}", problem, f"write steps: [{right_order}]")
 
 
 def _source_mistakes(section: str, value: Any, names: Mapping[str, str], trust: Sequence[str]) -> Iterator[Mistake]:
@@ -291,14 +252,19 @@ def _training_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iter
         yield Mistake("search.engine", "the package 'ray' is not installed", "pip install 'qatflow[ray]'")
 
 
-def _grid_mistakes(target: Any, precision: Mapping[str, Any]) -> Iterator[Mistake]:
-    if target in SYMMETRIC_TARGETS and precision.get("activations_symmetric") is False:
-        problem = f"false, but target {target} has symmetric activations only"
-        yield Mistake("precision.activations_symmetric", problem, "remove it")
+def _target_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterator[Mistake]:
+    """Tell of a target that is not there, and of what it does not have; one from outside is not looked into here."""
+    target = cleaned.get("target", Recipe.model_fields["target"].default)
+    if is_outside(target):
+        yield from outside_mistakes("target", target, trust, "TABLE")
+    elif isinstance(target, str) and target not in TARGETS:
+        yield Mistake("target", f"{shown(target)} is not an option", allowed_values(target, TARGETS))
+    elif isinstance(target, str):
+        yield from target_mistakes(target, TARGETS[target], _section(cleaned, "precision"), _section(cleaned, "export"))
 
 
-def _export_mistakes(target: Any, precision: Mapping[str, Any], export: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Find files that cannot be written, before hours are spent on what goes into them."""
+def _opset_mistakes(precision: Mapping[str, Any], export: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Find types that an opset does not have, before hours are spent on what goes into the file."""
     opset, fix = export.get("opset"), "remove it, or write 21"
     if isinstance(opset, int) and opset < OPSET_OF_FEW_AND_MANY_BITS:
         widest = max((one for one in (precision.get(key) for key in BITS) if isinstance(one, int)), default=8)
@@ -306,32 +272,13 @@ def _export_mistakes(target: Any, precision: Mapping[str, Any], export: Mapping[
             yield Mistake("export.opset", f"{opset} has no Q/DQ of {widest} bits", fix)
         if export.get("packed_int4"):
             yield Mistake("export.opset", f"{opset} has no INT4, which export.packed_int4 asks for", fix)
-    if export.get("pte") and target != "xnnpack":
-        fix = "write target: xnnpack, or export.pte: false"
-        yield Mistake("export.pte", f"an ExecuTorch program is for target xnnpack, not {target!r}", fix)
-    elif export.get("pte") and importlib.util.find_spec("executorch") is None:
-        yield Mistake("export.pte", "the package 'executorch' is not installed", "pip install 'qatflow[executorch]'")
 
 
 def _factory_mistakes(path: str, factory: str, trust: Sequence[str]) -> Iterator[Mistake]:
     """Tell whether the package of `package.module:function` is unknown or not trusted, without importing it."""
     module, _, function = factory.partition(":")
-    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        if path == "gate.metric" or (module and function and ":" not in function):
-            yield Mistake(path, f"{factory!r} names no function", "write it as package.module:function")
-        return
-    package = module.split(".")[0]
-    if package == LIVE:
-        if LIVE not in trust:
-            problem = f"{factory!r} was an object of a Python session, which no command line has"
-            yield Mistake(path, problem, "call qatflow.quantize with folder=FOLDER again, or name a factory")
-        return
-    if package not in OPEN_PACKAGES and package not in trust:
-        hint = near_match(package, OPEN_PACKAGES)
-        trusting = f"if you trust it, add trust=[{package}] on the command line"
-        fix = f"{hint or trusting}; open to all: {', '.join(OPEN_PACKAGES)}"
-        yield Mistake(path, f"the package {package!r} is not trusted", fix)
-    here = importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd())])
-    if here is None and importlib.util.find_spec(package) is None:
-        fix = "install it, or run qatflow in the folder that holds it"
-        yield Mistake(path, f"the package {package!r} is not installed", fix)
+    misformed = list(form_mistakes(path, factory))
+    if misformed and (path == "gate.metric" or (module and function and ":" not in function)):
+        yield from misformed  # what else is wrong with the form, the types tell
+    elif not misformed:
+        yield from package_mistakes(path, factory, trust)

@@ -1,4 +1,4 @@
-"""Names of our own models, data, metrics and targets, with one line about each.
+"""Names of our own models, data and metrics, with one line about each.
 
 They stand apart from the code behind them because a recipe is checked before torch is imported. A test holds these
 tables and that code together.
@@ -102,17 +102,6 @@ def metric_name(metric: str, kwargs: Mapping[str, Any]) -> str:
         return "IoU"
     return USUAL_NAMES.get(plain, plain)
 
-
-TARGETS: dict[str, str] = {
-    "onnxruntime": "ONNX Runtime on CPU: uint8 activations, Q/DQ around every integer kernel",
-    "tensorrt": "NVIDIA TensorRT: symmetric int8, Q/DQ on the inputs of fused layers",
-    "qnn": "Qualcomm QNN (Hexagon): uint8 or uint16 everywhere, supergroups as AIMET simulates them",
-    "xnnpack": "XNNPACK through ExecuTorch: int8 with zero points",
-    "openvino": "OpenVINO on CPU: Q/DQ on the inputs of fused layers, as NNCF puts them",
-}
-
-SYMMETRIC_TARGETS: tuple[str, ...] = ("tensorrt",)
-"""Targets whose activations have no zero point."""
 
 LOSSES: dict[str, str] = {
     "cross_entropy": "of class scores and labels",

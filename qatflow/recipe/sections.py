@@ -11,6 +11,7 @@ import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     SerializeAsAny,
@@ -18,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from qatflow.errors import allowed_values
 from qatflow.recipe.config import Config
 from qatflow.recipe.gate import Drop as Drop
 from qatflow.recipe.gate import Gate as Gate
@@ -25,11 +27,12 @@ from qatflow.recipe.precision import Bits as Bits
 from qatflow.recipe.precision import LayerPrecision as LayerPrecision
 from qatflow.recipe.precision import Precision as Precision
 from qatflow.recipe.precision import as_precision
-from qatflow.recipe.steps import STEP_CONFIGS, StepConfig
+from qatflow.recipe.steps import STEP_CONFIGS, StepConfig, UntypedStep
+from qatflow.recipe.targets import TARGETS
+from qatflow.recipe.trust import is_outside
 
 ATTENTION_MASK = "attention_mask"
 """The input that transformers call so says which positions are padding."""
-TargetName = Literal["onnxruntime", "tensorrt", "qnn", "xnnpack", "openvino"]
 
 
 class Source(Config):
@@ -218,21 +221,21 @@ class Export(Config):
     encodings_version: Literal["0.6.1", "1.0.0", "2.0.0"] = "1.0.0"
     """Of AIMET's file."""
     onnx: bool | None = None
-    """An ONNX file with Q/DQ; null writes one for every target but xnnpack."""
+    """An ONNX file with Q/DQ; null is the target's own way: all have one but xnnpack."""
     pt2: bool = False
     """A `torch.export` file with PyTorch's quantize and dequantize ops."""
-    pte: bool = False
+    pte: bool | None = None
     """An ExecuTorch program for XNNPACK, one sample a batch; for target xnnpack, with `pip install
-    qatflow[executorch]`."""
+    qatflow[executorch]`. Null is the target's own way: none of ours writes one unasked."""
     verify: bool = True
     """Run the file in its runtime (the ONNX file in ONNX Runtime, the program in ExecuTorch): its metric is the last
     gate."""
     weights: Literal["auto", "int8", "uint8"] = "auto"
-    """How `onnxruntime` gets signed weights. `uint8` (around 128) is exact on every processor, `int8` faster on x86
-    with VNNI; `auto` takes `int8` where this machine's processor is exact with it."""
+    """How a target that takes both, as onnxruntime does, gets signed weights. `uint8` (around 128) is exact on every
+    processor, `int8` faster on x86 with VNNI; `auto` takes `int8` where this machine's processor is exact with it."""
     packed_int4: bool | None = None
-    """Store weights of up to 4 bits as INT4, two to a byte; null does for every target but onnxruntime, which then
-    computes in float."""
+    """Store weights of up to 4 bits as INT4, two to a byte; null is the target's own way: all do but onnxruntime,
+    which then computes in float."""
     opset: Annotated[int, Field(ge=13, le=21)] | None = None
     """Null takes 18, and 21 where 16 or 4 bits need it."""
 
@@ -254,14 +257,21 @@ def _typed_steps(value: Any) -> Any:
     """Let `Recipe(steps={"adaround": {...}})` name the step's config by its key."""
     if not isinstance(value, dict):
         return value
-    unknown = [name for name in value if name not in STEP_CONFIGS]
+    unknown = [name for name in value if name not in STEP_CONFIGS and not is_outside(name)]
     if unknown:
         message = f"no step is called {', '.join(map(repr, unknown))}; allowed: {', '.join(STEP_CONFIGS)}"
         raise ValueError(message)
     return {
-        name: body if isinstance(body, StepConfig) else STEP_CONFIGS[name].model_validate(body or {})
+        name: body if isinstance(body, StepConfig) else STEP_CONFIGS.get(name, UntypedStep).model_validate(body or {})
         for name, body in value.items()
     }
+
+
+def _known_target(value: str) -> str:
+    if value not in TARGETS and not is_outside(value):
+        message = f"no target is called {value!r}; {allowed_values(value, TARGETS)}"
+        raise ValueError(message)
+    return value
 
 
 class Recipe(Config):
@@ -288,7 +298,8 @@ class Recipe(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: Model
     data: Data
-    target: TargetName = "onnxruntime"
+    target: Annotated[str, AfterValidator(_known_target)] = "onnxruntime"
+    """A name of ours, or `package.module:TABLE`; the package is one named in `trust`."""
     precision: Annotated[Precision, BeforeValidator(as_precision)] = Precision()
     calibration: Calibration = Calibration()
     steps: Annotated[dict[str, SerializeAsAny[StepConfig]], BeforeValidator(_typed_steps)] = Field(default_factory=dict)

@@ -1,14 +1,15 @@
-"""The configs of the ladder's steps, and the order rules between them.
+"""The ladder's steps by name: their configs, and the order rules between them.
 
-They stand apart from the functions (`qatflow.steps`) because a recipe is checked before torch is imported. A test
-holds the two tables, and the YAML files in `conf/steps`, together.
+They stand apart from the functions because a recipe is checked before torch is imported. A step of ours is an entry of
+the table below and the function of its name in `qatflow/steps/NAME.py`. A user's is one function, and its config, a
+`StepConfig` as well, is the annotation of its second parameter.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from qatflow.recipe.config import Config
 from qatflow.recipe.precision import ShortLayerPrecision
@@ -29,6 +30,17 @@ class StepConfig(Config):
     """True for a step that only rounds weights better: it cannot mend what activations cost."""
     always_kept: ClassVar[bool] = False
     """True for a step that only prepares the graph: it is kept even where the measurement falls."""
+
+
+class UntypedStep(StepConfig):
+    """Options of a step from outside as they are written, until its module is imported."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return dict(self.model_extra or {})
 
 
 class FoldBatchNorms(StepConfig):

@@ -1,7 +1,6 @@
 """Make what a recipe names: look a name up in our table, or import and call a user's factory.
 
-A recipe is data and may come from anyone, so that it may name functions of a few well-known packages only; any other
-package has to be trusted by whoever runs the recipe. A well-known package may not lend out what it merely imports
+What may be imported is said in `qatflow.recipe.trust`. A well-known package may not lend out what it merely imports
 either: `package.module:run` is refused where `run` is subprocess's.
 """
 
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from qatflow.errors import Mistake, QatflowError, RecipeError, allowed_values, near_match
 from qatflow.recipe import Source
-from qatflow.recipe.check import OPEN_PACKAGES
+from qatflow.recipe.trust import OPEN_PACKAGES, form_mistakes, trust_mistakes
 from qatflow.users_code import said
 
 Made = TypeVar("Made")
@@ -74,38 +73,54 @@ def call(
 def load_factory(factory: str, trust: Iterable[str] = (), path: str = "factory") -> Callable[..., Any]:
     """Return the function or class that `package.module:function` names.
 
-    Its module is imported only if its top package is well known or in `trust`. The current directory is a place to
-    import trusted packages from, after all others.
-
     Args:
         factory: `package.module:function`.
         trust: top packages to trust besides `OPEN_PACKAGES`.
         path: where in the recipe it stands, for messages.
 
     Raises:
-        RecipeError: it is not so written, not trusted, cannot be imported, is not there, or cannot be called.
+        RecipeError: see `load_object`; or it cannot be called.
     """
-    module_name, _, name = factory.partition(":")
-    if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
-        raise RecipeError([Mistake(path, f"{factory!r} names no function", "write it as package.module:function")])
-    package, trusted = module_name.split(".")[0], (*OPEN_PACKAGES, *trust)
-    if package not in trusted:
-        fix = f"if you trust it, add trust=[{package}] on the command line; open to all: {', '.join(OPEN_PACKAGES)}"
-        hint = near_match(package, OPEN_PACKAGES)
-        raise RecipeError([Mistake(path, f"the package {package!r} is not trusted", f"{hint} {fix}".strip())])
-    module = _import(module_name, path)
-    if not hasattr(module, name):
-        problem = f"the module {module_name!r} has no {name!r}"
-        raise RecipeError([Mistake(path, problem, _what_it_has(module, name))])
-    function = getattr(module, name)
+    function = load_object(factory, trust, path, callable)
     if not callable(function):
         problem = f"{factory!r} is a {type(function).__name__} and cannot be called"
         raise RecipeError([Mistake(path, problem, "name a function or a class")])
-    home = str(getattr(function, "__module__", None)).split(".")[0]
-    if package in OPEN_PACKAGES and home not in trusted:
-        problem = f"{factory!r} is not {package}'s own but comes from {home!r}, which is not trusted"
-        raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
     return function  # type: ignore[no-any-return]  # callable() says so
+
+
+def load_object(
+    written: str, trust: Iterable[str], path: str, fits: Callable[[Any], bool], what: str = "function"
+) -> Any:
+    """Return what `package.module:name` names, whether or not it fits.
+
+    Its module is imported only if its top package is well known or in `trust`. The current directory is a place to
+    import trusted packages from, after all others.
+
+    Args:
+        written: `package.module:name`.
+        trust: top packages to trust besides `OPEN_PACKAGES`.
+        path: where in the recipe it stands, for messages.
+        fits: tells what could have been meant, where the name is not there.
+        what: what it should be, for messages.
+
+    Raises:
+        RecipeError: it is not so written, not trusted, cannot be imported, or is not there.
+    """
+    trusted = (*OPEN_PACKAGES, *trust)
+    mistakes = list(form_mistakes(path, written, what)) or list(trust_mistakes(path, written, trusted))
+    if mistakes:
+        raise RecipeError(mistakes)
+    module_name, _, name = written.partition(":")
+    module, package = _import(module_name, path), module_name.split(".")[0]
+    if not hasattr(module, name):
+        problem = f"the module {module_name!r} has no {name!r}"
+        raise RecipeError([Mistake(path, problem, _what_it_has(module, name, fits, what))])
+    found = getattr(module, name)
+    home = str(getattr(found, "__module__", None)).split(".")[0]
+    if package in OPEN_PACKAGES and home not in trusted:
+        problem = f"{written!r} is not {package}'s own but comes from {home!r}, which is not trusted"
+        raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
+    return found
 
 
 def _import(module: str, path: str) -> ModuleType:
@@ -125,11 +140,11 @@ def _import(module: str, path: str) -> ModuleType:
         raise RecipeError([Mistake(path, problem, f"make `python -c 'import {module}'` work")]) from error
 
 
-def _what_it_has(module: ModuleType, name: str) -> str:
-    """Return a near match among a module's functions and classes, or else the first few of them."""
-    names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+def _what_it_has(module: ModuleType, name: str, fits: Callable[[Any], bool], what: str) -> str:
+    """Return a near match among those of a module's names that fit, or else the first few of them."""
+    names = [key for key, value in vars(module).items() if fits(value) and not key.startswith("_")]
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return near_match(name, names) or (f"it has: {shown}" if names else "it has no functions at all")
+    return near_match(name, names) or (f"it has: {shown}" if names else f"it has no {what} at all")
 
 
 def _check_arguments(function: Callable[..., Any], kwargs: Mapping[str, Any], path: str, called: str) -> None:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from qatflow.errors import DataError
-from qatflow.recipe.check import LIVE
+from qatflow.recipe.trust import LIVE
 from qatflow.tasks.identity import identity
 from qatflow.tasks.splits import Samples, Splits, naming, splits_from
 

@@ -16,8 +16,6 @@ from torch.utils import _pytree as pytree
 
 from qatflow.errors import PlacementError
 from qatflow.graph.capture import capture
-from qatflow.graph.constants import shape_only_nodes
-from qatflow.graph.ops import is_float_tensor
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.placement import Placement, place
@@ -30,6 +28,7 @@ from qatflow.recipe import Calibration, Precision
 from qatflow.recipe.steps import FoldBatchNorms
 from qatflow.steps.context import StepContext
 from qatflow.steps.fold_batch_norms import fold_batch_norms
+from qatflow.testing import check_placement
 from tests import captured
 from tests.networks import TwoInputs, inverted_residuals
 
@@ -188,18 +187,7 @@ def test_placements(name: str, target: str) -> None:
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_every_float_result_is_quantized_moved_fused_or_listed_once(name: str, target: str) -> None:
     graph = graph_of(name, target)
-    placement = place(graph, TARGETS[target], Precision())
-    told = [point.tensor for point in placement.points] + list(placement.tied)
-    told += [left.tensor for left in placement.floats]
-    assert len(told) == len(set(told))
-    constant = shape_only_nodes(graph)
-    results = {
-        n.name for n in graph.graph.nodes if n.op == "call_function" and is_float_tensor(n) and n not in constant
-    }
-    assert results <= {*told, *placement.inside}
-    quantized = {point.tensor for point in placement.points}
-    assert set(placement.tied.values()) <= quantized
-    assert {point.shares for point in placement.points} - {None} <= quantized
+    check_placement(graph, place(graph, TARGETS[target], Precision()))
 
 
 @pytest.mark.parametrize(("name", "target"), CASES)

@@ -1,11 +1,13 @@
 """The tables of targets: they say what they mean, and mean what runtimes do."""
 
+from dataclasses import replace
+
 import pytest
 
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe.names import SYMMETRIC_TARGETS
-from qatflow.recipe.names import TARGETS as NAMED
+from qatflow.recipe.targets import TARGETS as ENTRIES
+from qatflow.testing import check_target
 
 
 def target(**rules: object) -> Target:
@@ -23,10 +25,20 @@ def target(**rules: object) -> Target:
 
 
 def test_names_are_those_of_recipes_with_a_line_about_each() -> None:
-    assert list(TARGETS) == list(NAMED)
+    assert list(TARGETS) == list(ENTRIES)
     assert all(name == one.name for name, one in TARGETS.items())
-    assert {name for name, one in TARGETS.items() if one.activations_symmetric} == set(SYMMETRIC_TARGETS)
-    assert all(line and "\n" not in line for line in NAMED.values())
+    assert all(one.about and "\n" not in one.about for one in ENTRIES.values())
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_recipe_is_checked_against_what_the_table_says(name: str) -> None:
+    assert replace(ENTRIES[name], about="") == TARGETS[name].entry
+
+
+@pytest.mark.filterwarnings("ignore:.*register_constant")  # ExecuTorch's own
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_table_holds_to_the_contract(name: str) -> None:
+    check_target(TARGETS[name])
 
 
 def test_a_chain_is_written_out() -> None:

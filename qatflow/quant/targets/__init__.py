@@ -1,18 +1,11 @@
-"""The table of targets."""
+"""The tables of targets, by the names that recipes have for them: `NAME` of `qatflow/quant/targets/name.py`."""
 
 from __future__ import annotations
 
-from qatflow.quant.target import Target
-from qatflow.quant.targets.onnxruntime import ONNXRUNTIME
-from qatflow.quant.targets.openvino import OPENVINO
-from qatflow.quant.targets.qnn import QNN
-from qatflow.quant.targets.tensorrt import TENSORRT
-from qatflow.quant.targets.xnnpack import XNNPACK
+from collections.abc import Mapping
 
-TARGETS: dict[str, Target] = {
-    "onnxruntime": ONNXRUNTIME,
-    "tensorrt": TENSORRT,
-    "qnn": QNN,
-    "xnnpack": XNNPACK,
-    "openvino": OPENVINO,
-}
+from qatflow.quant.target import Target
+from qatflow.recipe.table import Table
+from qatflow.recipe.targets import TARGETS as ENTRIES
+
+TARGETS: Mapping[str, Target] = Table("target", ENTRIES, lambda name: (f"{__name__}.{name}", name.upper()))

@@ -20,9 +20,11 @@ guide to quantization in ONNX Runtime's documentation.
 from __future__ import annotations
 
 from qatflow.quant.target import Parameter, Target
+from qatflow.recipe.targets import TARGETS
 
 ONNXRUNTIME = Target(
     name="onnxruntime",
+    road=TARGETS["onnxruntime"].road,
     activations_signed=False,
     activations_symmetric=False,
     parameters={

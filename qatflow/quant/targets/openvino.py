@@ -19,11 +19,13 @@ here is `precision.weights: 7`.
 from __future__ import annotations
 
 from qatflow.quant.target import Parameter, Target
+from qatflow.recipe.targets import TARGETS
 
 ACTIVATION = "relu|clip|leaky_relu|prelu|sigmoid|tanh|hardswish|hardsigmoid|silu|gelu|elu|mish"
 
 OPENVINO = Target(
     name="openvino",
+    road=TARGETS["openvino"].road,
     activations_signed=False,
     activations_symmetric=False,
     weights_narrow=True,

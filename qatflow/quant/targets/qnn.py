@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from qatflow.graph.ops import ALL_KINDS
 from qatflow.quant.target import Parameter, Target
+from qatflow.recipe.targets import TARGETS
 
 MOVING = frozenset(
     {
@@ -47,6 +48,7 @@ COMPUTING = ALL_KINDS - MOVING - NOT_QUANTIZED
 
 QNN = Target(
     name="qnn",
+    road=TARGETS["qnn"].road,
     activations_signed=False,
     activations_symmetric=False,
     smallest_range=1e-4,

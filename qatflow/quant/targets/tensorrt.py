@@ -19,9 +19,11 @@ gain no time. That is no rule of the runtime; `precision.overrides` can say so.
 from __future__ import annotations
 
 from qatflow.quant.target import Parameter, Target
+from qatflow.recipe.targets import TARGETS
 
 TENSORRT = Target(
     name="tensorrt",
+    road=TARGETS["tensorrt"].road,
     activations_signed=True,
     activations_symmetric=True,
     weights_narrow=True,

@@ -13,11 +13,13 @@ Source: ExecuTorch's `backends/xnnpack/quantizer/xnnpack_quantizer.py` and `xnnp
 from __future__ import annotations
 
 from qatflow.quant.target import Parameter, Target
+from qatflow.recipe.targets import TARGETS
 
 PATTERNS = frozenset({"conv", "conv_transpose", "linear", "add", "mul", "avg_pool", "concat"})
 
 XNNPACK = Target(
     name="xnnpack",
+    road=TARGETS["xnnpack"].road,
     activations_signed=True,
     activations_symmetric=False,
     smallest_scale=2.0**-12,
