@@ -13,8 +13,8 @@ import torch
 import yaml
 from rich.console import Console
 
-from qatflow.door.cli import INTERRUPTED, MET, guarded
 from qatflow.door.console import say
+from qatflow.door.endings import INTERRUPTED, MET, guarded
 from qatflow.errors import RunFolderError
 from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench

@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from qatflow.encodings.__main__ import main as encodings_command
 from torch import Tensor
 
 from qatflow import export_encodings, read_encodings
 from qatflow.encodings import read
-from qatflow.encodings.__main__ import main as encodings_command
 from qatflow.export.runtime import OnnxModel
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.graph.observe import observe
