@@ -32,7 +32,6 @@ from hydra.errors import MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from pydantic import BaseModel
 from yaml import YAMLError
 
 from qatflow.door.files import GROUP, TABLES, load_recipe, shipped, unreadable
@@ -197,14 +196,8 @@ def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Hydra:
 
 def base_recipe() -> dict[str, Any]:
     """Return the defaults of every section, without `steps`: their order is that of first mention."""
-    found: dict[str, Any] = {}
-    for name, field in Recipe.model_fields.items():
-        default = (
-            Model.model_construct() if name == "model" else Data.model_construct() if name == "data" else field.default
-        )
-        if name != "steps":
-            found[name] = default.model_dump() if isinstance(default, BaseModel) else default
-    return found
+    sources = {"model": Model.model_construct(), "data": Data.model_construct()}
+    return Recipe.model_construct(**sources).model_dump(exclude={"steps"})
 
 
 def with_overrides(cfg: DictConfig, overrides: list[Override], number: int | None) -> None:
