@@ -13,7 +13,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from qatflow.door.cli import INTERRUPTED, MET, guarded
+from qatflow.door.endings import INTERRUPTED, MET, guarded
 from qatflow.errors import RunFolderError
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.lookup import complete, target_of

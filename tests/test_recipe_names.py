@@ -12,6 +12,7 @@ from qatflow.qat.optimizers import OPTIMIZERS, choose_optimizer
 from qatflow.recipe import Gate, Qat, names
 from qatflow.tasks.classes import Reading
 from qatflow.tasks.data import DATASETS
+from qatflow.tasks.metric_names import USUAL_NAMES, metric_name
 from qatflow.tasks.metrics import METRICS, Metric, fitted, load_metric
 from qatflow.tasks.models import MODELS
 
@@ -63,10 +64,10 @@ def test_what_our_metrics_take_is_what_reads_outputs() -> None:
     ],
 )
 def test_metrics_are_called_what_people_call_them(metric: str, kwargs: dict[str, object], name: str) -> None:
-    assert names.metric_name(metric, kwargs) == name
+    assert metric_name(metric, kwargs) == name
 
 
-@pytest.mark.parametrize("name", names.USUAL_NAMES)
+@pytest.mark.parametrize("name", USUAL_NAMES)
 def test_usual_names_are_of_classes_that_exist(name: str) -> None:
     modules = [importlib.import_module(f"torchmetrics{one}") for one in ("", ".classification", ".segmentation")]
     assert any(hasattr(module, name) or hasattr(module, f"Multiclass{name}") for module in modules) or name in (

@@ -19,12 +19,12 @@ from torch import Tensor
 from qatflow.errors import DataError, RecipeError
 from qatflow.recipe import Gate
 from qatflow.recipe.check import metric_kwargs_mistakes
-from qatflow.recipe.names import metric_name
 from qatflow.results.gate import check_direction
 from qatflow.tasks.class_metrics import ClassScores, share
 from qatflow.tasks.classes import Reading, logits, same_shape
 from qatflow.tasks.factory import call, load_factory
 from qatflow.tasks.live import Live, fresh
+from qatflow.tasks.metric_names import metric_name
 from qatflow.tasks.whole_metrics import AS_THEY_ARE, Arguments, arguments_of
 from qatflow.users_code import users_code
 
