@@ -11,14 +11,12 @@ import os
 import sys
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from qatflow import __version__
 from qatflow.door import listing
 from qatflow.door.command_line import Flags, for_hydra, read_flags
-from qatflow.door.composing import Plan, plan
+from qatflow.door.composing import plan
 from qatflow.door.endings import MET, guarded, stopped
 from qatflow.door.files import find_recipes
 from qatflow.door.hydra_parts import PRIMARY, get_args_parser, hydra_at
@@ -55,7 +53,8 @@ def _command(argv: list[str]) -> int:
         if not (args.cfg or args.info):
             return launch(flags, checked)
         if args.cfg:
-            _show_config(flags, checked)
+            checked.hydra.prepared = checked.jobs[0].cfg
+            checked.hydra.show_cfg(PRIMARY, [], args.cfg, args.package, args.resolve)
         else:
             checked.hydra.show_info(args.info, PRIMARY, [for_hydra(override) for override in checked.overrides])
     return MET
@@ -76,23 +75,3 @@ def _complete(flags: Flags) -> None:
         hydra_at(folder, find_recipes(folder)).shell_completion(PRIMARY, flags.overrides)
     except ValueError as error:
         raise RecipeError([Mistake("--shell-completion", str(error), "see --hydra-help")]) from error
-
-
-def _show_config(flags: Flags, checked: Plan) -> None:
-    """Show what was composed, as YAML.
-
-    Raises:
-        RecipeError: there is nothing at the place that `--package` names.
-    """
-    args, cfg = flags.hydra, checked.jobs[0].cfg
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_readonly(cfg.hydra, None)
-    shown = checked.hydra.get_sanitized_cfg(cfg, args.cfg)
-    if args.package not in (None, "_global_"):
-        shown = OmegaConf.select(shown, args.package)
-        if shown is None:
-            raise RecipeError([Mistake("--package", f"there is no {args.package!r} in what is composed")])
-    if args.resolve and OmegaConf.is_config(shown):
-        OmegaConf.resolve(shown)
-    header = f"# @package {args.package}\n" if args.package not in (None, "_global_") else ""
-    sys.stdout.write(header + OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else f"{shown}\n")

@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 from qatflow.door.command_line import is_choice, read_overrides
 from qatflow.door.files import GROUP, find_recipes, hidden_options
-from qatflow.door.hydra_parts import PRIMARY, Findings, Hydra, Loader, hydra_at, with_overrides
+from qatflow.door.hydra_parts import PRIMARY, Findings, Loader, Prepared, hydra_at, with_overrides
 from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
 from qatflow.recipe import Recipe
 from qatflow.recipe.check import check, recipe_from
@@ -69,7 +69,7 @@ class Composed:
 class Plan:
     """A command line, found free of mistakes."""
 
-    hydra: Hydra
+    hydra: Prepared
     jobs: list[Job]
     """Those of a sweeper plugin, which chooses them while it runs, are one here, with what they have in common."""
     overrides: list[Override]
@@ -124,7 +124,9 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
 class _Planner:
     """Makes jobs of their overrides, and gathers their mistakes."""
 
-    def __init__(self, hydra: Hydra, recipes: dict[str, Path], trust: Sequence[str], mistakes: list[Mistake]) -> None:
+    def __init__(
+        self, hydra: Prepared, recipes: dict[str, Path], trust: Sequence[str], mistakes: list[Mistake]
+    ) -> None:
         self._hydra, self._recipes, self._trust, self._mistakes = hydra, recipes, trust, mistakes
         assert isinstance(hydra.config_loader, Loader)
         self._loader = hydra.config_loader

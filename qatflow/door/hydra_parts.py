@@ -10,16 +10,15 @@ The groups `steps` and `target` are made from the tables of those names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.hydra import Hydra as Hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra._internal.utils import get_args_parser as get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
@@ -27,10 +26,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import run_job
 from hydra.errors import MissingConfigException
 from hydra.plugins.config_source import ConfigResult
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from yaml import YAMLError
 
@@ -178,7 +176,17 @@ class Loader(ConfigLoaderImpl):
         return super()._compose_config_from_defaults_list(defaults, repo)
 
 
-def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Hydra:
+class Prepared(Hydra):
+    """Hydra with a config that has been composed already."""
+
+    prepared: DictConfig | None = None
+
+    def compose_config(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """Return what was prepared, and compose where nothing was."""
+        return self.prepared if self.prepared is not None else super().compose_config(*args, **kwargs)
+
+
+def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Prepared:
     """Return a Hydra that searches `conf/` and then `config_dir`, as its own command line would; nothing global is."""
     version.setbase(VERSION_BASE)
     store = ConfigStore.instance()
@@ -191,13 +199,13 @@ def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Hydra:
     if config_dir is not None:
         anchor = SearchPathQuery(provider="schema")
         path.prepend(provider="command-line", path=f"file://{config_dir.absolute()}", anchor=anchor)
-    return Hydra("qatflow", Loader(path, recipes))
+    return Prepared("qatflow", Loader(path, recipes))
 
 
 def base_recipe() -> dict[str, Any]:
     """Return the defaults of every section, without `steps`: their order is that of first mention."""
-    sources = {"model": Model.model_construct(), "data": Data.model_construct()}
-    return Recipe.model_construct(**sources).model_dump(exclude={"steps"})
+    empty = Recipe.model_construct(model=Model.model_construct(), data=Data.model_construct())
+    return empty.model_dump(exclude={"steps"})
 
 
 def with_overrides(cfg: DictConfig, overrides: list[Override], number: int | None) -> None:
@@ -207,20 +215,8 @@ def with_overrides(cfg: DictConfig, overrides: list[Override], number: int | Non
     cfg.hydra.overrides.task = [override.input_line for override in own]
     dirname = job.config.override_dirname
     job.override_dirname = get_overrides_dirname(own, dirname.exclude_keys, dirname.item_sep, dirname.kv_sep)
-    cfg.hydra.mode = RunMode.RUN if number is None else RunMode.MULTIRUN
+    cfg.hydra.mode = RunMode.RUN
     if number is not None:
         with open_dict(cfg):
             job.id = job.num = number
-
-
-def carry_out(hydra: Hydra, jobs: Sequence[tuple[DictConfig, TaskFunction]], multirun: bool) -> None:
-    """Run jobs one after the other in this process, as Hydra's own launcher does."""
-    first = jobs[0][0]
-    callbacks, kind = Callbacks(first), "multirun" if multirun else "run"
-    keys = ("hydra.sweep.dir", "hydra.sweep.subdir") if multirun else ("hydra.run.dir", None)
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
-    getattr(callbacks, f"on_{kind}_start")(config=first, config_name=PRIMARY)
-    for cfg, task in jobs:
-        done = run_job(task, cfg, keys[0], keys[1], context)
-        _ = done.return_value  # raises what the task did
-    getattr(callbacks, f"on_{kind}_end")(config=first, config_name=PRIMARY, job_return=done)
+            cfg.hydra.run.dir = "${hydra.sweep.dir}/${hydra.sweep.subdir}"

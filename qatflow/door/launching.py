@@ -16,25 +16,28 @@ from omegaconf import DictConfig, read_write
 from rich.console import Console
 
 from qatflow.door.command_line import Flags, for_hydra
-from qatflow.door.composing import Job, Plan, recipe_of
+from qatflow.door.composing import Plan, recipe_of
 from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, guarded, stopped, worst
-from qatflow.door.files import GROUP
-from qatflow.door.hydra_parts import PRIMARY, carry_out
+from qatflow.door.hydra_parts import PRIMARY
 from qatflow.errors import QatflowError
 from qatflow.recipe import Recipe
-from qatflow.report.console import deployed_line, drop_text, number, say, shown_on
+from qatflow.report.console import say, shown_on, tell_result, tell_unfinished
 from qatflow.results import commands
 from qatflow.results.result import RunResult
 from qatflow.results.signals import terminated_like_interrupted
-from qatflow.results.unfinished import unfinished
 from qatflow.users_code import said
 
 
 @dataclass
 class _Session:
-    """One command line under way: what it was told and what has become of its jobs."""
+    """One command line under way: what it was told and what has become of its jobs, as far as this process knows.
+
+    Called by Hydra with each job, also in a process that a plugin started.
+    """
 
     flags: Flags
+    jobs: list[tuple[Recipe, Path]]
+    """Each job's recipe and its file; none where a sweeper plugin chooses the jobs while it runs."""
     sweep: Path | None = None
     """The folder of a sweep."""
     folders: list[Path] = field(default_factory=list)
@@ -47,10 +50,35 @@ class _Session:
         flags = ["-m"] * args.multirun + (["--config-dir", args.config_dir] if args.config_dir is not None else [])
         return commands.shell([*flags, *given, commands.setting(key, folder)])
 
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Carry out one job, and return its drop."""
+        from qatflow.api import new_folder  # imports torch
+
+        hydra, trust, file = HydraConfig.get(), self.flags.trust, None
+        if self.jobs:
+            recipe, file = self.jobs[hydra.job.num if self.sweep is not None else 0]
+        else:
+            recipe = recipe_of(cfg, trust)
+        if self.sweep is not None:
+            say(Console(), f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")
+            folder = Path(hydra.runtime.output_dir)
+            origin = commands.again(folder, trust), file
+        else:
+            folder = Path(recipe.run.dir) if recipe.run.dir else new_folder(recipe.name)
+            origin = self.again("run.dir", folder), file
+        self.folders.append(folder)
+        with terminated_like_interrupted():
+            self.codes.append(guarded(partial(_run, recipe, folder, trust, origin)))
+        result = _read(folder)
+        if self.codes[-1] in (ERROR, DEFECT):
+            tell_unfinished(result, folder)
+        return result.winner.drop if result is not None and result.winner is not None else None
+
 
 def launch(flags: Flags, checked: Plan) -> int:
     """Run the job or jobs, say how to go on where that is stopped, and return the exit code."""
-    session = _Session(flags)
+    chosen_later = checked.plugin.startswith("hydra/sweeper")
+    session = _Session(flags, [] if chosen_later else [(job.recipe, job.file) for job in checked.jobs])
     if not flags.multirun:
         return _stoppable(session, checked)
     with _sweep_folder(checked) as session.sweep:
@@ -69,7 +97,7 @@ def _stoppable(session: _Session, checked: Plan) -> int:
     except KeyboardInterrupt as stop:
         code = stopped(stop)
         if session.folders:
-            _tell_unfinished(session.folders[-1])
+            tell_unfinished(_read(session.folders[-1]), session.folders[-1])
         return code
     return worst([*session.codes, *([failed] if failed else [])])
 
@@ -81,9 +109,6 @@ def _sweep_folder(checked: Plan) -> Iterator[Path]:
 
     asked = [override.value() for override in checked.overrides if override.key_or_group == "hydra.sweep.dir"]
     sweep = Path(str(asked[-1])) if asked else new_folder("sweep")
-    for job in checked.jobs:
-        with read_write(job.cfg.hydra):
-            job.cfg.hydra.sweep.dir = str(sweep)
     yield sweep
     if not asked:
         with suppress(OSError):  # where it is not empty
@@ -93,42 +118,13 @@ def _sweep_folder(checked: Plan) -> Iterator[Path]:
 
 def _here(session: _Session, checked: Plan) -> int:
     """Run the jobs one after the other in this process."""
-    jobs = [(job.cfg, partial(_job, session, job)) for job in checked.jobs]
-    carry_out(checked.hydra, jobs, session.flags.multirun)
+    for job in checked.jobs:
+        if session.sweep is not None:
+            with read_write(job.cfg.hydra):
+                job.cfg.hydra.sweep.dir = str(session.sweep)
+        checked.hydra.prepared = job.cfg
+        checked.hydra.run(PRIMARY, session, [])
     return MET
-
-
-def _job(session: _Session, job: Job, _: DictConfig) -> float | None:
-    """Carry out one job, note its outcome, and return its drop."""
-    from qatflow.api import new_folder  # imports torch
-
-    if session.sweep is not None:
-        hydra = HydraConfig.get()
-        say(Console(), f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")
-        folder = Path(hydra.runtime.output_dir)
-        again = commands.again(folder, session.flags.trust)
-    else:
-        folder = Path(job.recipe.run.dir) if job.recipe.run.dir else new_folder(job.recipe.name)
-        again = session.again("run.dir", folder)
-    session.folders.append(folder)
-    session.codes.append(_carried_out(job.recipe, folder, again, job.file, session.flags.trust))
-    return _drop(folder)
-
-
-@dataclass(frozen=True)
-class _Elsewhere:
-    """Carries out a job that a plugin starts in a process of its own, and returns its drop."""
-
-    trust: tuple[str, ...]
-    recipes: dict[str, Path]
-
-    def __call__(self, cfg: DictConfig) -> float | None:
-        hydra = HydraConfig.get()
-        folder = Path(hydra.runtime.output_dir)
-        file = self.recipes[str(hydra.runtime.choices[GROUP])]
-        with terminated_like_interrupted():
-            _carried_out(recipe_of(cfg, self.trust), folder, commands.again(folder, self.trust), file, self.trust)
-        return _drop(folder)
 
 
 def _by_plugin(session: _Session, checked: Plan) -> int:
@@ -143,34 +139,27 @@ def _by_plugin(session: _Session, checked: Plan) -> int:
     lines = [for_hydra(override) for override in checked.overrides if override.key_or_group != "hydra.sweep.dir"]
     lines += [commands.setting("hydra.sweep.dir", session.sweep.absolute()), "hydra.mode=MULTIRUN"]
     try:
-        checked.hydra.multirun(PRIMARY, _Elsewhere(session.flags.trust, checked.recipes), lines)
+        checked.hydra.multirun(PRIMARY, session, lines)
     except Exception as error:
         message = f"{checked.plugin} failed: {said(error)}"
         raise QatflowError(message) from error
     finally:
         session.folders = run_folders(session.sweep) if session.sweep.is_dir() else []
-        session.codes = [_code(folder) for folder in session.folders]
-        session.codes += [ERROR] * (len(checked.jobs) - len(session.folders))
+        session.codes = [_code(_read(folder)) for folder in session.folders]
+        session.codes += [ERROR] * (len(session.jobs) - len(session.folders))
     return MET
 
 
-def _carried_out(recipe: Recipe, folder: Path, again: str, file: Path, trust: tuple[str, ...]) -> int:
+def _run(recipe: Recipe, folder: Path, trust: tuple[str, ...], origin: tuple[str, Path | None]) -> int:
     """Carry out one recipe in a folder, say what came out of it, and return its exit code."""
-    code = guarded(partial(_run, recipe, folder, again, file, trust))
-    if code in (ERROR, DEFECT):
-        _tell_unfinished(folder)
-    return code
-
-
-def _run(recipe: Recipe, folder: Path, again: str, file: Path, trust: tuple[str, ...]) -> int:
     from qatflow.api import run  # imports torch
     from qatflow.ladder.environment import Origin
 
     console = Console()
     say(console, f"{recipe.name}: everything goes to {folder}")
     with shown_on(console) as progress:
-        result = run(recipe, folder, trust=trust, progress=progress, origin=Origin(again, file))
-    _tell(console, result, folder)
+        result = run(recipe, folder, trust=trust, progress=progress, origin=Origin(*origin))
+    tell_result(console, result, folder)
     return MET if result.passed else MISSED
 
 
@@ -184,14 +173,8 @@ def _read(folder: Path) -> RunResult | None:
         return None
 
 
-def _drop(folder: Path) -> float | None:
-    result = _read(folder)
-    return result.winner.drop if result is not None and result.winner is not None else None
-
-
-def _code(folder: Path) -> int:
+def _code(result: RunResult | None) -> int:
     """Return the exit code of a run that another process carried out."""
-    result = _read(folder)
     if result is None or result.status != "finished":
         return ERROR
     return MET if result.passed else MISSED
@@ -203,39 +186,3 @@ def _summary(sweep: Path, folders: list[Path]) -> int:
     written = write_sweep(sweep, folders)
     say(Console(), f"\nsweep    {', '.join(map(str, written))}")
     return MET
-
-
-def _tell(console: Console, result: RunResult, folder: Path) -> None:
-    """Say what came out of a run that finished, and where it is."""
-    judged = result.winner.sentence if result.winner is not None else ""
-    if result.verdict is not None:
-        say(console, f"\n{'Gate met' if result.passed else 'Gate missed'}. {judged or result.verdict.sentence}")
-    if result.training_error:
-        say(Console(stderr=True), f"training failed: {result.training_error}")
-    winner = result.winner
-    if winner is not None:
-        metric = result.gate.metric if result.gate else "metric"
-        say(console, f"best     {winner.id}: {metric} {number(winner.value)}, FP32 {number(winner.fp32)}")
-        limit = result.gate.max_drop_text if result.gate else ""
-        say(console, f"drop     {drop_text(winner)}" + (f", allowed {limit}" if limit else ""))
-    if result.verification is not None:
-        say(console, f"deployed {deployed_line(result)}")
-    _tell_files(console, folder, "report.html", "export")
-
-
-def _tell_files(console: Console, folder: Path, *names: str) -> None:
-    """Say where those files of a run folder are that are there."""
-    for path in (folder / name for name in names):
-        if path.exists():
-            say(console, f"{path.stem:<8} {path}")
-
-
-def _tell_unfinished(folder: Path) -> None:
-    """Say of a run that did not finish what it has, what remains, and how to go on."""
-    console, result = Console(stderr=True), _read(folder)
-    found = unfinished(result) if result is not None else None
-    if found is not None:
-        say(console, f"\n{found.title}. {found.best}" + (f"\n{found.remaining}" if found.remaining else ""))
-    _tell_files(console, folder, "report.html", "log.txt")
-    if found is not None:
-        say(console, f"go on    {found.command}")

@@ -62,12 +62,12 @@ def shown(value: Any, quote: bool = True) -> str:
 
 def _as_written(raw: Any, loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
     """Follow `loc` as far as the user's own text goes; return how far, and the value there."""
-    value = raw
+    value: Any = raw
     for depth, part in enumerate(loc):
-        try:
-            value = value[part] if isinstance(value, (Mapping, list, tuple)) else {}[part]
-        except (LookupError, TypeError):
+        inside = isinstance(value, Mapping) and part in value
+        if not inside and not (isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)):
             return loc[:depth], value
+        value = value[part]
     return loc, value
 
 

@@ -1,4 +1,4 @@
-"""Show a run as it goes: bars and a growing table in a terminal or a notebook with ipywidgets, single lines elsewhere.
+"""Show a run as it goes, and what came out of it: bars and a table in a terminal or notebook, single lines elsewhere.
 
 A log file or a CI job gets no control codes and few lines: of a long loop only what it has done every few seconds.
 Names of candidates, models and files come from users and are never read as rich's markup.
@@ -10,6 +10,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console, Group
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, Judgement, RunResult, TrialRecord, Verdict
+from qatflow.results.unfinished import unfinished
 
 T = TypeVar("T")
 
@@ -186,7 +188,7 @@ def candidate_cells(record: CandidateRecord) -> tuple[str, str, str, str, str, s
     return name, number(record.value), drop, WORDS[record.verdict][0], sqnr, f"{record.seconds:.1f}"
 
 
-def deployed_line(result: RunResult) -> str:
+def _deployed_line(result: RunResult) -> str:
     """Return one line about the exported file in its runtime."""
     found = result.verification
     assert found is not None
@@ -211,3 +213,39 @@ def trial_line(record: TrialRecord) -> str:
 
 def _total(items: Iterable[object], total: int | None) -> int | None:
     return len(items) if total is None and isinstance(items, Sized) else total
+
+
+def tell_result(console: Console, result: RunResult, folder: Path) -> None:
+    """Say what came out of a run that finished, and where it is."""
+    judged = result.winner.sentence if result.winner is not None else ""
+    if result.verdict is not None:
+        say(console, f"\n{'Gate met' if result.passed else 'Gate missed'}. {judged or result.verdict.sentence}")
+    if result.training_error:
+        say(Console(stderr=True), f"training failed: {result.training_error}")
+    winner = result.winner
+    if winner is not None:
+        metric = result.gate.metric if result.gate else "metric"
+        say(console, f"best     {winner.id}: {metric} {number(winner.value)}, FP32 {number(winner.fp32)}")
+        limit = result.gate.max_drop_text if result.gate else ""
+        say(console, f"drop     {drop_text(winner)}" + (f", allowed {limit}" if limit else ""))
+    if result.verification is not None:
+        say(console, f"deployed {_deployed_line(result)}")
+    _tell_files(console, folder, "report.html", "export")
+
+
+def _tell_files(console: Console, folder: Path, *names: str) -> None:
+    """Say where those files of a run folder are that are there."""
+    for path in (folder / name for name in names):
+        if path.exists():
+            say(console, f"{path.stem:<8} {path}")
+
+
+def tell_unfinished(result: RunResult | None, folder: Path) -> None:
+    """Say of a run that did not finish what it has, what remains, and how to go on."""
+    console = Console(stderr=True)
+    found = unfinished(result) if result is not None else None
+    if found is not None:
+        say(console, f"\n{found.title}. {found.best}" + (f"\n{found.remaining}" if found.remaining else ""))
+    _tell_files(console, folder, "report.html", "log.txt")
+    if found is not None:
+        say(console, f"go on    {found.command}")
