@@ -4,15 +4,16 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from qatflow.errors import PlacementError, RecipeError
-from qatflow.graph.capture import capture
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network
 from qatflow.quant.placement import Placement, place
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, LayerPrecision, Precision
+from qatflow.recipe import LayerPrecision, Precision
 
 
 class Net(nn.Module):
@@ -26,13 +27,17 @@ class Net(nn.Module):
 
 
 @cache
-def graph() -> fx.GraphModule:
+def network() -> Network:
     torch.manual_seed(0)
-    return capture(Net().eval(), (torch.randn(2, 3, 8, 8),))
+    return captured_network(Net().eval(), (torch.randn(2, 3, 8, 8),))
+
+
+def designed(target: str = "qnn", **precision: object) -> Network:
+    return network().designed(Design(TARGETS[target], Precision.model_validate(precision)))
 
 
 def placed(target: str = "qnn", **precision: object) -> Placement:
-    return place(graph(), TARGETS[target], Precision.model_validate(precision))
+    return place(designed(target, **precision))
 
 
 def weights(placement: Placement) -> dict[str, int]:
@@ -97,10 +102,8 @@ def test_a_layer_in_float_computes_in_float(target: str) -> None:
     assert "x" not in activations(found) or target == "qnn"
     assert any(left.reason == "precision.overrides['features.0'] leaves it in float" for left in found.floats)
     x = torch.randn(8, 3, 8, 8)
-    simulation = Simulation(
-        Network(graph()), TARGETS[target], Precision.model_validate({"overrides": {"features.0": "float"}})
-    )
-    simulation.calibrate([((x,), {})], Calibration())
+    simulation = Simulation(designed(target, overrides={"features.0": "float"}))
+    simulation.calibrate([((x,), {})])
     simulation.model(x)
 
 
