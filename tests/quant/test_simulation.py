@@ -356,6 +356,18 @@ def test_more_bits_mean_less_noise(folded: Network) -> None:
     assert 5 < gain < 7
 
 
+def test_weights_in_float_leave_only_the_activations_rounded() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(16, 3, 8, 8)
+    network = Network(capture(model, (x[:2],)))
+    simulation = simulate(network, x, precision=Precision(weights=2, activations=16), activations="minmax")
+    coarse = sqnr_db(model(x), simulation.model(x))
+    simulation.quantize_weights(False)
+    assert sqnr_db(model(x), simulation.model(x)) > 70 > coarse
+    simulation.quantize_weights(True)
+    assert sqnr_db(model(x), simulation.model(x)) == pytest.approx(coarse)
+
+
 def test_a_loaded_zero_point_of_a_weight_is_used() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8)
