@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
 from qatflow.steps.context import StepContext
 
 torch.set_num_threads(1)  # the networks here are tiny: threads that wait for one another cost more than they gain
@@ -24,12 +22,7 @@ def _seed() -> None:
 def make_context():
     """Return a maker of step contexts over given batches of inputs."""
 
-    def make(*inputs: torch.Tensor, precision: Precision | None = None, **options: object) -> StepContext:
-        return StepContext(
-            inputs=lambda limit: [((x,), {}) for x in inputs],
-            target=TARGETS["onnxruntime"],
-            precision=precision or Precision(),
-            calibration=Calibration(**options),
-        )
+    def make(*inputs: torch.Tensor) -> StepContext:
+        return StepContext(lambda limit: [((x,), {}) for x in inputs])
 
     return make

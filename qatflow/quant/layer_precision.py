@@ -32,6 +32,7 @@ class LayerPrecisions:
         self._patterns: dict[str, tuple[LayerPrecision, list[fx.Node]]] = {}
         self._by_op: dict[fx.Node, tuple[str, LayerPrecision]] = {}
         self._by_tensor: dict[fx.Node, tuple[str, LayerPrecision]] = {}
+        self._tensor_patterns: set[str] = set()
         if precision.first_layer is not None:
             self._set(_ends(layers, forward=False), "precision.first_layer", precision.first_layer)
         if precision.last_layer is not None:
@@ -46,6 +47,7 @@ class LayerPrecisions:
             self._patterns[pattern] = wanted, matched or tensors
             self._set(matched, source, wanted)
             self._by_tensor.update(dict.fromkeys(tensors, (source, wanted)))
+            self._tensor_patterns |= {pattern} if tensors else set()
             if not matched and not tensors:
                 mistakes.append(_no_match(pattern, {path for one in paths.values() for path in one}))
         if mistakes:
@@ -92,8 +94,9 @@ class LayerPrecisions:
         for pattern, (wanted, ops) in self._patterns.items():
             by_weight = wanted.weights is not None or wanted.per_channel is not None
             reached = [*(weighted if by_weight else ()), *(computing if wanted.activations is not None else ())]
-            named = [node for node in ops if node in self._by_tensor]
-            reached += [node for node in named if node in tensors and (node.op == "get_attr") == by_weight]
+            named = ops if pattern in self._tensor_patterns else []
+            if named:
+                reached = [node for node in named if node in tensors and (node.op == "get_attr") == by_weight]
             if wanted.quantized and not set(ops) & set(reached):
                 what = "it" if named else "no weight of it" if by_weight else "no tensor of it"
                 problem = f"changes nothing: target {target} {'does not quantize' if named else 'quantizes'} {what}"
