@@ -60,13 +60,15 @@ def run(
         UserCodeError: code of the user's raised; `result.json` says so as well, and `log.txt` has the traceback.
         QatflowError: the recipe, model or data cannot be used; likewise.
     """
-    recipe, origin = complete(recipe, trust), origin or Origin(commands.again(folder, trust))
+    origin = origin or Origin(commands.again(folder, trust))
     journal = Journal(recipe, folder, progress or Silent(), origin.again)
     with journal.to_the_end():
         _tell_older(journal, folder)
-        write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        _write_recipe(folder, recipe)
         journal.update()
         journal.stage("load: model, data and metric")
+        recipe = complete(recipe, trust)
+        _write_recipe(folder, recipe)  # with the defaults of steps from outside
         task = load_task(recipe, trust, parts)
         _tell_unidentified(journal, parts)
         where = environment(recipe, origin, task.device, weights_file(recipe.model))
@@ -104,6 +106,10 @@ def run(
             tensors=tensors(bench, best),
             float_tensors=float_tensors(best),
         )
+
+
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _tell_older(journal: Journal, folder: Path) -> None:

@@ -206,6 +206,14 @@ def test_another_version_of_a_step_or_table_is_not_taken_for_the_same(
     assert set(resumed(folder).values()) == {False}
 
 
+def test_a_run_that_cannot_start_says_so_in_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"shrink\.by: 2 is too large"):
+        qatflow.run(recipe(steps={SHRINK: {"by": 2}}), tmp_path, trust=TRUST)
+    left = RunResult.model_validate_json((tmp_path / "result.json").read_text())
+    assert (left.status, left.remaining[0]) == ("failed", "FP32")
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["steps"] == {SHRINK: {"by": 2}}
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The same steps in a package of the user's that can be changed."""
