@@ -11,6 +11,7 @@ The groups `steps` and `target` are made from the tables of those names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,17 @@ def groups() -> frozenset[str]:
     return frozenset({folder.name for folder in shipped("conf").iterdir() if folder.is_dir()} | {GROUP, *TABLES})
 
 
+@dataclass
 class Findings:
     """What was wrong on the way to one composed config. Hydra copies what holds it, and it stays one."""
 
-    def __init__(self) -> None:
-        self.mistakes: dict[str, Mistake] = {}
-        """By the config that they are in."""
-        self.absent: set[str] = set()
-        self.lists: dict[str, Any] = {}
-        """Lists in a recipe where a section belongs: OmegaConf cannot merge them, and the recipe check tells."""
-        self.bare = 0
-        """1 where recipes are taken without their defaults, 2 without all else, because those cannot be composed."""
+    bare: int = 0
+    """1 where recipes are taken without their defaults, 2 without all else, because those cannot be composed."""
+    mistakes: dict[str, Mistake] = field(default_factory=dict)
+    """By the config that they are in."""
+    absent: set[str] = field(default_factory=set)
+    lists: dict[str, Any] = field(default_factory=dict)
+    """Lists in a recipe where a section belongs: OmegaConf cannot merge them, and the recipe check tells."""
 
     def __deepcopy__(self, memo: object) -> Findings:
         return self
