@@ -327,7 +327,7 @@ def test_help_names_flags_and_options(capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert "--cfg job" in shown
-    assert "steps        absorb_bias, adaround, correct_bias, equalize, fold_batch_norms" in shown
+    assert "steps        absorb_bias, adaround, calibrate, correct_bias, equalize, fold_batch_norms" in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from qatflow.door.files import find_recipes
 from qatflow.door.hydra_parts import hydra_at
 from qatflow.errors import RecipeError
 from qatflow.recipe import Recipe
+from qatflow.recipe.steps import STEP_CONFIGS
 
 PRECISIONS = "w2a4, w2a8_per_tensor, w3a4, w4a4, w4a8, w4a8_per_tensor, w8a16, w8a8, w8a8_per_tensor"
 TOP = f"{', '.join(Recipe.model_fields)}, recipe, trust"
@@ -81,14 +82,12 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ),
         ("report=htm", "report: 'htm' is not an option; did you mean 'html'? allowed: html, tables"),
         ("steps=[fold_batch_norm]", "steps: unknown step 'fold_batch_norm'; did you mean 'fold_batch_norms'? "
-         "allowed: absorb_bias, adaround, correct_bias, equalize, fold_batch_norms, reestimate_batch_norms, "
-         "search_scales, smooth"),
+         f"allowed: {', '.join(sorted(STEP_CONFIGS))}"),
         ("steps=[equalize,equalize]", "steps: 'equalize' is listed 2 times; a step runs once: list it once"),
         ("steps.adaround.iterations=5", "steps.adaround: the recipe does not select this step; "
          "select it: steps=[fold_batch_norms,adaround]"),
         ("steps.adaroundd.iterations=5", "steps.adaroundd: unknown step; did you mean 'adaround'? "
-         "allowed: fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, "
-         "reestimate_batch_norms"),
+         f"allowed: {', '.join(STEP_CONFIGS)}"),
         ("~qat.losss", "qat.losss: cannot be removed, for it is not there"),
         ("gate.metric.x=1", "gate.metric: {'x': 1} is not text"),
         ("recipe=quikstart", "recipe: 'quikstart' is not a recipe; did you mean 'quickstart'? "
