@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose
-
 import qatflow
-from qatflow.door import config
-from qatflow.door.preflight import plan
+from qatflow.door.composing import plan
 from qatflow.recipe import Recipe
 from qatflow.results.result import RunResult, TrialRecord
 
@@ -26,9 +23,7 @@ def recipe_of(trials: int, epochs: int | None, seed: int) -> Recipe:
     overrides += [f"search.max_trials={trials}", "search.stop_at_gate=false"]
     if epochs is not None:
         overrides.append(f"search.epochs=[{epochs},{epochs}]")
-    checked = plan(overrides, False, None, ())
-    with config.hydra_at(None):
-        return config.recipe_of(compose(config.PRIMARY, list(checked.lines)), (), checked.dropped[0])
+    return plan(overrides).jobs[0].recipe
 
 
 def rows(folder: Path, trials: int, epochs: int | None, seed: int) -> list[Row]:

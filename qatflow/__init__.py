@@ -11,54 +11,68 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qatflow.api import run
+    from qatflow.api import quantize, run
     from qatflow.export.onnx_export import export_onnx
     from qatflow.export.pair import export_encodings, read_encodings
     from qatflow.export.pt2_export import export_pt2
     from qatflow.export.pte_export import export_pte
     from qatflow.graph.capture import capture
+    from qatflow.quant.design import Design
     from qatflow.quant.network import Network
-    from qatflow.quant.prepare import prepare
+    from qatflow.quant.prepare import captured_network, prepare
     from qatflow.quant.simulation import Simulation
     from qatflow.quant.targets import TARGETS
+    from qatflow.quantizer import Quantizer
     from qatflow.recipe import Recipe
+    from qatflow.report.read import read_result
     from qatflow.results.result import RunResult
     from qatflow.steps import STEPS
 
-__all__ = [
-    "STEPS",
-    "TARGETS",
-    "Network",
-    "Recipe",
-    "RunResult",
-    "Simulation",
-    "__version__",
-    "capture",
-    "export_encodings",
-    "export_onnx",
-    "export_pt2",
-    "export_pte",
-    "prepare",
-    "read_encodings",
-    "run",
-]
-
 HOMES = {
     "run": "qatflow.api",
+    "quantize": "qatflow.api",
+    "Quantizer": "qatflow.quantizer",
     "capture": "qatflow.graph.capture",
+    "captured_network": "qatflow.quant.prepare",
     "export_onnx": "qatflow.export.onnx_export",
     "export_encodings": "qatflow.export.pair",
     "read_encodings": "qatflow.export.pair",
     "export_pt2": "qatflow.export.pt2_export",
     "export_pte": "qatflow.export.pte_export",
+    "Design": "qatflow.quant.design",
     "Network": "qatflow.quant.network",
     "Simulation": "qatflow.quant.simulation",
     "prepare": "qatflow.quant.prepare",
     "TARGETS": "qatflow.quant.targets",
     "Recipe": "qatflow.recipe",
     "RunResult": "qatflow.results.result",
+    "read_result": "qatflow.report.read",
     "STEPS": "qatflow.steps",
 }
+"""The public names, and where each comes from."""
+
+__all__ = [
+    "STEPS",
+    "TARGETS",
+    "Design",
+    "Network",
+    "Quantizer",
+    "Recipe",
+    "RunResult",
+    "Simulation",
+    "__version__",
+    "capture",
+    "captured_network",
+    "export_encodings",
+    "export_onnx",
+    "export_pt2",
+    "export_pte",
+    "prepare",
+    "quantize",
+    "read_encodings",
+    "read_result",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -66,3 +80,7 @@ def __getattr__(name: str) -> Any:
         message = f"module 'qatflow' has no attribute {name!r}"
         raise AttributeError(message)
     return getattr(import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

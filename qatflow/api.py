@@ -1,4 +1,4 @@
-"""The whole from Python: carry out a recipe and write its report."""
+"""The whole from Python: carry out a recipe, or quantize live objects, and write the report."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ import itertools
 import logging
 import shlex
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
 
 from qatflow import engine
 from qatflow.ladder.environment import Origin
-from qatflow.recipe import Recipe
+from qatflow.recipe import Data, Recipe
+from qatflow.recipe.check import session_recipe
+from qatflow.report.console import shown_on
 from qatflow.report.write import write
 from qatflow.results.progress import Progress
 from qatflow.results.result import RunResult
 from qatflow.results.signals import workers_may_die
+from qatflow.tasks.live import Live, Parts, batch_size_of, live_name, live_splits
 from qatflow.users_code import said
 
 logger = logging.getLogger(__name__)
+
+STEPS = ("fold_batch_norms", "equalize", "adaround")
 
 
 def run(
@@ -43,11 +52,98 @@ def run(
         UserCodeError: code of the user's raised. The report of what was finished is written all the same.
         QatflowError: the recipe, model or data cannot be used; likewise.
     """
-    home = Path(folder or recipe.run.dir or new_folder(recipe.name))
+    return _carried_out(recipe, Path(folder or recipe.run.dir or new_folder(recipe.name)), trust, progress, origin)
+
+
+def quantize(
+    model: nn.Module,
+    data: Mapping[str, Any],
+    *,
+    metric: Any = "accuracy",
+    loss: Any = "auto",
+    target: str = "onnxruntime",
+    precision: Any = "w8a8",
+    steps: Sequence[str] | Mapping[str, Any] = STEPS,
+    gate: Any = None,
+    labels: bool = True,
+    name: str | None = None,
+    folder: Path | str | None = None,
+    trust: tuple[str, ...] = (),
+    progress: Progress | None = None,
+    **sections: Any,
+) -> RunResult:
+    """Quantize a live module: the whole run, with gate, search, verification and report.
+
+    A second call with the same `folder` goes on from what the first finished, where model, data, metric and loss can be
+    told to be the same; a note says of which that is not so.
+
+    Args:
+        model: the trained FP32 model; it is left as it is.
+        data: `calibration` and `test`, and for QAT `train` and `validation`: loaders, datasets or lists of
+            `(inputs, target)`, that share no sample.
+        metric: a name of ours, `package.module:function`, a torchmetrics metric, or a function
+            `(outputs, target) -> one score per sample`, with FP32's outputs as a third argument if it takes one.
+        loss: for QAT: a name of ours, `package.module:function`, or a function `(outputs, target) -> scalar`.
+        target: name of a target.
+        precision: such as `w8a8` or `w4a8_per_tensor`, or what a recipe's section holds.
+        steps: names in order, or a mapping from each to its options.
+        gate: the largest drop, such as 0.01 or `1%`, or what a recipe's section holds.
+        labels: false where a sample is the inputs alone.
+        name: of the run; None is the model's class.
+        folder: the run folder; None makes a new one under `reports/`.
+        trust: packages that functions may be named from.
+        progress: who is told how it gets on; None shows it on the terminal or in the notebook.
+        sections: other sections and values of a recipe, such as `qat={"when": "never"}`, `search={"max_trials": 4}` or
+            `seed=1`; `data_options` and `model_options` hold further keys of `data` and `model`.
+
+    Raises:
+        RecipeError: some of it cannot be used; all mistakes are in the error.
+        UserCodeError: code of the user's raised.
+        QatflowError: the model or the data cannot be used.
+    """
+    parts = Parts(model, live_splits(data), _live(metric), _live(loss))
+    mapping: dict[str, Any] = {
+        "name": name or type(model).__name__,
+        "model": {"factory": live_name(model), **sections.pop("model_options", {})},
+        "data": {
+            "batch_size": batch_size_of(data) or Data.model_fields["batch_size"].default,
+            "labels": labels,
+            **sections.pop("data_options", {}),
+        },
+        "target": target,
+        "precision": precision,
+        "steps": dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(steps),
+        "gate": {**({"max_drop": gate} if not isinstance(gate, Mapping) else gate), "metric": _named(metric)},
+        **sections,
+        "qat": {"when": "missed" if "train" in data else "never", **sections.get("qat", {}), "loss": _named(loss)},
+    }
+    recipe = session_recipe(mapping, trust)
+    home = Path(folder or new_folder(recipe.name))
+    again = f"qatflow.quantize(..., folder={str(home)!r})"
+    with shown_on(Console()) if progress is None else nullcontext(progress) as shown:
+        return _carried_out(recipe, home, trust, shown, Origin(again), parts)
+
+
+def _live(value: Any) -> Live | None:
+    return None if isinstance(value, str) else Live.of(value)
+
+
+def _named(value: Any) -> str:
+    return value if isinstance(value, str) else live_name(value)
+
+
+def _carried_out(
+    recipe: Recipe,
+    home: Path,
+    trust: tuple[str, ...],
+    progress: Progress | None,
+    origin: Origin | None,
+    parts: Parts | None = None,
+) -> RunResult:
     home.mkdir(parents=True, exist_ok=True)
     with _log_to(home / "log.txt"):
         try:
-            return engine.run(recipe, home, trust, progress, origin)
+            return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:
             if (home / "result.json").exists():
                 _report(home, recipe, progress)
@@ -76,11 +172,9 @@ def new_folder(name: str, root: Path | None = None) -> Path:
     parent = (root or Path("reports")) / name
     for count in itertools.count(1):
         folder = parent / (stamp if count == 1 else f"{stamp}-{count}")
-        try:
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+            return folder
     raise AssertionError
 
 

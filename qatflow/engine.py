@@ -15,7 +15,6 @@ import yaml
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
-from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.ladder.climb import climb, shippable
@@ -23,14 +22,15 @@ from qatflow.ladder.environment import Origin, environment, imported_packages
 from qatflow.ladder.lookup import complete, target_of
 from qatflow.ladder.tensor_records import float_tensors, tensors
 from qatflow.qat.check import check_training
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.recipe import Recipe
 from qatflow.results import commands
 from qatflow.results.journal import Journal
 from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
 from qatflow.results.store import read_json, write_json, write_text
+from qatflow.tasks.live import Parts
 from qatflow.tasks.models import weights_file
 from qatflow.tasks.task import load_task
 from qatflow.users_code import said
@@ -44,6 +44,7 @@ def run(
     trust: tuple[str, ...] = (),
     progress: Progress | None = None,
     origin: Origin | None = None,
+    parts: Parts | None = None,
 ) -> RunResult:
     """Carry out a recipe and return its result; the run folder holds everything it leaves but the report.
 
@@ -53,6 +54,7 @@ def run(
         trust: packages that factories may be imported from, besides the well-known ones.
         progress: who is told how it gets on.
         origin: how it was asked for; None where it was from Python.
+        parts: live objects in the place of those that the recipe calls `live:...`.
 
     Raises:
         UserCodeError: code of the user's raised; `result.json` says so as well, and `log.txt` has the traceback.
@@ -67,11 +69,13 @@ def run(
         journal.stage("load: model, data and metric")
         recipe = complete(recipe, trust)
         _write_recipe(folder, recipe)  # with the defaults of steps from outside
-        task = load_task(recipe, trust)
+        task = load_task(recipe, trust, parts)
+        _tell_unidentified(journal, parts)
         where = environment(recipe, origin, task.device, weights_file(recipe.model))
         write_json(folder / "environment.json", where)
         journal.stage("capture: export the model as one graph")
-        base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), target_of(recipe.target, trust)))
+        design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
+        base = captured_network(task.model, *task.example(), design, recipe.data.mask)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()
         if recipe.qat.when != "never":
@@ -100,7 +104,7 @@ def run(
             passed=shipped.passed,
             remaining=(),
             tensors=tensors(bench, best),
-            float_tensors=float_tensors(bench, best),
+            float_tensors=float_tensors(best),
         )
 
 
@@ -119,6 +123,12 @@ def _tell_older(journal: Journal, folder: Path) -> None:
             f"{folder} holds results of schema {version}, and this qatflow writes schema {SCHEMA_VERSION}: all is done "
             "anew; trials of an older study stay in its study.db and are not used"
         )
+
+
+def _tell_unidentified(journal: Journal, parts: Parts | None) -> None:
+    """Say of which live objects a later session could not tell whether they are the same."""
+    for what in parts.unidentified if parts is not None else ():
+        journal.note(f"{what} holds what has no text of its own: a later session measures anew instead of resuming")
 
 
 def _check_training(bench: Bench, journal: Journal) -> None:

@@ -63,7 +63,7 @@ class UserCodeError(QatflowError, RuntimeError):
 
 
 class StepError(QatflowError, RuntimeError):
-    """A step that the recipe asks for cannot run on this model."""
+    """A step cannot run on this network: in Python one may call it on any; a recipe's order is checked before."""
 
 
 class PlacementError(QatflowError, RuntimeError):

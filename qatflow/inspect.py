@@ -8,16 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from hydra import compose
 from rich.console import Console
 
-from qatflow.door import config, listing
-from qatflow.door.cli import MET, config_dir, guarded, parsed
-from qatflow.door.console import say
-from qatflow.door.overrides import take_trust
-from qatflow.door.preflight import plan
+from qatflow.door import listing
+from qatflow.door.command_line import read_flags
+from qatflow.door.composing import plan
+from qatflow.door.endings import MET, guarded
 from qatflow.errors import Mistake, RecipeError
 from qatflow.recipe import Recipe
+from qatflow.report.console import say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,19 +25,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args, unknown = parsed(argv)
-    folder = config_dir(args, unknown)
+    flags = read_flags(argv)
+    args = flags.hydra
     if args.multirun or args.cfg or args.info or args.run:
         raise RecipeError([Mistake("flags", "inspect takes --config-dir only", "give one recipe and its overrides")])
     if args.help or not args.overrides:
         say(Console(), f"{(__doc__ or '').strip()}\n")
-        listing.show_recipes(Console(), folder)
+        listing.show_recipes(Console(), flags.config_dir)
         return MET
-    trust, overrides = take_trust(args.overrides)
-    checked = plan(overrides, False, folder, trust)
-    with config.hydra_at(folder):
-        recipe = config.recipe_of(compose(config.PRIMARY, ["name=inspect", *checked.lines]), trust, checked.dropped[0])
-    _show(Console(), recipe, trust)
+    (job,) = plan(flags.overrides, False, flags.config_dir, flags.trust).jobs
+    _show(Console(), job.recipe, flags.trust)
     return MET
 
 

@@ -28,7 +28,6 @@ from qatflow.export.onnx_export import export_onnx
 from qatflow.export.pair import export_encodings, read_encodings
 from qatflow.export.pte_export import export_pte
 from qatflow.export.runtimes import RUNTIMES, runtime_of
-from qatflow.graph.capture import capture
 from qatflow.graph.constants import shape_only_nodes
 from qatflow.graph.fingerprint import tensor_fingerprint
 from qatflow.graph.layers import tensor
@@ -36,9 +35,10 @@ from qatflow.graph.ops import is_float_tensor
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.sqnr import OutputSqnr, part_powers
 from qatflow.ladder.lookup import NamedStep
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network
 from qatflow.quant.placement import Placement
-from qatflow.quant.prepare import prepare
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load, save
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.target import Target
@@ -109,10 +109,14 @@ def images(count: int = 16, shape: Sequence[int] = Convolutions.SHAPE) -> Inputs
     return (torch.randn(count, *shape, generator=torch.Generator().manual_seed(SEED)),), {}
 
 
-def network_of(model: nn.Module, inputs: Inputs, target: Target = TARGETS["onnxruntime"]) -> Network:
-    """Return what the ladder's first step is given: a model, captured and prepared for a target."""
-    args, kwargs = inputs
-    return Network(prepare(capture(model.eval(), args, kwargs), target))
+def network_of(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Target = TARGETS["onnxruntime"],
+    precision: Precision | None = None,
+) -> Network:
+    """Return what the ladder's first step is given: a model, captured for a target and some bits (None: 8)."""
+    return captured_network(model.eval(), *inputs, Design(target, precision or Precision(), CALIBRATION))
 
 
 def check_step(
@@ -121,8 +125,6 @@ def check_step(
     network: Network | None = None,
     inputs: Sequence[Inputs] | None = None,
     *,
-    target: Target = TARGETS["onnxruntime"],
-    precision: Precision | None = None,
     least_sqnr: float | None = None,
 ) -> None:
     """Check that a step leaves its network alone, does the same every time, and that its result can be built on.
@@ -130,10 +132,8 @@ def check_step(
     Args:
         step: its function.
         config: its options; None takes the defaults.
-        network: one that the step changes; None takes `Convolutions()`.
+        network: one that the step changes; None takes `network_of(Convolutions(), images())`.
         inputs: batches of calibration inputs of that network.
-        target: what it is quantized for.
-        precision: bits; None is 8.
         least_sqnr: how near the float outputs stay to what they were, in dB: 60 is the same function. None does not
             ask.
 
@@ -142,8 +142,8 @@ def check_step(
     """
     name, batches = getattr(step, "__name__", str(step)), list(inputs or [images()])
     torch.manual_seed(SEED)
-    network = network or network_of(Convolutions(), batches[0], target)
-    context = StepContext(lambda limit: batches, target, precision or Precision(), CALIBRATION, SEED)
+    network = network or network_of(Convolutions(), batches[0])
+    context = StepContext(lambda limit: batches, SEED)
     before, done = _state(network), []
     for _ in range(2):
         torch.manual_seed(SEED)
@@ -156,7 +156,8 @@ def check_step(
     _require(_state(network) == before, f"{name} changes the network that it is given: work on `network.copy()`")
     changed = result is not network and _state(result) != before
     _require(changed, f"{name} changes nothing of this network, so that nothing is checked: give check_step another")
-    shared = _addresses(network.graph) & _addresses(result.graph)
+    _require(result.design.target == network.design.target, f"{name} changes the target, which a run has one of")
+    shared = _addresses(network.graph) & _addresses(result.graph) if result.graph is not network.graph else ()
     _require(not shared, f"the result of {name} shares tensors with what it was given: work on `network.copy()`")
     same = _state(done[1][0]) == _state(result) and done[1][1] == notes
     _require(same, f"{name} gives another result with the same seed: draw from a generator seeded with `context.seed`")
@@ -164,7 +165,7 @@ def check_step(
     _require(ratio == ratio, f"the result of {name} has outputs that are not finite")
     kept = least_sqnr is None or ratio >= least_sqnr
     _require(kept, f"{name} leaves {ratio:.1f} dB of the float outputs, and {least_sqnr} is the least")
-    _check_stored(result, network.graph, context, name)
+    _check_stored(result, network, context, name)
 
 
 def check_target(table: Target) -> None:
@@ -182,13 +183,13 @@ def check_target(table: Target) -> None:
         torch.manual_seed(SEED)
         example = images(shape=model.SHAPE)
         try:
-            simulation = Simulation(network_of(model(), example, table), table, Precision(**bits))
+            simulation = Simulation(network_of(model(), example, table, Precision(**bits)))
         except PlacementError:
             continue  # no layer of this one is the target's business
         found.append((simulation, example))
         check_placement(simulation.network.graph, simulation.placement)
         _check_grids(simulation, table)
-        simulation.calibrate([example], CALIBRATION)
+        simulation.calibrate([example])
         ratio = _sqnr(simulation.network.graph, simulation.model, [example], simulation.network.graph)
         said = f"{table.name} simulates {model.__name__} with {ratio:.1f} dB beside FP32, less than {LEAST_SIMULATED}"
         _require(ratio >= LEAST_SIMULATED, said)
@@ -217,18 +218,18 @@ def check_placement(graph: fx.GraphModule, placement: Placement) -> None:
     _require(not loose, f"others have the grid of what has none: {', '.join(loose)}")
 
 
-def _check_stored(network: Network, base: fx.GraphModule, context: StepContext, name: str) -> None:
+def _check_stored(network: Network, base: Network, context: StepContext, name: str) -> None:
     """Check that a step's result can be simulated, and comes back from its files as it was."""
     batches = list(context.inputs(None))
-    simulation = Simulation(network, context.target, context.precision)
-    simulation.calibrate(batches, CALIBRATION)
+    simulation = Simulation(network)
+    simulation.calibrate(batches)
     with TemporaryDirectory() as folder:
-        save(Path(folder), base, network, simulation.encodings())
+        save(Path(folder), base.graph, network, simulation.encodings())
         stored, encodings = load(Path(folder), base)
     _require(_state(stored) == _state(network), f"the result of {name} is another one when it is read from its files")
-    again = Simulation(stored, context.target, context.precision)
+    again = Simulation(stored)
     again.load_encodings(encodings)
-    same = _sqnr(simulation.model, again.model, batches, base) >= THE_SAME
+    same = _sqnr(simulation.model, again.model, batches, base.graph) >= THE_SAME
     _require(same, f"the result of {name} computes something else when it is read from its files")
 
 
@@ -244,7 +245,7 @@ def _check_grids(simulation: Simulation, table: Target) -> None:
 def _check_files(simulation: Simulation, example: Inputs, table: Target, folder: Path) -> None:
     """Check that encodings come back, and that every file of the target's road computes what the simulation does."""
     export_encodings(simulation, example, folder)
-    again = Simulation(simulation.network, table, simulation.precision)
+    again = Simulation(simulation.network)
     again.load_encodings(read_encodings(folder / "model.encodings", simulation, example))
     graph = simulation.network.graph
     ratio = _sqnr(simulation.model, again.model, [example], graph)
@@ -282,7 +283,7 @@ def _state(network: Network) -> str:
         tensors |= {f"mean {name}": mean, f"deviation {name}": deviation}
     for name, value in sorted(tensors.items()):
         digest.update(name.encode() + tensor_fingerprint(value).encode())
-    digest.update(str(network.ranges).encode())
+    digest.update(network.design.to_record().model_dump_json().encode())
     return digest.hexdigest()
 
 

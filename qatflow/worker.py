@@ -13,19 +13,18 @@ import torch
 import yaml
 from rich.console import Console
 
-from qatflow.door.cli import INTERRUPTED, MET, guarded
-from qatflow.door.console import say
+from qatflow.door.endings import INTERRUPTED, MET, guarded
 from qatflow.errors import RunFolderError
-from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.lookup import complete, target_of
 from qatflow.qat import study as studies
 from qatflow.qat.devices import local_rank, processes
 from qatflow.qat.trial import Start, Worker
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load
 from qatflow.recipe.check import recipe_from
+from qatflow.report.console import say
 from qatflow.results.progress import Silent
 from qatflow.results.result import TrialRecord
 from qatflow.results.store import read_json
@@ -60,13 +59,14 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     if processes() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
-    base = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), target_of(recipe.target, trust)))
+    design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
+    base = captured_network(task.model, *task.example(), design, recipe.data.mask)
     bench = Bench(recipe, task, base, folder, _Lines())
     bench.baseline()
     if bench.key != known["bench"]:
         message = f"this machine's qatflow, model or data are not those of the run in {folder}: make them the same"
         raise RunFolderError(message)
-    start = Start(*load(bench.folder / known["start"], base.graph))
+    start = Start(*load(bench.folder / known["start"], base))
     leads = local_rank() == 0
     if not leads:
         Worker(bench, start, None).work()
@@ -85,15 +85,12 @@ def _folder_of(url: str) -> Path:
     Raises:
         RunFolderError: there is none, or its folder cannot be reached from here.
     """
-    import optuna
-
     storage = studies.open_storage(url)
-    found = [one for one in optuna.get_all_study_summaries(storage) if "folder" in one.user_attrs]
+    newest = studies.newest(storage)
     studies.close(storage)
-    if not found:
+    if newest is None:
         message = f"no run has begun a study in {url}: start one with search.storage={url}"
         raise RunFolderError(message)
-    newest = max(found, key=lambda one: (one.datetime_start is not None, one.datetime_start, one._study_id))
     folder = Path(newest.user_attrs["folder"])
     if not folder.is_dir():
         message = (

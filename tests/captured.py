@@ -6,8 +6,6 @@ import torch
 
 from qatflow.graph.capture import capture
 from qatflow.quant.network import Network
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
 from qatflow.recipe.steps import FoldBatchNorms
 from qatflow.steps.context import StepContext
 from qatflow.steps.fold_batch_norms import fold_batch_norms
@@ -24,8 +22,7 @@ def _captured(activation: type[torch.nn.Module]) -> Network:
 
 @cache
 def _folded(activation: type[torch.nn.Module]) -> Network:
-    context = StepContext(lambda limit: [], TARGETS["onnxruntime"], Precision(), Calibration())
-    return fold_batch_norms(_captured(activation), FoldBatchNorms(), context)[0]
+    return fold_batch_norms(_captured(activation), FoldBatchNorms(), StepContext(lambda limit: []))[0]
 
 
 def captured(activation: type[torch.nn.Module] = torch.nn.ReLU6) -> Network:

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
 from qatflow.steps.context import StepContext
 
 torch.set_num_threads(1)  # the networks here are tiny: threads that wait for one another cost more than they gain
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first: two processes that share the tests end at the same time then."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +22,7 @@ def _seed() -> None:
 def make_context():
     """Return a maker of step contexts over given batches of inputs."""
 
-    def make(*inputs: torch.Tensor, precision: Precision | None = None, **options: object) -> StepContext:
-        return StepContext(
-            inputs=lambda limit: [((x,), {}) for x in inputs],
-            target=TARGETS["onnxruntime"],
-            precision=precision or Precision(),
-            calibration=Calibration(**options),
-        )
+    def make(*inputs: torch.Tensor) -> StepContext:
+        return StepContext(lambda limit: [((x,), {}) for x in inputs])
 
     return make

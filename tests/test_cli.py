@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from qatflow.door import cli
+from qatflow.door.files import find_recipes
 from qatflow.errors import StepError
 from qatflow.ladder.environment import Origin
 from qatflow.recipe import Recipe
@@ -187,7 +188,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         "report   reports/tiny/new/report.html",
         f"go on    {shlex.join(['python', '-m', 'qatflow', *command, 'run.dir=reports/tiny/new'])}",
     ]
-    assert engine.origins[0].recipe_file == cli.config.find_recipes(None)["tiny"]
+    assert engine.origins[0].recipe_file == find_recipes()["tiny"]
 
 
 def test_the_command_that_goes_on_can_be_given(engine: StandIn) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qatflow.door.console import LINE_EVERY, PlainProgress, RichProgress, say, shown_on
+from qatflow.report.console import LINE_EVERY, PlainProgress, RichProgress, say, shown_on
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, TrialRecord, Verdict
 

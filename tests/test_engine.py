@@ -6,15 +6,18 @@ from pathlib import Path
 import pandas
 import pytest
 import yaml
-from qatflow.encodings.__main__ import main as encodings_command
 from safetensors.torch import load_file
 
 import qatflow
+from qatflow.encodings import main as encodings_command
 from qatflow.errors import DataError
 from qatflow.recipe import Recipe
 from qatflow.results.progress import Silent
 from qatflow.results.result import CandidateRecord, RunResult
 from qatflow.tasks.digits_mobilenet import digits_mobilenet_skewed
+
+NO_FILE = {"verify": False, "onnx": False}
+"""Writing and running the ONNX file takes longer than these runs do; the quickstart's tests look at it."""
 
 
 def skewed(**changes: object) -> Recipe:
@@ -113,7 +116,7 @@ class Told(Silent):
 
 def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        qatflow.run(skewed(), tmp_path, progress=Told(stop_after="fold_batch_norms"))
+        qatflow.run(skewed(export=NO_FILE), tmp_path, progress=Told(stop_after="fold_batch_norms"))
     stopped = RunResult.model_validate_json((tmp_path / "result.json").read_text())
     assert stopped.status == "interrupted"
     assert [record.id for record in stopped.candidates] == ["fp32", "naive", "fold_batch_norms"]
@@ -125,7 +128,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path) -> Non
     assert "Stopped before the gate was decided" in page
     assert "Gate missed" not in page
     told = Told()
-    result = qatflow.run(skewed(), tmp_path, progress=told)
+    result = qatflow.run(skewed(export=NO_FILE), tmp_path, progress=told)
     assert [(record.id, record.resumed) for record in told.candidates if record.part == "validation"][1:] == [
         ("naive", True),
         ("fold_batch_norms", True),
@@ -137,8 +140,8 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(tmp_path: Path) -> Non
 def test_a_changed_setting_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     def run(**changes: object) -> tuple[RunResult, Told]:
         told = Told()
-        settings = {"steps": {}, "qat": {"when": "never"}, "precision": {"per_channel": False}, **changes}
-        return qatflow.run(skewed(**settings), tmp_path, progress=told), told
+        settings = {"steps": {}, "qat": {"when": "never"}, "precision": {"per_channel": False}, "export": NO_FILE}
+        return qatflow.run(skewed(**{**settings, **changes}), tmp_path, progress=told), told
 
     run()
     seven = {"per_channel": False, "weights": 7}
@@ -177,6 +180,7 @@ def test_left_out_rung_is_recorded_and_not_built_on(tmp_path: Path) -> None:
             "steps": {"fold_batch_norms": {}, "equalize": {"relu6": "skip"}},
             "qat": {"when": "never"},
             "ladder": {"stop": "end"},
+            "export": NO_FILE,
         }
     )
     result = qatflow.run(recipe, tmp_path)
@@ -194,6 +198,7 @@ def test_a_users_encoder_without_labels_is_distilled(tmp_path: Path) -> None:
             "precision": {"weights": 4, "activations": 4},
             "gate": {"metric": "agreement", "max_drop": 0.0},
             "search": {"max_trials": 1, "lr": (1e-3, 1e-3), "epochs": (3, 3), "decay_period": (2, 2)},
+            "export": NO_FILE,
         }
     )
     result = qatflow.run(recipe, tmp_path, trust=("tests",))
@@ -211,6 +216,7 @@ def test_qat_takes_over_where_the_ladder_misses(tmp_path: Path) -> None:
         steps={"fold_batch_norms": {}, "equalize": {}},
         search={"max_trials": 2, "lr": (1e-3, 1e-2), "epochs": (3, 3), "decay_period": (2, 2)},
         qat={"range_learning": None},
+        export=NO_FILE,
     )
     result = qatflow.run(recipe, tmp_path)
     by_id = {record.id: record for record in result.candidates if record.look is None}

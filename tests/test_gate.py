@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from qatflow.errors import DataError
 from qatflow.recipe import Drop, Gate
-from qatflow.recipe.names import LOWER_IS_BETTER
 from qatflow.results.gate import (
     Decision,
     Measurement,
@@ -333,12 +332,6 @@ def test_limits_on_the_wrong_side_of_a_metric() -> None:
         check_direction(gate(None, min_value=1, label="RMSE"), higher_is_better=False)
     with pytest.raises(DataError, match=r"gate\.max_value: a higher accuracy is better; write gate.min_value, or gate"):
         check_direction(gate(None, max_value=1), higher_is_better=True)
-
-
-def test_the_table_of_errors_is_what_the_metrics_say() -> None:
-    from qatflow.tasks.metrics import METRICS
-
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == set(LOWER_IS_BETTER)
 
 
 SENTENCES = [

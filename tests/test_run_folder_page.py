@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qatflow.report import tables
 from qatflow.report.write import TABLES
-from qatflow.results import result
+from qatflow.results import result, tables
 from qatflow.results.result import SCHEMA_VERSION, Record
 
 PAGE = (Path(__file__).parent.parent / "docs" / "run_folder.md").read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def in_place(given: Network, config: Shrink, context: StepContext) -> Applied:
 def sharing(given: Network, config: Shrink, context: StepContext) -> Applied:
     name = next(iter(weights(given)))
     result = with_tensors(given.graph, {name: weights(given)[name] * 0.99})
-    other = [one for one in weights(given) if one != name][0]
+    other = next(one for one in weights(given) if one != name)
     owner, _, leaf = other.rpartition(".")
     setattr(result.get_submodule(owner), leaf, given.graph.get_parameter(other))
     return Network(result), {}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qatflow.graph.capture import capture
 from qatflow.graph.chains import pairs
 from qatflow.graph.layers import tensor, weighted_layers
 from qatflow.ladder.lookup import complete, target_of
+from qatflow.quant.design import Design
 from qatflow.quant.kernel_bits import bits_without_kernels
-from qatflow.quant.network import Network
 from qatflow.quant.placement import place
 from qatflow.quant.placement_rows import Row, placement_rows
-from qatflow.quant.prepare import prepare
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.target import Target
 from qatflow.recipe import Recipe
 from qatflow.steps import STEPS
@@ -66,12 +65,13 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
     recipe = complete(recipe, trust)
     task = load_task(recipe, trust)
     target = target_of(recipe.target, trust)
-    network = Network(prepare(capture(task.model, *task.example(), recipe.data.mask), target))
+    design = Design(target, recipe.precision, recipe.calibration)
+    network = captured_network(task.model, *task.example(), design, recipe.data.mask)
     folding = recipe.steps.get("fold_batch_norms")
     if folding is not None:
-        context = StepContext(task.calibration_inputs, target, recipe.precision, recipe.calibration)
+        context = StepContext(task.calibration_inputs)
         network, _ = STEPS["fold_batch_norms"](network, folding, context)
-    placement = place(network.graph, target, recipe.precision)
+    placement = place(network)
     left = {one.tensor: one.reason for one in placement.float_layers}
     layers = tuple(
         LayerRow(

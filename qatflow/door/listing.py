@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qatflow.door import config
-from qatflow.door.console import say
-from qatflow.door.overrides import groups
+from qatflow.door.files import GROUP, find_recipes, load_recipe
+from qatflow.door.hydra_parts import groups, hydra_at
 from qatflow.errors import RecipeError
+from qatflow.report.console import say
 
 HOW = """\
 Run one:
@@ -43,7 +43,7 @@ Flags:
 
 def show_recipes(console: Console, config_dir: Path | None) -> None:
     """List the recipes with a line about each, and say how to run one."""
-    recipes = config.find_recipes(config_dir)
+    recipes = find_recipes(config_dir)
     width = max(map(len, recipes))
     say(console, "Recipes:")
     for name, path in recipes.items():
@@ -55,14 +55,14 @@ def show_help(console: Console, config_dir: Path | None) -> None:
     """Show recipes, flags, and the options of every group."""
     show_recipes(console, config_dir)
     say(console, f"{FLAGS}\nOptions (group=option):")
-    with config.hydra_at(config_dir) as loader:
-        for group in sorted(groups() - {config.GROUP}):
-            say(console, f"  {group:<12} {', '.join(loader.get_group_options(group))}")
+    loader = hydra_at(config_dir, {}).config_loader
+    for group in sorted(groups() - {GROUP}):
+        say(console, f"  {group:<12} {', '.join(loader.get_group_options(group))}")
 
 
 def description(path: Path) -> str:
     """Return the one line that a recipe says about itself."""
     try:
-        return str(config.load_recipe(path).get("description") or "")
+        return str(load_recipe(path).get("description") or "")
     except RecipeError as error:
         return str(error.mistakes[0])

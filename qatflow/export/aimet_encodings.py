@@ -20,20 +20,19 @@ from qatflow.errors import EncodingsError
 from qatflow.export.encodings import EncodingsFile, TensorEncoding, to_json, validate
 from qatflow.export.encodings.tensor import Role
 from qatflow.export.onnx_float import FileTensors
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding
 from qatflow.quant.placement import Placement, Point
-from qatflow.recipe import Calibration, Precision
 
 SCHEMES = {"minmax": "min_max", "percentile": "percentile", "sqnr": "post_training_tf_enhanced"}
-SCHEMES |= {"entropy": "entropy", "auto": "auto"}
+SCHEMES |= {"entropy": "entropy"}
 """AIMET's names of the calibration methods."""
 
 
 def aimet_encodings(
     placement: Placement,
     encodings: Mapping[str, Encoding],
-    precision: Precision,
-    calibration: Calibration,
+    design: Design,
     *,
     version: str = "1.0.0",
     biases: Mapping[str, Encoding] | None = None,
@@ -44,8 +43,7 @@ def aimet_encodings(
     Args:
         placement: which tensors are quantized.
         encodings: of every one of them, by its name in the placement.
-        precision: told in `quantizer_args`.
-        calibration: likewise.
+        design: told in `quantizer_args`.
         version: 0.6.1, 1.0.0 or 2.0.0; the last has no `excluded_layers` and no `quantizer_args`.
         biases: encodings of 32-bit biases, by parameter name; only 2.0.0 has them.
         tensors: names and axes in the ONNX file that the encodings belong to; what it does not have gets no entry.
@@ -63,12 +61,12 @@ def aimet_encodings(
         producer={"package": "qatflow", "version": __version__},
         excluded_layers=tuple(sorted({left.layer for left in placement.floats})),
         quantizer_args={
-            "quant_scheme": SCHEMES[calibration.activations],
-            "param_bitwidth": precision.weights,
-            "activation_bitwidth": precision.activations,
+            "quant_scheme": SCHEMES[design.calibration.activations],
+            "param_bitwidth": design.precision.weights,
+            "activation_bitwidth": design.precision.activations,
             "dtype": "int",
-            "is_symmetric": precision.weights_symmetric,
-            "per_channel_quantization": precision.per_channel,
+            "is_symmetric": design.precision.weights_symmetric,
+            "per_channel_quantization": design.precision.per_channel,
         },
     )
     return to_json(file, version)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.export.runtime import OnnxModel
 from qatflow.export.signature import Example
+from qatflow.graph.tree import tree_leaves
 
 
 @dataclass
@@ -70,7 +70,7 @@ def compare(graph: fx.GraphModule, model: OnnxModel, inputs: Iterable[Example]) 
 def _placed(graph: fx.GraphModule, model: OnnxModel, args: Any, kwargs: Any) -> list[Any]:
     """Return the inputs in the order of the graph's placeholders."""
     bound = model.signature.call.bind(*args, **kwargs)
-    return list(pytree.tree_leaves(dict(bound.arguments)))
+    return list(tree_leaves(dict(bound.arguments)))
 
 
 class _Beside(fx.Interpreter):

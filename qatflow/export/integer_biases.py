@@ -60,7 +60,7 @@ def integer_biases(simulation: Simulation) -> IntegerBiases:
     """Round the biases of layers whose input and weight are quantized; where the target has float biases, none."""
     network, placement = simulation.to_network(), simulation.placement
     found, biases, raised, coarse = simulation.encodings(), dict[str, Encoding](), [], []
-    if simulation.target.bias == "float":
+    if simulation.design.target.bias == "float":
         return IntegerBiases(network, found, biases)
     shared = shared_parameters(network.graph)
     for layer in weighted_layers(network.graph):

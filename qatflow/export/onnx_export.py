@@ -92,7 +92,7 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
     Raises:
         ExportError: `torch.onnx.export` has no translation for an op of the model, or none to the opset.
     """
-    target, placement, road = simulation.target, simulation.placement, simulation.target.road
+    target, placement, road = simulation.design.target, simulation.placement, simulation.design.target.road
     stored = weights_stored_as(config.weights, weight_bits(placement)) if road.unsigned_weights else "int8"
     packed = config.packed_int4 if config.packed_int4 is not None else road.packed_int4
     graph = quantized_graph(content, placement, target, OnnxForm(), unsigned_weights=stored == "uint8")
@@ -111,7 +111,7 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
 def write_quantized(simulation: Simulation, content: IntegerBiases, files: OnnxFiles, path: Path) -> Exported:
     """Write the model with Q/DQ."""
     save_onnx(files.quantized, path)
-    graph = quantized_graph(content, simulation.placement, simulation.target, TorchForm())
+    graph = quantized_graph(content, simulation.placement, simulation.design.target, TorchForm())
     return Exported(path, files.signature, simulation.model, simulation.placement, graph, files.weights)
 
 

@@ -14,7 +14,7 @@ from qatflow.export.signature import Example, Signature
 from qatflow.export.tensor_names import tensor_names
 from qatflow.quant.grid import Encoding
 from qatflow.quant.simulation import Simulation
-from qatflow.recipe import Calibration, Export
+from qatflow.recipe import Export
 from qatflow.results.store import write_json
 
 
@@ -23,7 +23,6 @@ def export_encodings(
     example: Example,
     folder: Path,
     version: str = "1.0.0",
-    calibration: Calibration | None = None,
 ) -> None:
     """Write `model.encodings` and `model_float.onnx` into a folder.
 
@@ -32,7 +31,6 @@ def export_encodings(
         example: positional and keyword inputs, at least 2 samples.
         folder: where to.
         version: 0.6.1, 1.0.0 or 2.0.0.
-        calibration: how ranges were found; versions before 2.0.0 tell it.
 
     Raises:
         ExportError: `torch.onnx.export` has no translation for an op of the model.
@@ -40,7 +38,7 @@ def export_encodings(
     """
     content = integer_biases(simulation)
     files = onnx_files(simulation, content, example, Export())
-    write_encodings(simulation, content, folder, version, calibration or Calibration(), files.tensors)
+    write_encodings(simulation, content, folder, version, files.tensors)
     save_onnx(files.floats, folder / "model_float.onnx")
 
 
@@ -49,15 +47,13 @@ def write_encodings(
     content: IntegerBiases,
     folder: Path,
     version: str,
-    calibration: Calibration,
     tensors: FileTensors | None,
 ) -> None:
     """Write `model.encodings`; see `aimet_encodings`."""
     values = aimet_encodings(
         simulation.placement,
         content.encodings,
-        simulation.precision,
-        calibration,
+        simulation.design,
         version=version,
         biases=content.biases,
         tensors=tensors,

@@ -30,6 +30,7 @@ def export_pt2(simulation: Simulation, example: Example, path: Path, content: In
     Raises:
         ExportError: `torch.export` cannot take the graph.
     """
-    graph = quantized_graph(content or integer_biases(simulation), simulation.placement, simulation.target, TorchForm())
+    content, target = content or integer_biases(simulation), simulation.design.target
+    graph = quantized_graph(content, simulation.placement, target, TorchForm())
     program = exported(graph, Signature.of(graph, example), example)
     write_atomically(path, lambda aside: torch.export.save(program, aside))

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import ExportError
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
@@ -23,6 +22,7 @@ from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
 from qatflow.export.torch_form import TorchForm
 from qatflow.graph.capture_errors import first_sentence, quiet
+from qatflow.graph.tree import tree_map_only
 from qatflow.quant.simulation import Simulation
 from qatflow.results.store import void, write_atomically
 
@@ -47,7 +47,7 @@ def export_pte(simulation: Simulation, example: Example, path: Path, content: In
     except ImportError as error:
         raise ExportError(MISSING) from error
     content, placement = content or integer_biases(simulation), simulation.placement
-    graph = quantized_graph(content, placement, simulation.target, TorchForm())
+    graph = quantized_graph(content, placement, simulation.design.target, TorchForm())
     signature = Signature.of(graph, example)
     _give_readers_their_own(graph)
     args, kwargs = one_sample(signature.ordered(example))
@@ -110,7 +110,7 @@ def _give_readers_their_own(graph: fx.GraphModule) -> None:
 
 def one_sample(example: Example) -> Example:
     """Return the first sample of an example, as a batch."""
-    return pytree.tree_map_only(Tensor, lambda one: one[:1], example)  # type: ignore[no-any-return]
+    return tree_map_only(Tensor, lambda one: one[:1], example)  # type: ignore[no-any-return]
 
 
 def _size(feed: dict[str, Tensor]) -> int:

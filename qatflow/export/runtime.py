@@ -10,10 +10,10 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import ExportError
 from qatflow.export.signature import Signature
+from qatflow.graph.tree import tree_leaves
 
 CPU = ["CPUExecutionProvider"]
 
@@ -59,7 +59,7 @@ class OnnxModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model returns, on the device of its inputs."""
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = self.run(args, kwargs)
         return self.signature.result([outputs[name].to(tensors[0].device) for name in self.signature.outputs])
 

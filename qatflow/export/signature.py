@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.graph.outputs import joined, output_name
+from qatflow.graph.tree import TreeSpec, tree_flatten_with_path, tree_map, tree_unflatten
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 HOLE = object()
@@ -34,7 +34,7 @@ class Signature:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     leaves: tuple[Any, ...]
-    form: pytree.TreeSpec
+    form: TreeSpec
 
     @staticmethod
     def of(graph: fx.GraphModule, example: Example) -> Signature:
@@ -42,7 +42,7 @@ class Signature:
         args, kwargs = example
         call = inspect.signature(graph.forward)
         with torch.no_grad():
-            paths, form = pytree.tree_flatten_with_path(graph(*args, **kwargs))
+            paths, form = tree_flatten_with_path(graph(*args, **kwargs))
         inputs = tuple(_named_inputs(call, args, kwargs))
         outputs = tuple(output_name(path, inputs) for path, leaf in paths if isinstance(leaf, Tensor))
         leaves = tuple(HOLE if isinstance(leaf, Tensor) else leaf for _, leaf in paths)
@@ -56,9 +56,7 @@ class Signature:
     def dynamic_shapes(self, example: Example) -> dict[str, Any]:
         """Return what makes the first dimension of every input dynamic in `torch.export`."""
         args, kwargs = example
-        return {
-            name: pytree.tree_map(_dynamic, value) for name, value in self.call.bind(*args, **kwargs).arguments.items()
-        }
+        return {name: tree_map(_dynamic, value) for name, value in self.call.bind(*args, **kwargs).arguments.items()}
 
     def feed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the input tensors of a call by name."""
@@ -67,7 +65,7 @@ class Signature:
     def result(self, outputs: Sequence[Tensor]) -> Any:
         """Return output tensors, in order, in the form that the graph returns."""
         rest = iter(outputs)
-        return pytree.tree_unflatten([next(rest) if leaf is HOLE else leaf for leaf in self.leaves], self.form)
+        return tree_unflatten([next(rest) if leaf is HOLE else leaf for leaf in self.leaves], self.form)
 
 
 def _dynamic(leaf: Any) -> Any:
@@ -75,5 +73,5 @@ def _dynamic(leaf: Any) -> Any:
 
 
 def _named_inputs(call: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-    paths, _ = pytree.tree_flatten_with_path(dict(call.bind(*args, **kwargs).arguments))
+    paths, _ = tree_flatten_with_path(dict(call.bind(*args, **kwargs).arguments))
     return {joined(path): leaf for path, leaf in paths if isinstance(leaf, Tensor)}

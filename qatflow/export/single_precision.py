@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.graph.layers import set_tensor
+from qatflow.graph.tree import tree_map
 
 aten = torch.ops.aten
 
@@ -28,11 +28,11 @@ def in_single_precision(graph: fx.GraphModule) -> dict[str, fx.Node]:
     casts: dict[str, fx.Node] = {}
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
-            node.args, node.kwargs = pytree.tree_map(_single, (node.args, node.kwargs))
+            node.args, node.kwargs = tree_map(_single, (node.args, node.kwargs))
         elif node.op == "placeholder" and _is_double(node):
             casts[node.name] = _cast_input(graph, node)
         elif node.op == "output":
-            node.args = pytree.tree_map(lambda leaf: _cast_output(graph, leaf), node.args)
+            node.args = tree_map(lambda leaf: _cast_output(graph, leaf), node.args)
     return casts
 
 

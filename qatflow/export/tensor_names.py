@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.export.signature import Signature
+from qatflow.graph.tree import tree_leaves
 
 
 def tensor_names(graph: fx.GraphModule, signature: Signature) -> dict[str, str]:
@@ -24,7 +24,7 @@ def tensor_names(graph: fx.GraphModule, signature: Signature) -> dict[str, str]:
     ends: dict[fx.Node, str] = {}
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder" and _is_tensor(node)]
     output = next(node for node in graph.graph.nodes if node.op == "output")
-    outputs = [leaf for leaf in pytree.tree_leaves(output.args[0]) if _is_tensor(leaf)]
+    outputs = [leaf for leaf in tree_leaves(output.args[0]) if _is_tensor(leaf)]
     for node, name in (
         *zip(inputs, signature.inputs, strict=True),
         *zip(outputs, signature.outputs, strict=True),

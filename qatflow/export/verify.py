@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.export.compare import Difference, compare
 from qatflow.export.integer_kernels import kernel_counts, layer_kernels
@@ -30,6 +29,7 @@ from qatflow.export.signature import Example
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import padding_of
 from qatflow.graph.sqnr import OutputSqnr, decibel, part_powers
+from qatflow.graph.tree import tree_map_only
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.results.latency import SHORT_CALL
@@ -51,7 +51,7 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         ExportError: the runtime cannot load the file.
     """
     started = time.perf_counter()
-    runtime, is_own = runtime_of(bench.target.road, exported.kind)
+    runtime, is_own = runtime_of(bench.base.design.target.road, exported.kind)
     model = runtime.load(exported, not is_own)
     watched = _Watched(model, exported.simulation, bench.base.graph)
     evaluation = bench.testing.evaluator.evaluate(watched)
@@ -126,7 +126,7 @@ def _few(bench: Bench) -> Iterator[Example]:
 
 def _first(count: int, example: Example) -> Example:
     """Return the first samples of a batch."""
-    return pytree.tree_map_only(Tensor, lambda one: one[:count], example)  # type: ignore[no-any-return]
+    return tree_map_only(Tensor, lambda one: one[:count], example)  # type: ignore[no-any-return]
 
 
 def _worst(differences: list[Difference], exported: Exported) -> tuple[TensorDifference, ...]:

@@ -49,7 +49,7 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     Raises:
         ExportError: the model cannot be written as one of them; those before it are there.
     """
-    out, shipped, asked, road = folder / "export", Shipped(), bench.recipe.export, bench.target.road
+    out, shipped, asked, road = folder / "export", Shipped(), bench.recipe.export, bench.base.design.target.road
     example = bench.task.example()
     simulation = bench.simulate(winner.network, winner.encodings)
     content = integer_biases(simulation)
@@ -96,8 +96,7 @@ def _write_encodings(
     shipped: Shipped,
 ) -> None:
     tensors = None if isinstance(onnx, ExportError) else onnx.tensors
-    calibration = winner.network.calibration(bench.recipe.calibration)
-    write_encodings(simulation, content, out, bench.recipe.export.encodings_version, calibration, tensors)
+    write_encodings(simulation, content, out, bench.recipe.export.encodings_version, tensors)
     shipped.artefacts["encodings"] = "export/model.encodings"
     if isinstance(onnx, ExportError):
         shipped.notes["encodings_name_tensors_of_the_graph"] = f"there is no ONNX file: {onnx}"

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError, QatflowError, UserCodeError
-from qatflow.graph.observe import flat_inputs
+from qatflow.graph.tree import flat_inputs, tree_leaves
 from qatflow.users_code import Frame, frames_in, said
 
 
@@ -38,7 +37,7 @@ def called(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
     except Exception as error:
         raise _explained(model, flat_inputs(model, args, dict(kwargs)), error) from error
     sys.stderr.write(printed.getvalue())
-    if any(_differs(node, leaf) for node, leaf in zip(_results(model), pytree.tree_leaves(outputs), strict=False)):
+    if any(_differs(node, leaf) for node, leaf in zip(_results(model), tree_leaves(outputs), strict=False)):
         raise _dropped(model, flat_inputs(model, args, dict(kwargs)))
     return outputs
 
@@ -94,7 +93,7 @@ class _Walk(fx.Interpreter):
 
 def _results(model: fx.GraphModule) -> list[Any]:
     output = next(node for node in reversed(model.graph.nodes) if node.op == "output")
-    return pytree.tree_leaves(output.args[0])
+    return tree_leaves(output.args[0])
 
 
 def _differs(node: Any, value: Any) -> bool:

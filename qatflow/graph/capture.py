@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import CaptureError, UserCodeError
 from qatflow.graph.capture_errors import explain, quiet, why_different
 from qatflow.graph.closeness import outputs_close
+from qatflow.graph.operators import Operator, changes_its_input, functional_twin, is_view
 from qatflow.graph.padding import note_mask
+from qatflow.graph.tree import tree_map, tree_map_only
 from qatflow.recipe import ATTENTION_MASK
 from qatflow.users_code import said
 
@@ -90,7 +91,7 @@ def _dynamic_batch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     def spec(leaf: Any) -> Any:
         return {0: torch.export.Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
 
-    return {name: pytree.tree_map(spec, value) for name, value in bound.arguments.items()}
+    return {name: tree_map(spec, value) for name, value in bound.arguments.items()}
 
 
 def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -99,7 +100,7 @@ def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     Raises:
         UserCodeError: it fails; the error names the line and the inputs.
     """
-    copied, copied_kwargs = pytree.tree_map_only(Tensor, torch.clone, (tuple(args), dict(kwargs)))
+    copied, copied_kwargs = tree_map_only(Tensor, torch.clone, (tuple(args), dict(kwargs)))
     try:
         with torch.no_grad():
             copy.deepcopy(model)(*copied, **copied_kwargs)
@@ -125,37 +126,19 @@ def _make_functional(graph: fx.GraphModule) -> bool:
     """Replace in-place ops by functional ones; return False where aliasing makes that unsafe."""
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if not node.target._schema.is_mutable:
+        if not isinstance(node.target, Operator) or not changes_its_input(node.target):
             continue
         changed = node.args[0] if node.args else None
-        twin = _functional_twin(node.target)
+        twin = functional_twin(node.target)
         if twin is None or not isinstance(changed, fx.Node) or changed.op != "call_function":
             return False
-        if _is_view(changed) or any(_is_view(user) for user in changed.users):
+        if is_view(changed) or any(is_view(user) for user in changed.users):
             return False
         node.target = twin
         later = [user for user in changed.users if order[user] > order[node]]
         for user in later:
             user.replace_input_with(changed, node)
     return True
-
-
-def _functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """Return `aten.relu.default` for `aten.relu_.default`; None where there is none."""
-    name = target._schema.name.split("::")[-1]
-    packet = getattr(aten, name[:-1], None) if name.endswith("_") else None
-    overload = getattr(packet, target._overloadname, None) if packet is not None else None
-    return overload if isinstance(overload, torch._ops.OpOverload) else None
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Tell whether a node's result may share memory with its input."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return node.op == "call_function"
-    schema = node.target._schema
-    return not schema.is_mutable and any(result.alias_info is not None for result in schema.returns)
 
 
 def _remove_identities(graph: fx.GraphModule) -> None:
@@ -179,8 +162,8 @@ def _check_same_function(
         return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
 
     with torch.no_grad():
-        for few_args, few_kwargs in ((args, kwargs), pytree.tree_map(first, (tuple(args), dict(kwargs)))):
-            twice = [pytree.tree_map_only(Tensor, torch.clone, (tuple(few_args), dict(few_kwargs))) for _ in range(2)]
+        for few_args, few_kwargs in ((args, kwargs), tree_map(first, (tuple(args), dict(kwargs)))):
+            twice = [tree_map_only(Tensor, torch.clone, (tuple(few_args), dict(few_kwargs))) for _ in range(2)]
             expected, actual = (run(*a, **k) for run, (a, k) in zip((model, graph), twice, strict=True))
             if not outputs_close(graph, expected, actual, tolerance=1e-3):
                 why = why_different(model, few_args, few_kwargs)

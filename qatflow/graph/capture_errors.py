@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+
+from qatflow.graph.tree import tree_leaves, tree_map_only
 
 SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 """The logger that tells of every decision that export takes about a size."""
@@ -36,7 +37,7 @@ CAUSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("known type", "register a pytree", "not a valid output"),
         "forward returns something that is neither a tensor nor a tuple, list or dict of them",
-        "return a dict, or register the class with torch.utils._pytree.register_dataclass",
+        "return a dict, or register the class with torch.export.register_dataclass",
     ),
     (
         ("ScriptModule", "ScriptMethod", "RecursiveScript", "TorchScript", "ScriptFunction"),
@@ -153,19 +154,19 @@ def quiet() -> Iterator[None]:
 def why_different(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Say what may make a graph differ from its model: inputs or buffers that it changes, or randomness."""
     probe = copy.deepcopy(model)
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (tuple(args), dict(kwargs)))
-    inputs = [one.clone() for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+    args, kwargs = tree_map_only(Tensor, torch.clone, (tuple(args), dict(kwargs)))
+    inputs = [one.clone() for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
     state = {name: value.clone() for name, value in probe.state_dict().items()}
     with torch.no_grad():
-        first = pytree.tree_leaves(probe(*args, **kwargs))
-    after = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        first = tree_leaves(probe(*args, **kwargs))
+    after = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
     if any(not torch.equal(a, b) for a, b in zip(inputs, after, strict=True)):
         return "forward changes its input in place: let it work on a copy (x = x.clone())"
     changed = [name for name, value in probe.state_dict().items() if not torch.equal(value, state[name])]
     if changed:
         return f"forward changes {', '.join(changed)} in evaluation mode: a graph has no state, leave it out"
     with torch.no_grad():
-        again = pytree.tree_leaves(copy.deepcopy(model)(*args, **kwargs))
+        again = tree_leaves(copy.deepcopy(model)(*args, **kwargs))
     pairs = zip(first, again, strict=True)
     if any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in pairs):
         return "two calls with the same input differ: take what is random out of evaluation mode"

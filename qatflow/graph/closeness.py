@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.graph.outputs import output_parts
+from qatflow.graph.tree import tree_leaves
 
 
 def close(wanted: Tensor, got: Tensor, tolerance: float) -> bool:
@@ -38,7 +38,7 @@ def outputs_close(graph: fx.GraphModule, wanted: Any, got: Any, tolerance: float
         tolerance: see `close`.
         equal: share of an output's whole numbers that must be equal: where two scores are, rounding may decide.
     """
-    pairs = list(zip(pytree.tree_leaves(wanted), pytree.tree_leaves(got), strict=True))
+    pairs = list(zip(tree_leaves(wanted), tree_leaves(got), strict=True))
     if any(one.shape != other.shape for one, other in pairs if isinstance(one, Tensor)):
         return False
     parts = output_parts(graph)

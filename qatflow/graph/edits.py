@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 
 from qatflow.errors import CaptureError
 from qatflow.graph.layers import laid_out_like, tensor
+from qatflow.graph.operators import Operator
+from qatflow.graph.tree import call_like
 
 Description = list[Any]
 """One entry a node: its name if the base graph has the same node, else a dict."""
@@ -51,7 +53,7 @@ def rebuild(base: fx.GraphModule, description: Description, state: Mapping[str, 
     except (KeyError, AttributeError) as error:
         message = f"a stored graph does not fit the captured model: {error} is missing"
         raise CaptureError(message) from error
-    graph._codegen = base.graph._codegen
+    call_like(graph, base)
     module = fx.GraphModule(holder, graph)
     module.meta = dict(base.meta)
     module.graph.lint()
@@ -93,7 +95,7 @@ def _like(node: fx.Node) -> str | None:
 def _target_name(node: fx.Node) -> str:
     if node.op != "call_function":
         return str(node.target)
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, Operator):
         return str(node.target)
     return f"operator.{getattr(node.target, '__name__', node.target)}"
 
@@ -173,7 +175,7 @@ def _holder(base: fx.GraphModule, graph: fx.Graph, state: Mapping[str, Tensor]) 
         path, _, leaf = str(node.target).rpartition(".")
         owner = holder
         for part in filter(None, path.split(".")):
-            if part not in owner._modules:
+            if not isinstance(getattr(owner, part, None), nn.Module):
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
         before = _found(base, str(node.target))

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
+from qatflow.graph.operators import Operator
+from qatflow.graph.tree import calling
+
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 SYMBOL = re.compile(r"\b[su]\d+\b")
 
@@ -30,7 +33,7 @@ def graph_fingerprint(graph: fx.GraphModule) -> str:
             for name, value in graph.get_submodule(str(node.target)).state_dict().items():
                 digest.update(f"{name} {tensor_fingerprint(value)}".encode())
     padding = graph.meta.get("mask"), graph.meta.get("positions")
-    digest.update(plain_text((getattr(graph.graph._codegen, "pytree_info", None), padding)).encode())
+    digest.update(plain_text((calling(graph), padding)).encode())
     return digest.hexdigest()
 
 
@@ -64,7 +67,7 @@ def _plain(leaf: Any, symbols: dict[str, str]) -> Any:
 
 def _target(node: fx.Node) -> str:
     target: Any = node.target
-    if isinstance(target, (str, torch._ops.OpOverload)):
+    if isinstance(target, (str, Operator)):
         return str(target)
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', None) or plain_text(target)}"
 

@@ -26,11 +26,6 @@ class Layer:
     groups: int
 
     @property
-    def out_axis(self) -> int:
-        """Axis of the weight that counts output channels (within a group, for a transposed convolution)."""
-        return 1 if self.kind == "conv_transpose" else 0
-
-    @property
     def input(self) -> fx.Node:
         """The node that gives the layer's input."""
         source = self.node.args[0]
@@ -99,10 +94,8 @@ def set_tensor(graph: fx.GraphModule, name: str, value: Tensor) -> None:
     owner_path, _, leaf = name.rpartition(".")
     owner = _owner(graph, owner_path)
     value = laid_out_like(getattr(owner, leaf, None), value)
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = value
-    else:
-        setattr(owner, leaf, nn.Parameter(value))
+    is_buffer = leaf in dict(owner.named_buffers(recurse=False))
+    setattr(owner, leaf, value if is_buffer else nn.Parameter(value))
 
 
 def laid_out_like(other: Tensor | None, value: Tensor) -> Tensor:
@@ -126,8 +119,3 @@ def _owner(graph: fx.GraphModule, path: str) -> nn.Module:
             module.add_module(part, nn.Module())
         module = getattr(module, part)
     return module
-
-
-def channel_max(weight: Tensor, axis: int) -> Tensor:
-    """Return the largest magnitude along every other axis; shape `[weight.shape[axis]]`."""
-    return weight.detach().abs().movedim(axis, 0).flatten(1).amax(1) if weight.numel() else torch.zeros(0)

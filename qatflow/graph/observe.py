@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx._pytree import tree_flatten_spec
+
+from qatflow.graph.tree import flat_inputs
 
 
 class _Observer(fx.Interpreter):
@@ -36,11 +37,3 @@ def observe(
     with torch.no_grad():
         for args, kwargs in inputs:
             observer.run(*flat_inputs(graph, args, kwargs), enable_io_processing=False)
-
-
-def flat_inputs(graph: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return the inputs in the order of the graph's placeholders."""
-    codegen = graph.graph._codegen
-    if not isinstance(codegen, fx.graph._PyTreeCodeGen):
-        return [*args, *kwargs.values()]
-    return tree_flatten_spec((args, kwargs), codegen.pytree_info.in_spec)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.graph.ops import WEIGHTED, argument, is_float_tensor, kind, module_path
 from qatflow.graph.surgery import value_readers
+from qatflow.graph.tree import output_form, tree_flatten_with_path, tree_leaves, tree_unflatten
 
 aten = torch.ops.aten
 POINTWISE = frozenset(
@@ -50,7 +50,7 @@ class OutputPart:
 def output_parts(graph: fx.GraphModule) -> list[OutputPart]:
     """Return the parts of a captured graph's float outputs, in order."""
     output = next(node for node in graph.graph.nodes if node.op == "output")
-    leaves = pytree.tree_leaves(output.args[0])
+    leaves = tree_leaves(output.args[0])
     parts: list[OutputPart] = []
     for place, (name, node) in enumerate(zip(_names(graph, len(leaves)), leaves, strict=True)):
         if isinstance(node, fx.Node) and is_float_tensor(node):
@@ -60,7 +60,7 @@ def output_parts(graph: fx.GraphModule) -> list[OutputPart]:
 
 def whole_outputs(outputs: Any) -> list[OutputPart]:
     """Return one part for every float tensor that some model has returned."""
-    paths, _ = pytree.tree_flatten_with_path(outputs)
+    paths, _ = tree_flatten_with_path(outputs)
     return [
         OutputPart(output_name(path), place)
         for place, (path, leaf) in enumerate(paths)
@@ -82,12 +82,10 @@ def joined(path: Sequence[Any]) -> str:
 
 def _names(graph: fx.GraphModule, count: int) -> list[str]:
     """Return the names of the leaves that a graph returns."""
-    codegen = graph.graph._codegen
-    nested: Any = tuple(range(count))
-    if isinstance(codegen, fx.graph._PyTreeCodeGen) and codegen.pytree_info.out_spec is not None:
-        nested = pytree.tree_unflatten([torch.empty(0)] * count, codegen.pytree_info.out_spec)
+    form = output_form(graph)
+    nested = tuple(range(count)) if form is None else tree_unflatten([torch.empty(0)] * count, form)
     inputs = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-    return [output_name(path, inputs) for path, _ in pytree.tree_flatten_with_path(nested)[0]]
+    return [output_name(path, inputs) for path, _ in tree_flatten_with_path(nested)[0]]
 
 
 def _operands(whole: OutputPart, node: fx.Node) -> list[OutputPart]:

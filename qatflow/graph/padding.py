@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
-from qatflow.graph.observe import flat_inputs, observe
+from qatflow.graph.observe import observe
+from qatflow.graph.tree import flat_inputs, tree_leaves, tree_map
 from qatflow.graph.twice import run_twice, same
 from qatflow.recipe import ATTENTION_MASK
 
@@ -120,7 +120,7 @@ def note_mask(
             raise DataError(_no_mask(name, value, _arguments(model, args, kwargs)))
         return
     here = object()
-    marked = pytree.tree_map(lambda leaf: here if leaf is value else leaf, (tuple(args), dict(kwargs)))
+    marked = tree_map(lambda leaf: here if leaf is value else leaf, (tuple(args), dict(kwargs)))
     flat = flat_inputs(graph, *marked)
     place = next(place for place, leaf in enumerate(flat) if leaf is here)
     graph.meta["mask"] = [node.name for node in graph.graph.nodes if node.op == "placeholder"][place]
@@ -159,10 +159,10 @@ def _position_dims(
     """
     length = mask.shape[1]
     halved = (torch.arange(length, device=mask.device) < (length + 1) // 2).to(mask.dtype).expand(mask.shape)
-    args, kwargs = pytree.tree_map(lambda leaf: halved if leaf is mask else leaf, (tuple(args), dict(kwargs)))
+    args, kwargs = tree_map(lambda leaf: halved if leaf is mask else leaf, (tuple(args), dict(kwargs)))
     real = halved != 0
     with torch.no_grad():
-        leaves = pytree.tree_leaves(run_twice(graph, args, kwargs, real))
+        leaves = tree_leaves(run_twice(graph, args, kwargs, real))
     return tuple(_position_dim(leaf, real) if isinstance(leaf, Tensor) else None for leaf in leaves)
 
 

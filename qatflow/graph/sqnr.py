@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from qatflow.graph.outputs import OutputPart
 from qatflow.graph.padding import Padding
+from qatflow.graph.tree import tree_leaves
 
 MOST_DB = 300.0
 """What an SQNR is held within, so that an exact match is a number and ranks first."""
@@ -73,7 +73,7 @@ def part_powers(
     parts: Sequence[OutputPart], reference: Any, outputs: Any, padding: Padding | None = None
 ) -> list[Powers]:
     """Return the powers of every part of a model's outputs on one batch; padded positions do not count."""
-    wanted, got = pytree.tree_leaves(reference), pytree.tree_leaves(outputs)
+    wanted, got = tree_leaves(reference), tree_leaves(outputs)
     found = []
     for part in parts:
         real = None if padding is None else padding.real(part.leaf, wanted[part.leaf])

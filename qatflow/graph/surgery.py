@@ -97,7 +97,7 @@ def finish(graph: fx.GraphModule) -> fx.GraphModule:
 def _drop_unread_tensors(graph: fx.GraphModule) -> None:
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for path, module in list(graph.named_modules()):
-        for table in (module._parameters, module._buffers):
-            for leaf in list(table):
-                if (f"{path}.{leaf}" if path else leaf) not in read:
-                    del table[leaf]
+        every = {"recurse": False, "remove_duplicate": False}
+        for leaf, _ in [*module.named_parameters(**every), *module.named_buffers(**every)]:
+            if (f"{path}.{leaf}" if path else leaf) not in read:
+                delattr(module, leaf)

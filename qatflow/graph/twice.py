@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from qatflow.graph.observe import flat_inputs
 from qatflow.graph.ops import WEIGHTED, kind
+from qatflow.graph.tree import flat_inputs, tree_map
 
 CHANGED = WEIGHTED | {"input", "embedding", "layer_norm", "rms_norm"}
 """Kinds whose results are changed at padded positions. A mask that a model multiplies with comes after them."""
@@ -32,7 +31,7 @@ def run_twice(graph: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, A
         kwargs: keyword inputs, likewise.
         real: true where a position is real, shape `[n, T]`.
     """
-    twice = pytree.tree_map(_twice, (tuple(args), dict(kwargs)))
+    twice = tree_map(_twice, (tuple(args), dict(kwargs)))
     return _Changed(graph, real).run(*flat_inputs(graph, *twice), enable_io_processing=False)
 
 

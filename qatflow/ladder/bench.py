@@ -17,14 +17,15 @@ from pathlib import Path
 from qatflow.errors import DataError
 from qatflow.ladder import candidates as shelf
 from qatflow.ladder.candidates import Candidate, Work
-from qatflow.ladder.lookup import target_of
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding
 from qatflow.quant.kernel_bits import bits_without_kernels
 from qatflow.quant.network import Network
-from qatflow.quant.placement import Placement, place
+from qatflow.quant.placement import place
 from qatflow.quant.saved import finite
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Recipe
+from qatflow.recipe.steps import SetPrecision
 from qatflow.results.gate import Measurement, allowed_drop, best_of, decide, meets
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, GateRecord, OutputRecord, Part, Verdict
@@ -80,7 +81,6 @@ class Bench:
         self.run_folder = folder
         self.folder = folder / "candidates"
         self.progress = progress
-        self.target = target_of(recipe.target, task.trust)
         self.evaluation = EvaluationData(folder, task.evaluation_parts, recipe.data, progress.note)
         self.looks = 0
         self._judged: dict[str, CandidateRecord] = {}
@@ -96,7 +96,9 @@ class Bench:
         self.choosing = self._ground(self.task.choosing_part, key)
         self.testing = self.choosing if self.task.choosing_part == "test" else self._ground("test", key)
         self.hashes |= {part: self.evaluation.hash(part) for part in self.task.evaluation_parts}
-        self.key = key_of(key, self.target.fingerprint, self.hashes[self.choosing.part], self.hashes["test"])
+        self.key = key_of(
+            key, self.base.design.target.fingerprint, self.hashes[self.choosing.part], self.hashes["test"]
+        )
         return self._tell_fp32(self.choosing)
 
     def _ground(self, part: Part, key: str) -> Ground:
@@ -159,42 +161,28 @@ class Bench:
 
     def step_context(self) -> StepContext:
         """Return what the ladder's steps work with."""
-        return StepContext(
-            inputs=self.task.calibration_inputs,
-            target=self.target,
-            precision=self.recipe.precision,
-            calibration=self.recipe.calibration,
-            seed=self.recipe.seed,
-            progress=self.progress,
-        )
+        return StepContext(inputs=self.task.calibration_inputs, seed=self.recipe.seed, progress=self.progress)
 
     def announce(self) -> None:
         """Tell what is known of the recipe's bits and layers before anything is measured.
 
         Raises:
             PlacementError: the target quantizes no weighted layer.
-            RecipeError: a pattern of the recipe's overrides matches no layer.
+            RecipeError: a pattern of the recipe's overrides, or of its step `set_precision`, matches nothing.
         """
-        for sentence in bits_without_kernels(self.placement(self.base), self.target):
+        told: dict[str, None] = {}
+        for network in designs_of(self.recipe, self.base):
+            told |= dict.fromkeys(bits_without_kernels(place(network), network.design.target))
+        for sentence in told:
             self.progress.note(sentence)
-
-    def placement(self, network: Network) -> Placement:
-        """Return which tensors of a network are quantized.
-
-        Raises:
-            PlacementError: the target quantizes no weighted layer.
-            RecipeError: a pattern of the recipe's overrides matches no layer.
-        """
-        return place(network.graph, self.target, self.recipe.precision)
 
     def simulate(self, network: Network, encodings: Mapping[str, Encoding] | None = None) -> Simulation:
         """Return a network's simulation, with these encodings or else calibrated."""
-        simulation = Simulation(network, self.target, self.recipe.precision)
+        simulation = Simulation(network)
         if encodings is not None:
             simulation.load_encodings(encodings)
         else:
-            inputs = self.task.calibration_inputs(self.recipe.calibration.samples)
-            simulation.calibrate(inputs, self.recipe.calibration)
+            simulation.calibrate(self.task.calibration_inputs(network.design.calibration.samples))
         return simulation
 
     def measure(
@@ -210,26 +198,21 @@ class Bench:
 
         Args:
             network: the candidate's float network.
-            work: what was done for it; the time and what calibration chose are added.
+            work: what was done for it; the time is added.
             key: hash of all it depends on.
             started: `time.perf_counter()` when its work began.
             encodings: those to use; None calibrates.
         """
         simulation = self.simulate(network, encodings)
         evaluation = self.choosing.evaluator.evaluate(simulation.model)
-        notes = dict(work.notes)
-        if encodings is None and self.recipe.calibration.activations == "auto":
-            notes["calibrated_by"] = simulation.calibrated_by
-        if encodings is None and self.recipe.calibration.weights == "auto":
-            notes["weights_by"] = simulation.weights_by
-        done = replace(work, notes=notes, seconds=work.seconds + time.perf_counter() - started)
+        done = replace(work, seconds=work.seconds + time.perf_counter() - started)
         return self.candidate(done, network, simulation.encodings(), evaluation, key)
 
     def candidate(
         self, work: Work, network: Network, encodings: Mapping[str, Encoding], evaluation: Evaluation, key: str
     ) -> Candidate:
         """Return a candidate with its record on the choosing part, where it passes by its point estimate."""
-        record = self._record(work, evaluation, self.choosing)
+        record = self._record(work, network.design, evaluation, self.choosing)
         passed = meets(self.recipe.gate, self.choosing.fp32, evaluation.measurement)
         record = record.model_copy(update={"passed": passed})
         return Candidate(record, work, network, encodings, evaluation, key)
@@ -249,7 +232,7 @@ class Bench:
 
         Nothing is computed, and nothing that was decided then is taken over.
         """
-        found = shelf.recall(self.folder / name, self.base.graph, key)
+        found = shelf.recall(self.folder / name, self.base, key)
         if isinstance(found, str):
             if found:
                 self.progress.note(found)
@@ -261,7 +244,7 @@ class Bench:
         if candidate.key not in self._judged:
             look = self._look(candidate.key)
             evaluation = candidate.evaluation if self.choosing is self.testing else self._on_test(candidate)
-            record = self._record(candidate.work, evaluation, self.testing, look)
+            record = self._record(candidate.work, candidate.network.design, evaluation, self.testing, look)
             if self.choosing is self.testing:
                 record = record.model_copy(update={"sentence": f"{record.sentence} {SAME_SAMPLES}".strip()})
             self._judged[candidate.key] = record
@@ -297,7 +280,7 @@ class Bench:
     def deployed(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:
         """Judge what the winner's exported file measured: no further chance to pass, and so no further look."""
         work = Work("deployed", "deployed", winner.work.steps, {"of": winner.work.id}, seconds)
-        return self._record(work, evaluation, self.testing, self.judge(winner).look)
+        return self._record(work, winner.network.design, evaluation, self.testing, self.judge(winner).look)
 
     def choose(self, candidates: Iterable[Candidate]) -> Candidate:
         """Return the candidate to ship: the best on the choosing part, unless it misses on test and another has passed.
@@ -317,12 +300,15 @@ class Bench:
         ranked = [(name, one.measurement, one.record.passed, one.evaluation.sqnr_db) for name, one in by_id.items()]
         return by_id[best_of(ranked)]
 
-    def _record(self, work: Work, evaluation: Evaluation, ground: Ground, look: int | None = None) -> CandidateRecord:
+    def _record(
+        self, work: Work, design: Design, evaluation: Evaluation, ground: Ground, look: int | None = None
+    ) -> CandidateRecord:
         decision = decide(self.recipe.gate, ground.fp32, evaluation.measurement, self.recipe.seed, looks=look or 1)
         return CandidateRecord(
             id=work.id,
             stage=work.stage,
             steps=work.steps,
+            design=design.to_record(),
             part=ground.part,
             look=look,
             samples=ground.samples,
@@ -345,6 +331,12 @@ class Bench:
             resumed=work.resumed,
             notes=dict(work.notes),
         )
+
+
+def designs_of(recipe: Recipe, base: Network) -> list[Network]:
+    """Return the captured network in every design that a recipe states: its own, and that of `set_precision`."""
+    steps = [step for step in recipe.steps.values() if isinstance(step, SetPrecision)]
+    return [base, *(base.designed(base.design.with_overrides(step.layers)) for step in steps)]
 
 
 def _outputs(evaluation: Evaluation) -> tuple[OutputRecord, ...]:

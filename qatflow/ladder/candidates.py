@@ -107,12 +107,12 @@ def store(folder: Path, base: fx.GraphModule, candidate: Candidate) -> None:
     write_json(folder / META, meta)
 
 
-def recall(folder: Path, base: fx.GraphModule, key: str) -> Stored | str:
+def recall(folder: Path, base: Network, key: str) -> Stored | str:
     """Return what an earlier start stored in `folder`; a sentence where it cannot be used, empty if it is another's.
 
     Args:
         folder: of the candidate.
-        base: the captured graph.
+        base: the captured network.
         key: what it must have been stored under.
     """
     if not (folder / META).exists():

@@ -17,9 +17,9 @@ import torch
 
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
-from qatflow.ladder.judgement import judge
+from qatflow.ladder.judgement import judge, layers_in_need
 from qatflow.ladder.lookup import step_of
-from qatflow.recipe.steps import StepConfig
+from qatflow.recipe.steps import Calibrate, SetPrecision, StepConfig
 from qatflow.results.gate import is_worse
 from qatflow.results.store import key_of
 
@@ -43,7 +43,7 @@ def climb(bench: Bench) -> list[Candidate]:
         if _may_stop(bench, kept, later):
             return rungs
         if config.rounds_weights and not cured:
-            kept, cured = _with_better_ranges(bench, kept, rungs), True
+            kept, cured = _cured(bench, kept, rungs), True
             if _may_stop(bench, kept, later):
                 return rungs
         if _follows(bench, config, kept):
@@ -51,7 +51,7 @@ def climb(bench: Bench) -> list[Candidate]:
         rungs.append(_rung(bench, name, config, kept))
         kept = rungs[-1] if rungs[-1].record.kept else kept
     if not cured and not _may_stop(bench, kept, []):
-        _with_better_ranges(bench, kept, rungs)
+        _cured(bench, kept, rungs)
     return rungs
 
 
@@ -88,27 +88,29 @@ def _naive(bench: Bench) -> Candidate:
     return bench.keep(found, kept=True)
 
 
-def _with_better_ranges(bench: Bench, kept: Candidate, rungs: list[Candidate]) -> Candidate:
-    """Judge activations alone where the gate is missed, and climb a better way to find their ranges as a rung.
+def _cured(bench: Bench, kept: Candidate, rungs: list[Candidate]) -> Candidate:
+    """Judge activations alone where the gate is missed, and climb what may help them; returns what is built on.
 
-    Returns what the next rung builds on.
+    A step that the recipe has itself is left to it.
     """
-    if kept.record.passed or not bench.recipe.ladder.judge:
+    if kept.record.passed or not bench.recipe.ladder.judge or _activations_meet(bench, kept):
         return kept
+    if "calibrate" not in bench.recipe.steps:
+        rungs.append(_rung(bench, "calibrate", Calibrate(), kept))
+        if rungs[-1].record.kept:
+            kept = rungs[-1]
+            if kept.record.passed or _activations_meet(bench, kept):
+                return kept
+    if "set_precision" not in bench.recipe.steps and (layers := layers_in_need(bench, kept)):
+        rungs.append(_rung(bench, "set_precision", SetPrecision(layers=layers), kept))
+    return rungs[-1] if rungs[-1].record.kept else kept
+
+
+def _activations_meet(bench: Bench, kept: Candidate) -> bool:
+    """Tell whether activations alone meet the gate."""
     judgement = judge(bench, kept)
     bench.progress.judgement(judgement)
-    if judgement.calibration is None:
-        return kept
-    method, name = judgement.calibration, f"ranges_{judgement.calibration}"
-    key = key_of(kept.key, "ranges", method)
-    rung = bench.recall(name, key)
-    if rung is None:
-        bench.progress.stage(f"{name}: find the ranges of activations by {method}")
-        work = Work(name, "ptq", (*kept.work.steps, name))
-        network = replace(kept.network, ranges=method)
-        rung = bench.measure(network, work, key=key, started=time.perf_counter())
-    rungs.append(_settle(bench, None, kept, rung))
-    return rungs[-1] if rungs[-1].record.kept else kept
+    return judgement.passed
 
 
 def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Candidate:

@@ -10,7 +10,7 @@ from qatflow.graph.padding import observe_real
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.grid import Encoding
-from qatflow.quant.placement import Point
+from qatflow.quant.placement import Point, place
 from qatflow.quant.saved import finite
 from qatflow.results.result import FloatTensor, TensorRecord
 
@@ -23,7 +23,7 @@ def tensors(bench: Bench, candidate: Candidate) -> tuple[TensorRecord, ...]:
 
     `sqnr_db` is that of the tensor itself, float against rounded: the quantizer's own error, without what came before.
     """
-    placement = bench.placement(candidate.network)
+    placement = place(candidate.network)
     points = {point.tensor: point for point in placement.points}
     powers = _activation_powers(bench, candidate, points)
     records = []
@@ -35,11 +35,11 @@ def tensors(bench: Bench, candidate: Candidate) -> tuple[TensorRecord, ...]:
     return tuple(records)
 
 
-def float_tensors(bench: Bench, candidate: Candidate) -> tuple[FloatTensor, ...]:
+def float_tensors(candidate: Candidate) -> tuple[FloatTensor, ...]:
     """Return one record per tensor that stays in float, with the reason."""
     return tuple(
         FloatTensor(layer=left.layer, tensor=left.tensor, op=left.op, reason=left.reason)
-        for left in bench.placement(candidate.network).floats
+        for left in place(candidate.network).floats
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError, QatflowError
 from qatflow.graph.called import called
+from qatflow.graph.tree import tree_leaves
 from qatflow.ladder.bench import Bench
 from qatflow.qat.features import feature_nodes
 from qatflow.qat.label_losses import OfClasses, OfDecisions
@@ -61,13 +61,13 @@ def objective_of(bench: Bench, batch: Batch) -> tuple[Any, Objective]:
     task, moved = bench.task, batch.to(bench.task.device)
     with torch.no_grad():
         outputs = called(bench.base.graph, moved.args, moved.kwargs)
-    if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(outputs)):
+    if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(outputs)):
         message = (
             "QAT needs outputs that have a gradient, and the model returns none of real numbers (class ids?): let it "
             "return its scores as well, or turn QAT off with qat.when=never"
         )
         raise DataError(message)
-    return outputs, choose_objective(bench.recipe, moved.target, task.trust, outputs)
+    return outputs, choose_objective(bench.recipe, moved.target, task.trust, outputs, task.loss)
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def _check_loss(objective: Objective, outputs: Any, target: Any, distilled: bool
 
 
 def _form(value: Any) -> str:
-    shapes = [list(leaf.shape) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    shapes = [list(leaf.shape) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return str(shapes[0]) if len(shapes) == 1 else str(shapes or type(value).__name__)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from qatflow.errors import Mistake, RecipeError, allowed_values
-from qatflow.graph.observe import flat_inputs
 from qatflow.graph.ops import module_path
 from qatflow.graph.padding import Padding, real_positions
+from qatflow.graph.tree import flat_inputs, nested_outputs
 from qatflow.quant.simulation import QUANTIZERS
 
 
@@ -58,7 +58,7 @@ class Watched(nn.Module):
         """Return what the graph returns, and the features."""
         seen = _Seen(self.model, self.names)
         outputs = seen.run(*flat_inputs(self.model, args, kwargs), enable_io_processing=False)
-        return self.model.graph._codegen.process_outputs(outputs), [seen.values[name] for name in self.names]
+        return nested_outputs(self.model, outputs), [seen.values[name] for name in self.names]
 
 
 class _Seen(fx.Interpreter):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
+from qatflow.graph.tree import tree_leaves
 from qatflow.tasks.classes import (
     AUTOMATIC,
     Reading,
@@ -199,7 +199,7 @@ def with_tensors(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _called(module: nn.Module, values: Any, target: Any) -> Tensor:
-    found = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+    found = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
     if found and _is_torchs(module) and found[0].is_floating_point():
         module.to(found[0])
     elif found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.graph.padding import Padding
+from qatflow.graph.tree import tree_leaves
 from qatflow.qat.label_losses import (
     BINARY,
     OfClasses,
@@ -26,6 +27,7 @@ from qatflow.qat.label_losses import (
 from qatflow.recipe import Qat, Recipe
 from qatflow.tasks.classes import AUTOMATIC, Reading, classes_second, logits
 from qatflow.tasks.factory import call, load_factory
+from qatflow.tasks.live import Live
 from qatflow.tasks.metrics import METRICS
 
 FromTeacher = Callable[..., Tensor]
@@ -37,7 +39,7 @@ FEWEST_DECISIONS = 8
 def distillation(outputs: Any, fp32_outputs: Any, padding: Padding | None = None) -> Tensor:
     """Return the mean squared difference from FP32's float outputs, each relative to FP32's mean square."""
     losses = []
-    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(fp32_outputs), strict=True)
+    pairs = zip(tree_leaves(outputs), tree_leaves(fp32_outputs), strict=True)
     for leaf, (got, wanted) in enumerate(pairs):
         if isinstance(wanted, Tensor) and wanted.is_floating_point():
             real = None if padding is None else padding.real(leaf, wanted)
@@ -119,7 +121,9 @@ class Objective:
         return (1 - weight) * self.on_labels(outputs, target) + weight * taught
 
 
-def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), outputs: Any = None) -> Objective:
+def choose_objective(
+    recipe: Recipe, target: Any, trust: tuple[str, ...] = (), outputs: Any = None, live: Live | None = None
+) -> Objective:
     """Return what `qat.loss` names; `auto` looks at a target of the data.
 
     Class labels (whole numbers) mean cross entropy, real numbers mean squared error, and no labels, or labels in
@@ -131,6 +135,7 @@ def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), o
         target: of one batch.
         trust: packages that a factory may come from.
         outputs: FP32's of the same batch, which settle how all outputs are read; None reads each for itself.
+        live: the loss as an object, copied for every objective; None where the recipe names it.
 
     Raises:
         RecipeError: a factory is not trusted, not there, or fails.
@@ -148,7 +153,7 @@ def choose_objective(recipe: Recipe, target: Any, trust: tuple[str, ...] = (), o
         return Objective(name, cross_entropy(reading, data.ignore_index), teacher)
     if name in ON_LABELS:
         return Objective(name, ON_LABELS[name], teacher)
-    made = _made(qat, name, trust)
+    made = _made(qat, name, trust) if live is None else copy.deepcopy(live.value)
     loss = loss_of_module(made, reading, data.ignore_index) if isinstance(made, nn.Module) else made
     return Objective(name, loss, teacher)
 

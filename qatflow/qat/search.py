@@ -195,7 +195,7 @@ class _Search:
 
     def _measure(self, trial: optuna.trial.FrozenTrial, key: str) -> Candidate:
         folder = stored.folder_of(self.bench.folder, trial.number)
-        network, encodings = stored.recall(trial, folder, self.bench.base.graph)
+        network, encodings = stored.recall(trial, folder, self.bench.base)
         best_epoch, started_from = trial.user_attrs["best_epoch"], self.start.record.id
         told: dict[str, Note] = {"trial": trial.number, "best_epoch": best_epoch, "started_from": started_from}
         work = Work("qat", "qat", (*self.start.work.steps, "qat"), told, 0.0)

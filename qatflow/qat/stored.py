@@ -58,12 +58,12 @@ def store(
     trial.set_user_attr(STORED, key_of(files))
 
 
-def recall(trial: FrozenTrial, folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encoding]]:
+def recall(trial: FrozenTrial, folder: Path, base: Network) -> tuple[Network, dict[str, Encoding]]:
     """Return the model that a trial stored.
 
     Raises:
         RunFolderError: it is missing or damaged, or another study's.
-        CaptureError: its graph does not fit `base`.
+        CaptureError: its graph does not fit that of `base`.
     """
     files = read_json(folder / "meta.json").get("sha256")
     if key_of(files) != trial.user_attrs[STORED]:

@@ -87,6 +87,12 @@ def open_study(storage: RDBStorage, name: str, higher_is_better: bool) -> optuna
     )
 
 
+def newest(storage: RDBStorage) -> optuna.study.StudySummary | None:
+    """Return the study of this storage that was begun last, of those that know their run folder."""
+    found = [one for one in optuna.get_all_study_summaries(storage) if "folder" in one.user_attrs]
+    return max(found, key=lambda one: (one.datetime_start is not None, one.datetime_start, one._study_id), default=None)
+
+
 def ask(study: optuna.Study) -> optuna.Trial:
     """Return the next trial, owned by this process; nothing is proposed yet."""
     study.sampler = _tpe(0)
@@ -199,12 +205,18 @@ def take_over_abandoned(study: optuna.Study) -> None:
         optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get(OWNER, {})
-        if owner.get("host") == socket.gethostname() and not _runs(owner["pid"]):
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, UpdateFinishedTrialError):
-                continue  # another process was quicker
+        is_gone = owner.get("host") == socket.gethostname() and not _runs(owner["pid"])
+        if is_gone and _close(study, trial):
             _again(study, trial)
+
+
+def _close(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Let a trial have failed; return False where another process was quicker."""
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, UpdateFinishedTrialError):
+        return False
+    return True
 
 
 def _again(study: optuna.Study, trial: FrozenTrial) -> None:

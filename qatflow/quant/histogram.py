@@ -35,11 +35,6 @@ class Histogram:
         self._first = 0
         self._counts: Tensor | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no value has been seen."""
-        return self._counts is None
-
     def update(self, values: Tensor, counts: Tensor | None = None) -> None:
         """Add the values of a tensor of any shape: all of them, or where `counts`, a mask of that shape, is true.
 

@@ -1,4 +1,4 @@
-"""A float graph and the weight encodings that steps have fixed for it: what the ladder's steps pass on.
+"""A float graph, its design, and the weight encodings that steps have fixed for it: what the ladder's steps pass on.
 
 Steps are of two sorts. Some change weights and keep the float function (folding, equalization); others fit weights,
 biases or statistics to what quantization does to them, which changes it. Every step aims at the function of FP32: what
@@ -11,16 +11,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 from torch import Tensor, fx
 
 from qatflow.errors import StepError
 from qatflow.graph.layers import set_tensor, tensor
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding
-from qatflow.recipe import Calibration
-
-Method = Literal["minmax", "percentile", "sqnr", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -29,19 +26,19 @@ class Network:
 
     Attributes:
         graph: the captured graph, float weights included.
+        design: what it is quantized for, and how.
         encodings: weight encodings that the simulation must use, by parameter name. Rounding steps leave the weight
             on its grid and the grid here, so that quantizing it again changes nothing.
         normals: mean and standard deviation of a layer's output channels, as the batch norm that was folded into it
             learned them, by the layer's node; float64, shape `[channels]` each.
         goal: FP32's values of the parameters that steps have fitted, by name; those of all others are in the graph.
-        ranges: the way to find ranges of activations that is better here than the recipe's; None is the recipe's.
     """
 
     graph: fx.GraphModule
+    design: Design = field(default_factory=Design)
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     normals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     goal: Mapping[str, Tensor] = field(default_factory=dict)
-    ranges: Method | None = None
 
     def copy(self) -> Network:
         """Return a network that shares no tensor with this one, but for those that are never changed."""
@@ -53,9 +50,9 @@ class Network:
             goal=dict(self.goal),
         )
 
-    def calibration(self, of_recipe: Calibration) -> Calibration:
-        """Return how this network's ranges are found, where the recipe says `of_recipe`."""
-        return of_recipe if self.ranges is None else of_recipe.model_copy(update={"activations": self.ranges})
+    def designed(self, design: Design) -> Network:
+        """Return the same network with another design."""
+        return replace(self, design=design)
 
     def fp32(self, name: str) -> Tensor:
         """Return the value of a parameter in the FP32 function, detached."""
@@ -68,7 +65,7 @@ class Network:
 
     def unfitted(self) -> Network:
         """Return the network as it was before any step fitted weights to quantization."""
-        return Network(self.fp32_graph, normals=self.normals, ranges=self.ranges)
+        return Network(self.fp32_graph, self.design, normals=self.normals)
 
     def fitted(self, values: Mapping[str, Tensor], encodings: Mapping[str, Encoding] | None = None) -> Network:
         """Return a network with other values of some parameters, which FP32 does not have, and encodings for some."""

@@ -18,6 +18,7 @@ from qatflow.graph.surgery import sole_user
 from qatflow.quant.fusion import find_chains
 from qatflow.quant.grid import Grid
 from qatflow.quant.layer_precision import LayerPrecisions
+from qatflow.quant.network import Network
 from qatflow.quant.softmax_view import SoftmaxView, softmax_view
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.wanted import wanted_tensors
@@ -75,17 +76,18 @@ class Placement:
     """Those of them that stay in float."""
 
 
-def place(graph: fx.GraphModule, target: Target, precision: Precision) -> Placement:
-    """Return the placement that a target's table yields for a graph.
+def place(network: Network) -> Placement:
+    """Return the placement that a network's design yields for its graph.
 
     Raises:
-        PlacementError: the table matches no weighted layer, or has no grid that `precision` asks for.
-        RecipeError: a pattern of `precision.overrides` matches no layer.
+        PlacementError: the table matches no weighted layer, or has no grid that the precision asks for.
+        RecipeError: a pattern of `precision.overrides` matches no layer and no tensor.
     """
+    target, precision = network.design.target, network.design.precision
     if target.activations_symmetric and precision.activations_symmetric is False:
         message = f"target {target.name} has symmetric activations only: leave precision.activations_symmetric out"
         raise PlacementError(message)
-    return _Placer(graph, target, precision).run()
+    return _Placer(network.graph, target, precision).run()
 
 
 class _Placer:
@@ -103,6 +105,8 @@ class _Placer:
         computing = [node for node in graph.graph.nodes if node.op == "call_function" and node not in self.constant]
         self.fusion = find_chains(graph, target, computing)
         self.wanted = wanted_tensors(graph, target, self.active, self.constant, self.fusion)
+        self.groups = self._groups()
+        self._leave_named_tensors()
         self.placement = Placement(inside=self._chain_ends())
 
     def _is_active(self, node: fx.Node) -> bool:
@@ -124,12 +128,29 @@ class _Placer:
                 node = sole_user(node)
         return inside
 
+    def _groups(self) -> dict[fx.Node, list[fx.Node]]:
+        """Return all tensors on one grid, those that only move values included, by the first of them."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for node in (*self.wanted.readers, *self.wanted.moved):
+            found.setdefault(self.wanted.leader(node), []).append(node)
+        return found
+
+    def _leave_named_tensors(self) -> None:
+        """Take out tensors that a pattern leaves in float by their name, with all that are on the same grid."""
+        for group in self.groups.values():
+            if any(map(self.special.float_tensor_because_of, group)):
+                for node in group:
+                    self.wanted.readers.pop(node, None)
+                    self.wanted.moved.pop(node, None)
+
     def run(self) -> Placement:
         parameters = self._parameter_points()
         self._account_for_layers(parameters)
         weighted = {user for node in parameters for user in node.users}
         by = set().union(*self.wanted.by.values()) | set(self.wanted.readers) | set(self.fusion.ends)
-        self.special.check_effect(weighted, by, self.target.name)
+        self.special.check_effect(
+            weighted, by, {*parameters, *self.wanted.readers, *self.wanted.moved}, self.target.name
+        )
         for node in self.graph.graph.nodes:
             if node.op == "get_attr" and node in parameters:
                 self.placement.points.append(parameters[node])
@@ -149,15 +170,16 @@ class _Placer:
                 continue
             for rule in self.target.parameters_of(kind(node)):
                 operand = node.args[rule.operand] if len(node.args) > rule.operand else None
-                if isinstance(operand, fx.Node) and operand.op == "get_attr" and is_float_tensor(operand):
+                if not isinstance(operand, fx.Node) or operand.op != "get_attr" or not is_float_tensor(operand):
+                    continue
+                if not self.special.float_tensor_because_of(operand):
                     found.setdefault(operand, self._parameter_point(node, operand, rule))
         return found
 
     def _parameter_point(self, node: fx.Node, operand: fx.Node, rule: Parameter) -> Point:
-        own = self.special.of(node)
-        bits = own.weights if own is not None and own.weights is not None else self.precision.weights
-        stated = own.per_channel if own is not None else None
-        per_channel = self.precision.per_channel if stated is None else stated
+        said = [one for one in (self.special.of_tensor(operand), self.special.of(node)) if one is not None]
+        bits = next((one.weights for one in said if one.weights is not None), self.precision.weights)
+        per_channel = next((one.per_channel for one in said if one.per_channel is not None), self.precision.per_channel)
         axis = rule.axis
         if axis is not None and axis < 0:
             axis += operand.meta["val"].dim()
@@ -194,10 +216,11 @@ class _Placer:
 
     def _activation_point(self, node: fx.Node, parameters: dict[fx.Node, Point]) -> Point:
         leader = self.wanted.leader(node)
-        members = [one for one in self.wanted.readers if self.wanted.leader(one) is leader]
+        group = self.groups[leader]
+        members = [one for one in group if one in self.wanted.readers]
         givers = {op for member in members for op in self._chain_of(member)}
         takers = {op for member in members for op in self.wanted.by[member]} - givers
-        bits = self.special.activation_bits(givers | takers, self.precision.activations)
+        bits = self.special.activation_bits(givers | takers, group, self.precision.activations)
         asked = any(kind(op) in self.target.symmetric_inputs for op in takers)
         symmetric = True if asked else self.precision.activations_symmetric
         readers = self.wanted.readers[node]
@@ -233,12 +256,17 @@ class _Placer:
             return
         self.placement.floats.append(LeftInFloat(node.name, self._name(node), _op(node), self._reason(node)))
 
+    def _float_weight(self, node: fx.Node) -> str:
+        weight = argument(node, 1, "weight") if kind(node) in WEIGHTED else None
+        return self.special.float_tensor_because_of(weight) if isinstance(weight, fx.Node) else ""
+
     def _name(self, node: fx.Node) -> str:
         return self.layers[node].name if node in self.layers else module_path(node) or node.name
 
     def _reason(self, node: fx.Node) -> str:
-        """Say why an op's result stays in float."""
-        said = self.special.float_because_of(node)
+        """Say why an op's result, or its weight, stays in float."""
+        special = self.special
+        said = special.float_because_of(node) or special.float_tensor_because_of(node) or self._float_weight(node)
         known = kind(node)
         if said:
             return f"{said} leaves it in float"

@@ -42,20 +42,24 @@ def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mappin
             "fixed": {name: encoding_to_json(encoding) for name, encoding in network.encodings.items()},
             "normals": {name: [one.tolist() for one in normal] for name, normal in network.normals.items()},
             "goal": sorted(network.goal),
-            "ranges": network.ranges,
+            "design": network.design.to_record().model_dump(mode="json"),
         },
     )
     write_json(folder / "graph.json", describe(base, network.graph))
 
 
-def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encoding]]:
+def load(folder: Path, base: Network) -> tuple[Network, dict[str, Encoding]]:
     """Return the network and the encodings that `save` wrote.
+
+    Args:
+        folder: of the candidate.
+        base: the captured network; its target is that of the stored design.
 
     Raises:
         RunFolderError: a file is missing or damaged.
-        CaptureError: the graph does not fit `base`.
+        CaptureError: the graph does not fit that of `base`.
     """
-    device = next(iter(base.parameters())).device
+    device = next(iter(base.graph.parameters())).device
     stored, description = read_json(folder / "encodings.json"), read_json(folder / "graph.json")
     try:
         state = load_file(folder / "model.safetensors", device=str(device))
@@ -63,12 +67,13 @@ def load(folder: Path, base: fx.GraphModule) -> tuple[Network, dict[str, Encodin
         normals = {name: _normal(value, device) for name, value in stored["normals"].items()}
         goal = {name: state.pop(f"{GOAL}{name}") for name in stored["goal"]}
         tensors = {name: encoding_from_json(value, device) for name, value in stored["tensors"].items()}
-    except (OSError, SafetensorError, LookupError, TypeError, AttributeError) as error:
+        design = base.design.from_record(stored["design"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
-    graph = rebuild(base, description, state)
+    graph = rebuild(base.graph, description, state)
     goal = {name: laid_out_like(tensor(graph, name), value) for name, value in goal.items()}
-    return Network(graph, fixed, normals, goal, stored["ranges"]), tensors
+    return Network(graph, design, fixed, normals, goal), tensors
 
 
 def _normal(value: list[list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

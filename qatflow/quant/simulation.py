@@ -6,12 +6,11 @@ can be evaluated and trained in any PyTorch pipeline.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qatflow.errors import DataError
 from qatflow.graph.called import called
@@ -21,46 +20,43 @@ from qatflow.graph.padding import mask_of, padding_of
 from qatflow.graph.sqnr import OutputSqnr, part_powers
 from qatflow.graph.twice import run_twice
 from qatflow.quant.absorbed_clip import absorb_clip
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding
 from qatflow.quant.histogram import Histogram
-from qatflow.quant.network import Method, Network, copy_graph
+from qatflow.quant.network import Network, copy_graph
 from qatflow.quant.observing import Observer
 from qatflow.quant.placement import Placement, Point, place
 from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
-from qatflow.quant.target import Target
-from qatflow.recipe import Calibration, Precision
 
 QUANTIZERS = "qatflow_quantizers"
 """Name of the submodule of `Simulation.model` that holds the quantizers, one per quantized tensor."""
 
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-METHODS: tuple[Method, ...] = ("sqnr", "minmax", "percentile", "entropy")
-"""Ways to find the ranges of activations; of equals the first is taken."""
 FINE_BITS = 8
-TRIED_ON = 64
-"""Calibration samples on which `auto` compares them."""
 
 
 class Simulation:
-    """A network as a target would run it.
+    """A network as its design's target would run it.
 
     Args:
-        network: the float graph; it is copied.
-        target: where quantizers go and on which grids.
-        precision: bit widths, and per-channel or per-tensor weights.
+        network: the float graph, which is copied, and its design.
 
     Raises:
         PlacementError: the target quantizes no weighted layer.
+        RecipeError: a pattern of the design's overrides matches nothing.
     """
 
-    def __init__(self, network: Network, target: Target, precision: Precision) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
-        self.target = target
-        self.precision = precision
-        self.placement: Placement = place(network.graph, target, precision)
+        self.placement: Placement = place(network)
         self.model: fx.GraphModule = copy_graph(network.graph)
         self._insert()
+
+    @property
+    def design(self) -> Design:
+        """The network's."""
+        return self.network.design
 
     def _insert(self) -> None:
         holder = nn.Module()
@@ -96,35 +92,21 @@ class Simulation:
         assert isinstance(module, (ActivationQuantizer, WeightQuantizer))
         return module
 
-    def calibrate(self, batches: Iterable[Inputs], calibration: Calibration) -> None:
-        """Find every encoding: weights from their values, activations from representative samples.
+    def calibrate(self, batches: Iterable[Inputs]) -> None:
+        """Find every encoding as the design says: weights from their values, activations from representative samples.
 
-        Weights are quantized while activations are observed. `calibrated_by` is then the method for activations, and
-        `weights_by` that for weights.
+        Weights are quantized while activations are observed.
 
         Args:
             batches: positional and keyword inputs of the model, a batch each.
-            calibration: the methods.
 
         Raises:
             DataError: there is no sample, or one makes a value that is not finite.
         """
-        calibration = self.network.calibration(calibration)
-        self.settle_weights(calibration)
-        kept: list[Inputs] = []
-        histograms = self.observe(batches, kept)
-        self.calibrated_by: Method = "sqnr"
-        if calibration.activations != "auto":
-            self.calibrated_by = calibration.activations
-        else:
-            outputs = {one: self._closeness(histograms, _by(calibration, one), kept) for one in METHODS}
-            self.calibrated_by = max(outputs, key=outputs.__getitem__)
-        self.settle_activations(histograms, _by(calibration, self.calibrated_by))
-        self.weights_by: Literal["minmax", "sqnr"] = "minmax" if calibration.weights == "minmax" else "sqnr"
-        if calibration.weights == "auto":
-            self._try_minmax_weights(kept, calibration)
+        self.settle_weights()
+        self.settle_activations(self.observe(batches))
 
-    def calibrate_on_fp32(self, batches: Iterable[Inputs], calibration: Calibration) -> None:
+    def calibrate_on_fp32(self, batches: Iterable[Inputs]) -> None:
         """Find every encoding, those of activations from FP32's own values, whatever rounded weights make of them.
 
         That is for steps that bring a network nearer to FP32: what it gives before it was solved is no guide to the
@@ -133,10 +115,10 @@ class Simulation:
         Raises:
             DataError: there is no sample, or one makes a value that is not finite.
         """
-        fp32 = Simulation(self.network.unfitted(), self.target, self.precision)
+        fp32 = Simulation(self.network.unfitted())
         fp32.quantize_weights(False)
-        fp32.calibrate(batches, self.network.calibration(calibration).model_copy(update={"weights": "minmax"}))
-        self.settle_weights(calibration)
+        fp32.settle_activations(fp32.observe(batches))
+        self.settle_weights()
         for point in self.placement.points:
             quantizer = self.quantizer(point.tensor)
             if isinstance(quantizer, ActivationQuantizer):
@@ -144,17 +126,8 @@ class Simulation:
                 assert isinstance(found, ActivationQuantizer)
                 quantizer.encoding = found.encoding
 
-    def _try_minmax_weights(self, inputs: list[Inputs], calibration: Calibration) -> None:
-        """Keep min-max scales of weights where the outputs on some inputs are nearer to the float network's."""
-        by_sqnr = self.closeness(inputs)
-        self.settle_weights(calibration.model_copy(update={"weights": "minmax"}))
-        if self.closeness(inputs) > by_sqnr:
-            self.weights_by = "minmax"
-        else:
-            self.settle_weights(calibration)
-
-    def observe(self, batches: Iterable[Inputs], kept: list[Inputs] | None = None) -> dict[str, Histogram]:
-        """Return histograms of all activations with an encoding of their own, by tensor; `kept` gets the first batches.
+    def observe(self, batches: Iterable[Inputs]) -> dict[str, Histogram]:
+        """Return histograms of all activations with an encoding of their own, by tensor.
 
         Padded positions do not count.
 
@@ -170,12 +143,9 @@ class Simulation:
         observers = {name: Observer(nodes[name]) for name in quantizers}
         for name, quantizer in quantizers.items():
             quantizer.observing = observers[name]
-        seen, samples = False, 0
+        seen = False
         for args, kwargs in batches:
             seen = True
-            if kept is not None and samples < TRIED_ON:
-                kept.append((args, kwargs))
-                samples += len(next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)))
             self._show(observers.values(), args, kwargs)
         if not seen:
             raise DataError("the calibration part of the data has no sample: give it some")
@@ -197,28 +167,23 @@ class Simulation:
         except ValueError as error:
             raise DataError(str(error)) from error
 
-    def settle_activations(self, histograms: Mapping[str, Histogram], calibration: Calibration) -> None:
-        """Take the ranges of activations that `calibration` finds in histograms.
+    def settle_activations(self, histograms: Mapping[str, Histogram], design: Design | None = None) -> None:
+        """Take the ranges of activations that a design finds in histograms; None is the network's own.
 
         Raises:
             DataError: a tensor never had a value.
         """
+        design = design or self.design
         for point in self.placement.points:
             if point.tensor not in histograms:
                 continue
             quantizer = self.quantizer(point.tensor)
             assert isinstance(quantizer, ActivationQuantizer)
             try:
-                quantizer.settle(histograms[point.tensor], calibration)
+                quantizer.settle(histograms[point.tensor], design.calibration_of(point.tensor))
             except ValueError as error:
                 message = f"{point.layer}: {error}"
                 raise DataError(message) from error
-
-    def _closeness(self, histograms: Mapping[str, Histogram], calibration: Calibration, inputs: list[Inputs]) -> float:
-        """Return how close the outputs are on some inputs, in dB, with ranges by one method."""
-        self.settle_activations(histograms, calibration)
-        ratio = self.closeness(inputs)
-        return -math.inf if math.isnan(ratio) else ratio
 
     @torch.no_grad()
     def closeness(self, inputs: Iterable[Inputs]) -> float:
@@ -239,21 +204,18 @@ class Simulation:
             if point.parameter is not None:
                 self.quantizer(point.tensor).enabled = quantize
 
-    def settle_weights(self, calibration: Calibration) -> None:
-        """Find the encodings of weights: those that the network brings along, or by `calibration.weights`."""
+    def settle_weights(self, design: Design | None = None) -> None:
+        """Find the encodings of weights: those that the network brings along, or as a design does (None: its own)."""
+        method = (design or self.design).calibration.weights
         for point in self.placement.points:
             quantizer = self.quantizer(point.tensor)
             if isinstance(quantizer, WeightQuantizer):
-                self._settle_weight(point, quantizer, calibration)
-
-    def _settle_weight(self, point: Point, quantizer: WeightQuantizer, calibration: Calibration) -> None:
-        assert point.parameter is not None
-        weight = tensor(self.model, point.parameter)
-        fixed = self.network.encodings.get(point.parameter)
-        if fixed is not None and fixed.grid == point.grid and fixed.axis == point.axis:
-            quantizer.adopt(weight, fixed)
-        else:
-            quantizer.settle(weight, calibration.weights)
+                assert point.parameter is not None
+                weight, fixed = tensor(self.model, point.parameter), self.network.encodings.get(point.parameter)
+                if fixed is not None and fixed.grid == point.grid and fixed.axis == point.axis:
+                    quantizer.adopt(weight, fixed)
+                else:
+                    quantizer.settle(weight, method)
 
     def encodings(self) -> dict[str, Encoding]:
         """Return the encoding of every quantized tensor, by the tensor's name in the placement."""
@@ -315,11 +277,7 @@ class Simulation:
                 set_tensor(graph, name, value)
         encodings = self.encodings()
         fixed = {point.parameter: encodings[point.tensor] for point in self.placement.points if point.parameter}
-        return Network(graph, fixed)
-
-
-def _by(calibration: Calibration, method: Method) -> Calibration:
-    return calibration.model_copy(update={"activations": method})
+        return Network(graph, self.design, fixed)
 
 
 def _leaf(tensor_name: str) -> str:

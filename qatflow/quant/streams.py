@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from qatflow.graph.layers import Layer, tensor, weighted_layers
-from qatflow.graph.observe import flat_inputs
+from qatflow.graph.tree import flat_inputs
 from qatflow.quant.quantizer import clipped
 from qatflow.quant.simulation import Simulation
 

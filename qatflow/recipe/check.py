@@ -31,7 +31,7 @@ from qatflow.recipe.names import (
 from qatflow.recipe.sentences import mistake_of, shown
 from qatflow.recipe.step_checks import order_mistakes, typed_steps
 from qatflow.recipe.targets import TARGETS, target_mistakes
-from qatflow.recipe.trust import form_mistakes, is_outside, outside_mistakes, package_mistakes
+from qatflow.recipe.trust import LIVE, form_mistakes, is_outside, outside_mistakes, package_mistakes
 
 SOURCES = {"model": MODELS, "data": DATASETS}
 LEFT_OPEN = "???"
@@ -59,10 +59,34 @@ def recipe_from(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> Recipe
     return recipe
 
 
+def session_recipe(sections: Mapping[str, Any], trust: Sequence[str] = ()) -> Recipe:
+    """Return a recipe about objects of a Python session; where model and data need no name, none has to be given.
+
+    Raises:
+        RecipeError: it has mistakes; all of them are in the error.
+    """
+    named = {section: {"factory": f"{LIVE}:{section}", **sections.get(section, {})} for section in SOURCES}
+    recipe, mistakes = check({**sections, **named}, (*trust, LIVE))
+    mistakes += _process_mistakes(_section(sections, "search"))
+    if recipe is None or mistakes:
+        raise RecipeError(mistakes)
+    return recipe
+
+
+def _process_mistakes(search: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Tell of settings by which objects of a session would have to go to other processes."""
+    for key, alone in (("workers", 1), ("devices_per_trial", 1), ("engine", "local")):
+        value = search.get(key, alone)
+        if value != alone:
+            problem = f"{value} processes" if isinstance(value, int) else f"{value} processes elsewhere"
+            fix = f"write {alone}, or name factories in a recipe"
+            yield Mistake(f"search.{key}", f"{problem} cannot share objects of a Python session", fix)
+
+
 def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe | None, list[Mistake]]:
     """Return the recipe that `mapping` declares, or None, and every mistake in it."""
     mistakes: list[Mistake] = []
-    cleaned = _data_only(mapping, "", mistakes)
+    cleaned: dict[str, Any] = _data_only(mapping, "", mistakes)
     if cleaned.pop("trust", None) is not None:
         fix = "put trust=[my_package] on the command line instead"
         mistakes.append(Mistake("trust", "a recipe cannot vouch for packages itself", fix))
@@ -86,34 +110,24 @@ def _place(path: str) -> int:
     return sections.index(section) if section in sections else -1
 
 
-def _data_only(mapping: Mapping[str, Any], prefix: str, mistakes: list[Mistake]) -> dict[str, Any]:
-    """Copy a mapping without its `_target_`s and the values that it leaves open, telling of both."""
+def _data_only(value: Any, path: str, mistakes: list[Mistake]) -> Any:
+    """Copy a value without its `_target_`s and what it leaves open, telling of both."""
+    if isinstance(value, (list, tuple)):
+        return [_data_only(item, f"{path}[{index}]", mistakes) for index, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
     cleaned: dict[str, Any] = {}
-    for key, value in mapping.items():
-        path = f"{prefix}{key}"
+    for key, item in value.items():
+        place = f"{path}.{key}" if path else str(key)
         if key == "_target_":
             problem = "a recipe is data, and a `_target_` would let it call any code"
             fix = "name a function as `factory: package.module:function`; its package must be a trusted one"
-            mistakes.append(Mistake(path, problem, fix))
-        elif isinstance(value, str) and value == LEFT_OPEN:
-            mistakes.append(Mistake(path, "is left open (???)", f"give it on the command line as {path}=VALUE"))
-        elif isinstance(value, Mapping):
-            cleaned[key] = _data_only(value, f"{path}.", mistakes)
-        elif isinstance(value, (list, tuple)):
-            cleaned[key] = list(_items_only(value, path, mistakes))
+            mistakes.append(Mistake(place, problem, fix))
+        elif isinstance(item, str) and item == LEFT_OPEN:
+            mistakes.append(Mistake(place, "is left open (???)", f"give it on the command line as {place}=VALUE"))
         else:
-            cleaned[key] = value
+            cleaned[key] = _data_only(item, place, mistakes)
     return cleaned
-
-
-def _items_only(values: Sequence[Any], path: str, mistakes: list[Mistake]) -> Iterator[Any]:
-    for index, value in enumerate(values):
-        if isinstance(value, Mapping):
-            yield _data_only(value, f"{path}[{index}].", mistakes)
-        elif isinstance(value, (list, tuple)):
-            yield list(_items_only(value, f"{path}[{index}]", mistakes))
-        else:
-            yield value
 
 
 def _section(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:

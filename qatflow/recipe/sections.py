@@ -16,7 +16,6 @@ from pydantic import (
     Field,
     SerializeAsAny,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -24,11 +23,14 @@ from qatflow.errors import allowed_values
 from qatflow.recipe.config import Config
 from qatflow.recipe.gate import Drop as Drop
 from qatflow.recipe.gate import Gate as Gate
+from qatflow.recipe.precision import Bits as Bits
+from qatflow.recipe.precision import LayerPrecision as LayerPrecision
+from qatflow.recipe.precision import Precision as Precision
+from qatflow.recipe.precision import as_precision
 from qatflow.recipe.steps import STEP_CONFIGS, StepConfig, UntypedStep
 from qatflow.recipe.targets import TARGETS
 from qatflow.recipe.trust import is_outside
 
-Bits = Annotated[int, Field(ge=2, le=16)]
 ATTENTION_MASK = "attention_mask"
 """The input that transformers call so says which positions are padding."""
 
@@ -82,76 +84,22 @@ class Data(Source):
     mask is found by itself, and empty means none."""
 
 
-SHORT_PRECISION = re.compile(
-    r"(?:w(?P<weights>\d+))?(?:a(?P<activations>\d+))?(?P<granularity>_per_tensor|_per_channel)?"
-)
-
-
-def _as_layer_precision(value: Any) -> Any:
-    """Read `float`, or a short form such as `w8a16`, `w4` or `a16_per_tensor`; returns what `LayerPrecision` takes."""
-    if not isinstance(value, str):
-        return value
-    if value == "float":
-        return {"quantized": False}
-    found = SHORT_PRECISION.fullmatch(value)
-    if not value or found is None:
-        raise ValueError("write float, or bits such as w8a16, w4, a16 or w8a8_per_tensor")
-    parts: dict[str, Any] = {name: int(found[name]) for name in ("weights", "activations") if found[name]}
-    return parts | ({"per_channel": found["granularity"] == "_per_channel"} if found["granularity"] else {})
-
-
-class LayerPrecision(Config):
-    """What differs for some layers; null is as everywhere else.
-
-    `weights` are the layer's own; `activations` are the tensors that it reads and gives. Where two layers differ about
-    a tensor between them, it gets the more bits.
-    """
-
-    quantized: bool = True
-    """False leaves the layer in float: neither its weight is quantized nor, for its sake, what it reads and gives."""
-    weights: Bits | None = None
-    activations: Bits | None = None
-    per_channel: bool | None = None
-
-    @model_serializer
-    def _as_written(self) -> str | dict[str, Any]:
-        if not self.quantized:
-            return "float"
-        stated = {"weights": self.weights, "activations": self.activations, "per_channel": self.per_channel}
-        return {name: value for name, value in stated.items() if value is not None}
-
-
-ShortLayerPrecision = Annotated[LayerPrecision, BeforeValidator(_as_layer_precision)]
-
-
-class Precision(Config):
-    """Bit widths, and one scale per tensor or per output channel for weights."""
-
-    weights: Bits = 8
-    activations: Bits = 8
-    per_channel: bool = True
-    weights_symmetric: bool = True
-    """False gives weights a zero point."""
-    activations_symmetric: bool | None = None
-    """Null is the target's own way."""
-    first_layer: ShortLayerPrecision | None = None
-    """Of the weighted layers that no other comes before: `float`, or bits such as `w8a16`."""
-    last_layer: ShortLayerPrecision | None = None
-    """Of the weighted layers that no other comes after."""
-    overrides: dict[str, ShortLayerPrecision] = Field(default_factory=dict)
-    """By module path, such as `features.0` or `classifier.*`, with all that is inside; a later one counts more."""
-
-
 class Calibration(Config):
     """How ranges are found from calibration samples."""
 
     samples: Annotated[int, Field(ge=1)] = 512
-    activations: Literal["minmax", "percentile", "sqnr", "entropy", "auto"] = "sqnr"
-    """`auto` tries the others on calibration samples and keeps the one whose outputs are nearest to FP32's."""
-    weights: Literal["minmax", "sqnr", "auto"] = "sqnr"
-    """`auto` is `sqnr`, and min-max where the outputs are nearer to FP32's with that."""
+    activations: Literal["minmax", "percentile", "sqnr", "entropy"] = "sqnr"
+    """The step `calibrate` tries them all, for single tensors as well."""
+    weights: Literal["minmax", "sqnr"] = "sqnr"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Share of values, in percent, that a range found by `percentile` covers on each side."""
+
+    @field_validator("activations", "weights", mode="before")
+    @classmethod
+    def _no_auto(cls, value: Any) -> Any:
+        if value == "auto":
+            raise ValueError("drop it and add the step `calibrate`, which tries all ways to find ranges")
+        return value
 
 
 class Ladder(Config):
@@ -163,7 +111,8 @@ class Ladder(Config):
     keep_worse: bool = False
     """Build on a rung even where it made things worse."""
     judge: bool = True
-    """Before weights are rounded better, look whether activations alone meet the gate, and what helps if not."""
+    """Before weights are rounded better, look whether activations alone meet the gate; where they miss it, the steps
+    `calibrate` and `set_precision` are climbed as far as they help, unless the recipe has them itself."""
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -351,7 +300,7 @@ class Recipe(Config):
     data: Data
     target: Annotated[str, AfterValidator(_known_target)] = "onnxruntime"
     """A name of ours, or `package.module:TABLE`; the package is one named in `trust`."""
-    precision: Precision = Precision()
+    precision: Annotated[Precision, BeforeValidator(as_precision)] = Precision()
     calibration: Calibration = Calibration()
     steps: Annotated[dict[str, SerializeAsAny[StepConfig]], BeforeValidator(_typed_steps)] = Field(default_factory=dict)
     gate: Gate = Gate()

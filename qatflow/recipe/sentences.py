@@ -1,26 +1,27 @@
 """Put pydantic's errors into our sentences: path, value, allowed values, near match.
 
-One table from pydantic's error types to sentences. A type that is not in the table gets pydantic's own short message,
-never its multi-line text with links.
+One table from pydantic's error types to sentences; what is allowed is read from the model's JSON schema. A type that is
+not in the table gets pydantic's own short message, never its multi-line text with links.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from qatflow.errors import Mistake, allowed_values
 
-Sentence = Callable[[Any, ErrorDetails, FieldInfo | None], tuple[str, str]]
-"""From a value, pydantic's error and the field to a problem and its fix."""
+Schema = dict[str, Any]
+"""The part of a JSON schema that describes one value."""
+Sentence = Callable[[Any, ErrorDetails, Schema], tuple[str, str]]
+"""From a value, pydantic's error and the schema to a problem and its fix."""
 
 LONGEST = 60
-BOUND_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
 
 
 def mistake_of(error: ErrorDetails, root: type[BaseModel], raw: Any, prefix: str = "") -> Mistake:
@@ -36,14 +37,14 @@ def mistake_of(error: ErrorDetails, root: type[BaseModel], raw: Any, prefix: str
     found, value = _as_written(raw, loc)
     if error["type"] in {"missing", "extra_forbidden"} and not isinstance(loc[-1], int):
         found = loc
-    path = _path(found, prefix)
-    parent = _model_at(root, loc[:-1])
+    path = prefix
+    for part in found:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if error["type"] == "extra_forbidden":
-        fields = parent.model_fields if parent else ()
+        fields = _schema_at(root, loc[:-1]).get("properties", ())
         return Mistake(path, "unknown key", allowed_values(str(loc[-1]), fields))
-    field = _field_at(root, loc)
     sentence = SENTENCES.get(error["type"], _other)
-    return Mistake(path, *sentence(value, error, field))
+    return Mistake(path, *sentence(value, error, _schema_at(root, loc)))
 
 
 def shown(value: Any, quote: bool = True) -> str:
@@ -59,139 +60,96 @@ def shown(value: Any, quote: bool = True) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def _path(loc: tuple[int | str, ...], prefix: str) -> str:
-    path = prefix
-    for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
-
-
 def _as_written(raw: Any, loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
     """Follow `loc` as far as the user's own text goes; return how far, and the value there."""
-    value = raw
+    value: Any = raw
     for depth, part in enumerate(loc):
         inside = isinstance(value, Mapping) and part in value
-        inside = inside or (isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value))
-        if not inside:
+        if not inside and not (isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)):
             return loc[:depth], value
         value = value[part]
     return loc, value
 
 
-def _model_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    annotation: Any = root
+def _schema_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> Schema:
+    """Return what the schema of `root` says of a place in it; nothing where it says nothing."""
+    whole = _schema(root)
+    node = whole
     for part in loc:
-        model = _model_in(annotation)
-        if model is not None:
-            field = model.model_fields.get(str(part))
-            annotation = field.annotation if field else None
-        elif get_origin(annotation) is dict:
-            annotation = get_args(annotation)[1]
+        items = node.get("prefixItems", ())
+        if isinstance(part, int):
+            node = items[part] if part < len(items) else node.get("items", {})
         else:
-            return None
-    return _model_in(annotation)
+            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+        if not isinstance(node, dict):  # true: anything
+            return {}
+        for choice in node.get("anyOf", ()):
+            node = choice if choice.get("type") != "null" else node
+        if "$ref" in node:
+            node = whole["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the model that an annotation is, or holds beside `None` or in `Annotated`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in {Union, types.UnionType, Annotated}:
-        return next(filter(None, map(_model_in, get_args(annotation))), None)
-    return None
-
-
-def _field_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> FieldInfo | None:
-    names = [str(part) for part in loc if not isinstance(part, int)]
-    parent = _model_at(root, tuple(names[:-1]))
-    return parent.model_fields.get(names[-1]) if parent and names else None
+@cache
+def _schema(root: type[BaseModel]) -> Schema:
+    return root.model_json_schema()
 
 
 def _not_a(kind: str) -> Sentence:
-    return lambda value, error, field: (f"{shown(value)} is not {kind}", "")
+    return lambda value, error, schema: (f"{shown(value)} is not {kind}", "")
 
 
 def _too(word: str) -> Sentence:
-    def sentence(value: Any, error: ErrorDetails, field: FieldInfo | None) -> tuple[str, str]:
-        allowed = _allowed_range(field)
-        return f"{shown(value)} is too {word}", f"allowed: {allowed}" if allowed else ""
-
-    return sentence
+    return lambda value, error, schema: (f"{shown(value)} is too {word}", _allowed_range(schema))
 
 
-def _allowed_range(field: FieldInfo | None) -> str:
-    """Return `2 to 16`, or `more than 50, at most 100`, from a field's constraints."""
-    bounds: dict[str, Any] = {}
-    for constraint in _constraints(field.annotation, field.metadata) if field else ():
-        bounds |= {name: getattr(constraint, name) for name in BOUND_WORDS if hasattr(constraint, name)}
-    if set(bounds) == {"ge", "le"}:
-        return f"{bounds['ge']} to {bounds['le']}"
-    return ", ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in bounds.items())
+def _allowed_range(schema: Schema) -> str:
+    """Return `allowed: 2 to 16`, or `allowed: more than 50, at most 100`, where the schema has bounds."""
+    bounds = {name: schema[name] for name in BOUNDS if name in schema}
+    if set(bounds) == {"minimum", "maximum"}:
+        return f"allowed: {bounds['minimum']} to {bounds['maximum']}"
+    return f"allowed: {', '.join(f'{BOUNDS[name]} {bound}' for name, bound in bounds.items())}" if bounds else ""
 
 
-def _constraints(annotation: Any, metadata: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
-    """Yield the constraints of a field, also those inside `Annotated[...] | None`."""
-    for item in metadata:
-        yield from item.metadata if isinstance(item, FieldInfo) else [item]
-    if get_origin(annotation) in {Union, types.UnionType}:
-        for inner in get_args(annotation):
-            yield from _constraints(inner, ())
-    elif get_origin(annotation) is Annotated:
-        yield from _constraints(None, annotation.__metadata__)
+def _no_option(value: Any, error: ErrorDetails, schema: Schema) -> tuple[str, str]:
+    return f"{shown(value)} is not an option", allowed_values(str(value), map(str, schema.get("enum", ())))
 
 
-def _no_option(value: Any, error: ErrorDetails, field: FieldInfo | None) -> tuple[str, str]:
-    annotation = field.annotation if field else None
-    options = [str(option) for option in get_args(annotation)] if get_origin(annotation) is Literal else []
-    return f"{shown(value)} is not an option", allowed_values(str(value), options)
-
-
-def _no_section(value: Any, error: ErrorDetails, field: FieldInfo | None) -> tuple[str, str]:
+def _no_section(value: Any, error: ErrorDetails, schema: Schema) -> tuple[str, str]:
     fix = "write its keys below it"
     if isinstance(value, str):
         fix += f"; a named choice goes under `defaults`, as `override /{error['loc'][-1]}: {value}`"
     return f"{shown(value)} is not a section", fix
 
 
-def _own_words(value: Any, error: ErrorDetails, field: FieldInfo | None) -> tuple[str, str]:
+def _own_words(value: Any, error: ErrorDetails, schema: Schema) -> tuple[str, str]:
     """A validator of ours said what to write instead."""
     return f"{shown(value)} cannot stand here", str(error.get("ctx", {}).get("error", error["msg"]))
 
 
-def _missing(value: Any, error: ErrorDetails, field: FieldInfo | None) -> tuple[str, str]:
-    if isinstance(error["loc"][-1], int):
-        return f"{shown(value)} has too few values", "write [low, high]"
-    return "is missing", ""
+def _missing(value: Any, error: ErrorDetails, schema: Schema) -> tuple[str, str]:
+    return (f"{shown(value)} has too few values", PAIR) if isinstance(error["loc"][-1], int) else ("is missing", "")
 
 
-def _too_many(value: Any, error: ErrorDetails, field: FieldInfo | None) -> tuple[str, str]:
-    return f"{shown(value)} has too many values", "write [low, high]"
-
-
-def _other(value: Any, error: ErrorDetails, field: FieldInfo | None) -> tuple[str, str]:
+def _other(value: Any, error: ErrorDetails, schema: Schema) -> tuple[str, str]:
     return f"{shown(value)} cannot stand here", error["msg"][:1].lower() + error["msg"][1:]
 
 
+PAIR = "write [low, high]"
+NAME = "a name: letters, digits, spaces and ._- only, with / between folders"
 SENTENCES: dict[str, Sentence] = {
     "missing": _missing,
     "literal_error": _no_option,
     "value_error": _own_words,
-    "model_type": _no_section,
-    "model_attributes_type": _no_section,
+    **dict.fromkeys(("model_type", "model_attributes_type"), _no_section),
     "dict_type": _not_a("a mapping"),
     "tuple_type": _not_a("a list"),
-    "too_long": _too_many,
-    "greater_than": _too("small"),
-    "greater_than_equal": _too("small"),
-    "less_than": _too("large"),
-    "less_than_equal": _too("large"),
-    "int_type": _not_a("an integer"),
-    "int_parsing": _not_a("an integer"),
-    "int_from_float": _not_a("an integer"),
-    "float_type": _not_a("a number"),
-    "float_parsing": _not_a("a number"),
-    "bool_type": _not_a("true or false"),
-    "bool_parsing": _not_a("true or false"),
+    "too_long": lambda value, error, schema: (f"{shown(value)} has too many values", PAIR),
+    **dict.fromkeys(("greater_than", "greater_than_equal"), _too("small")),
+    **dict.fromkeys(("less_than", "less_than_equal"), _too("large")),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), _not_a("an integer")),
+    **dict.fromkeys(("float_type", "float_parsing"), _not_a("a number")),
+    **dict.fromkeys(("bool_type", "bool_parsing"), _not_a("true or false")),
     "string_type": _not_a("text"),
-    "string_pattern_mismatch": _not_a("a name: letters, digits, spaces and ._- only, with / between folders"),
+    "string_pattern_mismatch": _not_a(NAME),
 }

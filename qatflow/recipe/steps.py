@@ -12,7 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from qatflow.recipe.config import Config
+from qatflow.recipe.precision import ShortLayerPrecision
 
+CHOOSING = ("calibrate",)
+"""Steps that choose for the tensors that there are: those that change the graph come before them."""
 FITTING = ("reestimate_batch_norms", "search_scales", "correct_bias", "adaround")
 """Steps that fit weights, biases or statistics to their quantization. Those that keep the float function come before
 them: they would take what was fitted for FP32's own."""
@@ -43,14 +46,14 @@ class UntypedStep(StepConfig):
 class FoldBatchNorms(StepConfig):
     """Fold batch norms into the convolution or linear layer before them."""
 
-    not_after = ("equalize", "absorb_bias", "smooth", *FITTING)
+    not_after = ("equalize", "absorb_bias", "smooth", *CHOOSING, *FITTING)
     always_kept = True
 
 
 class Equalize(StepConfig):
     """Cross-layer equalization (Nagel et al. 2019), with high-bias absorption, where it helps."""
 
-    not_after = ("absorb_bias", *FITTING)
+    not_after = ("absorb_bias", *CHOOSING, *FITTING)
 
     choose: Literal["measured", "all"] = "measured"
     """Equalize the chains whose quantized output gains by it on calibration samples, or all chains."""
@@ -68,7 +71,7 @@ class Equalize(StepConfig):
 class AbsorbBias(StepConfig):
     """Move what is always there of large biases into the next layer (Nagel et al. 2019)."""
 
-    not_after = FITTING
+    not_after = (*CHOOSING, *FITTING)
 
 
 class ReestimateBatchNorms(StepConfig):
@@ -81,10 +84,37 @@ class ReestimateBatchNorms(StepConfig):
 class Smooth(StepConfig):
     """Even out the channels between a norm and the linear layers behind it (SmoothQuant, Xiao et al. 2023)."""
 
-    not_after = FITTING
+    not_after = (*CHOOSING, *FITTING)
 
     strength: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the outliers that moves into the weights: 0 leaves all in the activations, 1 moves all."""
+
+
+class Calibrate(StepConfig):
+    """The way to find ranges whose outputs are nearest to FP32's, for single tensors as well where that pays."""
+
+    activations: tuple[Literal["sqnr", "minmax", "percentile", "entropy"], ...] = (
+        "sqnr",
+        "minmax",
+        "percentile",
+        "entropy",
+    )
+    """Ways that are tried for activations."""
+    weights: tuple[Literal["sqnr", "minmax"], ...] = ("sqnr", "minmax")
+    """Ways that are tried for weights."""
+    tensors: Annotated[int, Field(ge=0)] = 8
+    """Most activations that may get a way of their own, those that hurt most first; 0 is one way for all."""
+    held_out: Annotated[int, Field(ge=1)] = 64
+    """Most calibration samples that ways are compared on: every fourth, which ranges are not found from."""
+
+
+class SetPrecision(StepConfig):
+    """Other bits, or float, for some layers and tensors."""
+
+    not_after = FITTING
+
+    layers: dict[str, ShortLayerPrecision] = Field(default_factory=dict)
+    """As `precision.overrides`: module paths, patterns or names of tensors, with `float`, or bits such as `w8a16`."""
 
 
 class SearchScales(StepConfig):
@@ -150,6 +180,8 @@ STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "equalize": Equalize,
     "absorb_bias": AbsorbBias,
     "smooth": Smooth,
+    "calibrate": Calibrate,
+    "set_precision": SetPrecision,
     "search_scales": SearchScales,
     "correct_bias": CorrectBias,
     "adaround": AdaRound,

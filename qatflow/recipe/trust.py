@@ -17,6 +17,9 @@ from qatflow.errors import Mistake, near_match
 OPEN_PACKAGES = ("qatflow", "torchvision", "timm", "transformers", "torchmetrics")
 """Top packages whose things a recipe may name without being trusted on the command line."""
 
+LIVE = "live"
+"""Stands for a package where a recipe names an object of a Python session: `live:ResNet`."""
+
 
 def is_outside(name: object) -> bool:
     """Tell `package.module:name` from a name of ours."""
@@ -43,6 +46,11 @@ def trust_mistakes(path: str, written: str, trust: Iterable[str]) -> Iterator[Mi
 def package_mistakes(path: str, written: str, trust: Iterable[str]) -> Iterator[Mistake]:
     """Tell whether the package of `package.module:name` is unknown or not trusted, without importing it."""
     package = written.split(":")[0].split(".")[0]
+    if package == LIVE:
+        if LIVE not in trust:
+            problem = f"{written!r} was an object of a Python session, which no command line has"
+            yield Mistake(path, problem, "call qatflow.quantize with folder=FOLDER again, or name a factory")
+        return
     yield from trust_mistakes(path, written, trust)
     here = importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd())])
     if here is None and importlib.util.find_spec(package) is None:

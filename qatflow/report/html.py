@@ -18,9 +18,9 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qatflow.report import numbers, wording
-from qatflow.report.charts import ladder_charts, tone_of
+from qatflow.report.charts.ladder import ladder_charts, tone_of
+from qatflow.report.charts.trials import curve_chart, spot_chart
 from qatflow.report.info import best_trial, chosen, has_plots, judged, judged_info, ladder_info, trials_info
-from qatflow.report.trial_charts import curve_chart, spot_chart
 from qatflow.results.result import CandidateRecord, RunResult, TensorRecord
 from qatflow.results.unfinished import unfinished
 

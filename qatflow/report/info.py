@@ -1,7 +1,6 @@
 """What the pictures show, apart from how they are drawn.
 
-Each function turns a `RunResult` into a small value; `charts` draws it as SVG for the page and `figures` with Plotly
-for a notebook, and tests read the value instead of pixels.
+Each function turns a `RunResult` into a small value, which `charts` lays out; tests read the value instead of pixels.
 """
 
 from __future__ import annotations

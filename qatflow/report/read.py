@@ -37,7 +37,7 @@ def read_result(folder: Path) -> RunResult:
     except ValueError as error:
         message = f"{path} is not valid JSON ({error}); start the run again on this folder, which writes it anew"
         raise RunFolderError(message) from error
-    return _checked(path, values)
+    return _checked(path, values).in_folder(folder)
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,27 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "schema_version": 2, "candidates": candidates}
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+def _from_2(values: dict[str, Any]) -> dict[str, Any]:
+    """What would help activations was advised, and only another way to find ranges was climbed."""
+    judged = values.get("activations_only")
+    if judged is not None:
+        kept = {key: judged[key] for key in ("drop", "drop_low", "passed", "hopeless", "sqnr_db")}
+        judged = {**kept, "advice": _advice(judged)}
+    return {**values, "schema_version": 3, "activations_only": judged}
+
+
+def _advice(judged: dict[str, Any]) -> str:
+    said = []
+    if judged.get("calibration") is not None:
+        said.append(f"other ranges (calibration.activations={judged['calibration']})")
+    if judged.get("sixteen_bits"):
+        said.append(f"16 bits for {', '.join(judged['sixteen_bits'])}")
+    if not judged.get("calibration_passes"):
+        said.append("range-learning QAT")
+    return f"{' or '.join(said)} may"
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 """By the schema that each takes; it returns the next one."""
 
 

@@ -20,10 +20,10 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from qatflow.report.charts.study import Plot, parameters, plots
 from qatflow.report.html import TEMPLATES, page
 from qatflow.report.info import trials_info
 from qatflow.report.numbers import compact
-from qatflow.report.study_plots import Plot, parameters, plots
 from qatflow.results.result import RunResult
 
 HEIGHTS = {"history": 340, "epochs": 400, "parallel": 400, "slices": 340, "importances": 300}

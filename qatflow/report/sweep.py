@@ -16,14 +16,14 @@ import pandas as pd
 
 from qatflow.errors import RunFolderError
 from qatflow.report import numbers, wording
-from qatflow.report.charts import Bar, RowChart, drop_charts, tone_of
+from qatflow.report.charts.ladder import Bar, RowChart, drop_charts, tone_of
 from qatflow.report.html import page, relative_href
 from qatflow.report.read import read_result
 from qatflow.report.recipe_keys import differing, flatten
-from qatflow.report.tables import Columns
 from qatflow.report.write import csv, read_text
 from qatflow.results.result import RunResult
 from qatflow.results.store import write_text
+from qatflow.results.tables import Columns
 from qatflow.results.unfinished import Unfinished, unfinished
 
 RUN: Columns = {"run": "string", "recipe": "string"}

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from qatflow.report import tables
 from qatflow.report.html import STUDY_PAGE, render
 from qatflow.report.info import has_plots
 from qatflow.report.read import read_result
+from qatflow.results import tables
 from qatflow.results.result import RunResult
 from qatflow.results.store import write_text
 

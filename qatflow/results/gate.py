@@ -205,7 +205,7 @@ def is_worse(gate: Gate, kept: Measurement, kept_sqnr: float, new: Measurement, 
 def best_of(candidates: list[tuple[str, Measurement, bool, float]]) -> str:
     """Return the id of the best of `(id, measurement, passed, sqnr_db)`.
 
-    One that passes beats one that does not; then the metric counts, then the SQNR, then the order.
+    Of those that `rank` holds equal it is the first.
 
     Raises:
         ValueError: there is none.
@@ -213,9 +213,18 @@ def best_of(candidates: list[tuple[str, Measurement, bool, float]]) -> str:
     if not candidates:
         raise ValueError("no candidate to choose from")
 
-    def rank(entry: tuple[str, Measurement, bool, float]) -> tuple[bool, float, float]:
+    def place(entry: tuple[str, Measurement, bool, float]) -> tuple[bool, float, float]:
         _, measurement, passed, sqnr = entry
-        value = measurement.sign * measurement.value if math.isfinite(measurement.value) else -math.inf
-        return passed, value, sqnr if not math.isnan(sqnr) else -math.inf
+        return rank(measurement.higher_is_better, passed, measurement.value, sqnr)
 
-    return max(candidates, key=rank)[0]
+    return max(candidates, key=place)[0]
+
+
+def rank(higher_is_better: bool, passed: bool, value: float | None, sqnr_db: float | None) -> tuple[bool, float, float]:
+    """Return what candidates are ordered by, the best one largest.
+
+    One that passes beats one that does not; then the metric counts, then the SQNR. A number that is missing or
+    undefined is the worst of its kind.
+    """
+    signed = -math.inf if value is None or not math.isfinite(value) else value if higher_is_better else -value
+    return passed, signed, -math.inf if sqnr_db is None or math.isnan(sqnr_db) else sqnr_db

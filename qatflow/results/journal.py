@@ -8,7 +8,6 @@ Its verdict stays open: a gate is decided by a run that finished.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from typing import Any, TypeVar
 
 from qatflow.errors import RunFolderError
 from qatflow.recipe import Recipe
+from qatflow.results.gate import rank
 from qatflow.results.progress import Progress
-from qatflow.results.result import CandidateRecord, GateRecord, Judgement, RunResult, TrialRecord
+from qatflow.results.result import CandidateRecord, Judgement, RunResult, TrialRecord
 from qatflow.results.signals import workers_may_die
 from qatflow.results.store import write_text
 from qatflow.users_code import anywhere
@@ -134,9 +134,8 @@ class Journal:
             return {}
         if record.look is not None:
             return {"looks": max(record.look, self.result.looks)}
-        if best is not None and _rank(record, gate) <= _rank(best, gate):
-            return {}
-        return {"best": record.id}
+        places = [rank(gate.higher_is_better, one.passed, one.value, one.sqnr_db) for one in (record, best or record)]
+        return {"best": record.id} if best is None or places[0] > places[1] else {}
 
     def judgement(self, record: Judgement) -> None:
         """Put it into the result."""
@@ -163,13 +162,6 @@ def _plan(recipe: Recipe) -> dict[str, str]:
         plan["qat"] = "QAT" if recipe.qat.when == "always" else "QAT where the gate is missed"
     verified = {"verify": "verification of the exported file"} if recipe.export.verify else {}
     return {"fp32": "FP32", **plan, "export": "export", **verified}
-
-
-def _rank(record: CandidateRecord, gate: GateRecord) -> tuple[bool, float, float]:
-    """One that passes beats one that does not; then the metric counts, then the SQNR."""
-    sign = 1.0 if gate.higher_is_better else -1.0
-    value = -math.inf if record.value is None else sign * record.value
-    return record.passed, value, -math.inf if record.sqnr_db is None else record.sqnr_db
 
 
 def _after(record: CandidateRecord) -> str:

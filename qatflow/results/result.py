@@ -7,14 +7,22 @@ not measured is null, never a stand-in.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from qatflow.results.design import DesignRecord as DesignRecord
 from qatflow.results.latency import LatencyRecord as LatencyRecord
 from qatflow.results.record import Record as Record
+from qatflow.results.verification import FloatLayer as FloatLayer
+from qatflow.results.verification import TensorDifference as TensorDifference
+from qatflow.results.verification import Verification as Verification
 
-SCHEMA_VERSION = 2
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA_VERSION = 3
 
 Note = bool | int | float | str
 Part = Literal["validation", "test"]
@@ -96,6 +104,8 @@ class CandidateRecord(Record):
     stage: Literal["fp32", "ptq", "qat", "deployed"]
     steps: tuple[str, ...] = ()
     """The kept steps this candidate stands on, its own last."""
+    design: DesignRecord | None = None
+    """How it is quantized; null for FP32, and in results of schema 1 and 2."""
     part: Part = "test"
     """The part of the data that the figures of this row are from."""
     look: int | None = None
@@ -206,7 +216,7 @@ class FloatTensor(Record):
 
 
 class Judgement(Record):
-    """What quantized activations alone cost, with weights in float, and what would help where they miss the gate."""
+    """What quantized activations alone cost, with weights in float; what may help is climbed as rungs."""
 
     drop: float | None
     drop_low: float | None
@@ -214,13 +224,8 @@ class Judgement(Record):
     hopeless: bool
     """Whether even the lower end of the drop's interval misses the gate."""
     sqnr_db: float | None
-    calibration: Literal["minmax", "percentile", "sqnr", "entropy"] | None = None
-    """A better way to find ranges; null where the recipe's own is the best."""
-    calibration_drop: float | None = None
-    calibration_passes: bool = False
-    sixteen_bits: tuple[str, ...] = ()
-    """Layers with which activations alone would pass, if theirs had 16 bits."""
-    sixteen_bits_drop: float | None = None
+    advice: str = ""
+    """What a run of schema 1 or 2 advised, which did not climb it."""
 
     @property
     def sentence(self) -> str:
@@ -228,106 +233,7 @@ class Judgement(Record):
         if self.passed:
             return "activations alone (weights in float) meet the gate: rounding weights better can help"
         said = "activations alone (weights in float) miss the gate, which better rounding of weights seldom mends"
-        if self.calibration is not None:
-            said += f"; with calibration.activations={self.calibration}, which is climbed next, they would "
-            said += "meet it" if self.calibration_passes else f"have a drop of {self.calibration_drop:.4g}"
-        if self.sixteen_bits:
-            overrides = ", ".join(f"{layer}: a16" for layer in self.sixteen_bits)
-            said += f"; they meet it with precision.overrides={{{overrides}}}"
-        if not self.calibration_passes:
-            said += "; range-learning QAT trains the ranges"
-        return said
-
-
-class TensorDifference(Record):
-    """One tensor whose integers differ between the runtime and the simulation, given the same inputs."""
-
-    tensor: str
-    layer: str
-    differing: float
-    """Share of the elements that are not equal."""
-    steps: int
-    """The largest difference, in steps of the grid."""
-    sqnr_db: float
-    """Signal to the noise of that difference, in dB."""
-    agrees: bool
-    """Whether that is no more than rounding in another order."""
-
-
-class FloatLayer(Record):
-    """One convolution or product of the exported file that the runtime does not run on integers."""
-
-    layer: str
-    op: str
-    reason: str
-
-
-class Verification(Record):
-    """What the exported file does in a runtime, beside what was promised."""
-
-    file: str
-    runtime: str
-    processor: str
-    is_target: bool
-    """Whether that runtime is the recipe's target; else the file is checked, but not timed."""
-    exact_on: str
-    """The processors on which the file computes what the simulation does."""
-    weights: Literal["int8", "uint8"]
-    """How signed weights are stored."""
-    samples: int
-    agreement: float | None
-    """Share of evaluation samples with the same best class as in the simulation; null where there are no classes."""
-    sqnr_db: float | None
-    """Of the outputs, against the simulation's, in dB."""
-    compared: int
-    """Tensors inside the model that were compared, each given the runtime's own inputs."""
-    worst: tuple[TensorDifference, ...] = ()
-    """Those that differ most, worst first."""
-    layers: int = 0
-    integer_layers: int = 0
-    float_layers: tuple[FloatLayer, ...] = ()
-    kernels: dict[str, int] = Field(default_factory=dict)
-    """How often each op is in the graph that the runtime made of the file."""
-    latency: LatencyRecord | None = None
-    bytes: int
-    fp32_bytes: int | None = None
-
-    @property
-    def disagreeing(self) -> tuple[str, ...]:
-        """Tensors that the runtime computes in another way than the simulation."""
-        return tuple(one.tensor for one in self.worst if not one.agrees)
-
-    @property
-    def slower(self) -> bool:
-        """Whether the file was measured to be slower than FP32."""
-        return self.latency is not None and self.latency.speed_up < 1 and not self.latency.too_small
-
-    @property
-    def speed(self) -> str:
-        """How fast the file is, in words; empty where it was not timed."""
-        if self.latency is None:
-            return ""
-        if self.latency.too_small:
-            call = min(self.latency.int8, self.latency.fp32)
-            return f"too small to time: {call:.2g} ms a call, most of it the overhead of {self.runtime} itself"
-        times = f"{self.latency.int8:.3g} ms against {self.latency.fp32:.3g} ms"
-        return f"{self.latency.speed_up:.2f} times as fast as FP32 ({times})"
-
-    @property
-    def verdict(self) -> Literal["verified", "disagrees", "slower"]:
-        """The worst that was found."""
-        return "disagrees" if self.disagreeing else "slower" if self.slower else "verified"
-
-    @property
-    def sentence(self) -> str:
-        """Return the verdict as a sentence for people."""
-        if self.disagreeing:
-            named = ", ".join(self.disagreeing[:3]) + (", ..." if len(self.disagreeing) > 3 else "")
-            return f"{self.runtime} computes {named} in another way than the simulation."
-        if self.latency is not None and self.slower:
-            ratio = f"{1 / self.latency.speed_up:.2f} times as long as FP32"
-            return f"{self.runtime} computes what the simulation does, but takes {ratio}."
-        return f"{self.runtime} computes what the simulation does."
+        return f"{said}; {self.advice or 'other ranges, or more bits for the layers that hurt most, may'}"
 
 
 class RunResult(Record):
@@ -373,6 +279,38 @@ class RunResult(Record):
     started: str
     """ISO 8601, UTC."""
     seconds: float
+
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None where the result was not read from one or left in one."""
+        return self._folder
+
+    def in_folder(self, folder: Path) -> RunResult:
+        """Return the same result, which knows its folder; that is not stored."""
+        found = self.model_copy()
+        found._folder = folder
+        return found
+
+    @property
+    def frames(self) -> dict[str, DataFrame]:
+        """The result as pandas frames: `results`, `layers`, `trials`, `epochs` and `float_tensors`."""
+        from qatflow.results import tables  # pandas takes a while to import
+
+        every = (tables.results, tables.layers, tables.trials, tables.epochs, tables.float_tensors)
+        return {one.__name__: one(self) for one in every}
+
+    def __repr__(self) -> str:
+        from qatflow.results.notebook import summary
+
+        return f"<RunResult {summary(self)}>"
+
+    def _repr_html_(self) -> str:
+        """The ladder as a table, for notebooks."""
+        from qatflow.results.notebook import ladder_table
+
+        return ladder_table(self)
 
     @property
     def winner(self) -> CandidateRecord | None:

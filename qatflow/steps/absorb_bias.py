@@ -50,7 +50,7 @@ def absorb(network: Network, context: StepContext) -> int:
     able = [pair for pair in pairs(graph) if _can_absorb(pair)]
     if not able:
         return 0
-    excess = _absorbable(graph, [pair.first.node for pair in able], context)
+    excess = _absorbable(network, [pair.first.node for pair in able], context)
     count = 0
     for pair in able:
         surplus = excess[pair.first.node]
@@ -79,7 +79,7 @@ def _can_absorb(pair: Pair) -> bool:
     return pair.second.kind == "conv" and all(size in (0, "valid") for size in sizes)
 
 
-def _absorbable(graph: fx.GraphModule, nodes: list[fx.Node], context: StepContext) -> dict[fx.Node, Tensor]:
+def _absorbable(network: Network, nodes: list[fx.Node], context: StepContext) -> dict[fx.Node, Tensor]:
     """Return, per layer output, how much of each channel is always there; float64, shape `[channels]`.
 
     That is the paper's `mean - 3 std` with more deviations, never more than what every calibration value exceeds by a
@@ -102,7 +102,7 @@ def _absorbable(graph: fx.GraphModule, nodes: list[fx.Node], context: StepContex
             new if old is None else [*(a + b for a, b in zip(old[:3], new[:3], strict=True)), *_wider(old[3:], new[3:])]
         )
 
-    observe(graph, nodes, context.inputs(context.calibration.samples), see)
+    observe(network.graph, nodes, context.calibration_inputs(network), see)
     result = {}
     for node, (count, total, squares, low, high) in sums.items():
         mean = total / count

@@ -119,8 +119,8 @@ def adaround_by_gradient(network: Network, config: AdaRound, context: StepContex
     Notes give the number of `layers`, how many `kept_nearest` rounding, and `error_share`, the geometric mean of the
     reconstruction error as a share of nearest rounding's.
     """
-    simulation = Simulation(network, context.target, context.precision)
-    simulation.calibrate_on_fp32(context.inputs(context.calibration.samples), context.calibration)
+    simulation = Simulation(network)
+    simulation.calibrate_on_fp32(context.calibration_inputs(network))
     layers = weighted_layers(network.graph)
     seconds = math.inf if config.max_seconds is None else config.max_seconds / max(1, len(layers))
     solver = _Solver(simulation, config, context, seconds)

@@ -33,8 +33,8 @@ def helpful(every: list[list[Pair]], before: Network, after: Network, context: S
     """
     simulations = []
     for network in (before, after):
-        simulation = Simulation(network, context.target, context.precision)
-        simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
+        simulation = Simulation(network)
+        simulation.calibrate(context.calibration_inputs(network))
         simulations.append(simulation)
     ends = [(chain[0].first.node.name, chain[-1].second.node.name) for chain in every]
     nodes = {node.name: node for node in before.graph.graph.nodes}

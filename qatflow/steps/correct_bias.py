@@ -51,8 +51,8 @@ def correct_bias(network: Network, config: CorrectBias, context: StepContext) ->
 def _analytic(network: Network, context: StepContext) -> tuple[Network, dict[str, Note]]:
     """Correct every layer that a folded batch norm, alone or with a ReLU, ReLU6 or clip, comes before."""
     unchanged, network = network, with_biases(network)
-    simulation = Simulation(network, context.target, context.precision)
-    simulation.settle_weights(context.calibration)
+    simulation = Simulation(network)
+    simulation.settle_weights()
     points = {point.parameter: point for point in simulation.placement.points if point.parameter}
     shared = shared_parameters(network.graph)
     biases: dict[str, Tensor] = {}

@@ -48,7 +48,7 @@ def equalize(network: Network, config: Equalize, context: StepContext) -> tuple[
     """
     network.require_unfitted("equalize")
     result = network.copy()
-    chosen, notes = _choose(result.graph, config, context)
+    chosen, notes = _choose(result, config, context)
     if not chosen:
         reason = "no two layers with only per-channel ops between them; fold batch norms first if the model has any"
         return network, {"pairs": 0, "reason": reason}
@@ -83,8 +83,9 @@ def _apply(network: Network, chosen: list[Pair], iterations: int) -> dict[str, N
     return {"pairs": len(chosen), "sweeps": sweeps, "relu6_scaled": scaled}
 
 
-def _choose(graph: fx.GraphModule, config: Equalize, context: StepContext) -> tuple[list[Pair], dict[str, Note]]:
+def _choose(network: Network, config: Equalize, context: StepContext) -> tuple[list[Pair], dict[str, Note]]:
     """Return the pairs to equalize, having swapped idle ReLU6s if the config says so."""
+    graph = network.graph
     found = pairs(graph)
     with_clips = [pair for pair in found if pair.clips]
     notes: dict[str, Note] = {"relu6_swapped": 0, "relu6_skipped": 0}
@@ -93,7 +94,7 @@ def _choose(graph: fx.GraphModule, config: Equalize, context: StepContext) -> tu
     idle: set[fx.Node] = set()
     if config.relu6 == "swap_if_idle":
         clips = [clip for pair in with_clips for clip in pair.clips]
-        shares = _clipped_shares(graph, clips, context)
+        shares = _clipped_shares(network, clips, context)
         idle = {clip for clip in clips if shares[clip] <= config.idle_share}
         for clip in idle:
             replace_call(graph, clip, aten.relu.default, (clip.args[0],))
@@ -103,7 +104,7 @@ def _choose(graph: fx.GraphModule, config: Equalize, context: StepContext) -> tu
     return kept, notes
 
 
-def _clipped_shares(graph: fx.GraphModule, clips: list[fx.Node], context: StepContext) -> dict[fx.Node, float]:
+def _clipped_shares(network: Network, clips: list[fx.Node], context: StepContext) -> dict[fx.Node, float]:
     """Return the share of calibration values that each clip cuts off at its upper bound."""
     hits = dict.fromkeys(clips, 0)
     total = dict.fromkeys(clips, 0)
@@ -112,7 +113,7 @@ def _clipped_shares(graph: fx.GraphModule, clips: list[fx.Node], context: StepCo
         hits[node] += int((value >= clip_bounds(node)[1]).sum())
         total[node] += value.numel()
 
-    observe(graph, clips, context.inputs(context.calibration.samples), see)
+    observe(network.graph, clips, context.calibration_inputs(network), see)
     return {clip: hits[clip] / max(1, total[clip]) for clip in clips}
 
 

@@ -61,7 +61,7 @@ def fold_batch_norms(network: Network, config: FoldBatchNorms, context: StepCont
         folded += 1
     if not folded:
         return network, {"folded": 0, "left": left, "reason": "no batch norm follows a layer that it could fold into"}
-    return Network(finish(graph), normals=normals, ranges=network.ranges), {"folded": folded, "left": left}
+    return Network(finish(graph), network.design, normals=normals), {"folded": folded, "left": left}
 
 
 def layer_before(node: fx.Node, layers: Mapping[fx.Node, Layer]) -> Layer | None:

@@ -116,8 +116,8 @@ def reconstruct(
     """
     if shifts:
         network = with_biases(network)
-    simulation = Simulation(network, context.target, context.precision)
-    simulation.calibrate_on_fp32(context.inputs(context.calibration.samples), context.calibration)
+    simulation = Simulation(network)
+    simulation.calibrate_on_fp32(context.calibration_inputs(network))
     inputs = list(context.inputs(samples))
     work = _Reconstruction(simulation, solve, [mask_of(network.graph, *one) for one in inputs])
     layers = weighted_layers(network.graph)

@@ -35,8 +35,8 @@ def reestimate_batch_norms(
     if not norms:
         return network, {"reestimated": 0, "reason": "every batch norm is folded, or shares its statistics"}
     for name, norm in norms.items():
-        simulation = Simulation(network, context.target, context.precision)
-        simulation.calibrate(context.inputs(context.calibration.samples), context.calibration)
+        simulation = Simulation(network)
+        simulation.calibrate(context.calibration_inputs(network))
         mean, variance = _statistics(simulation.model, name, context, config.samples)
         network = network.fitted({norm.mean: mean.float(), norm.variance: variance.float()})
     return network, {"reestimated": len(norms)}

@@ -47,11 +47,12 @@ def smooth(network: Network, config: Smooth, context: StepContext) -> tuple[Netw
     Notes count `groups`, `left` (norms whose output something else reads too) and give `largest_scale`.
     """
     network.require_unfitted("smooth")
-    graph = network.copy().graph
+    result = network.copy()
+    graph = result.graph
     groups, left = find_groups(graph)
     if not groups:
         return network, {"groups": 0, "left": left, "reason": "no norm whose output linear layers alone read"}
-    reach = _reach(graph, [group.norm for group in groups], context)
+    reach = _reach(result, [group.norm for group in groups], context)
     largest = 1.0
     for group in groups:
         weights = [tensor(graph, layer.weight).detach().double() for layer in group.readers]
@@ -63,11 +64,8 @@ def smooth(network: Network, config: Smooth, context: StepContext) -> tuple[Netw
         for layer, weight in zip(group.readers, weights, strict=True):
             set_tensor(graph, layer.weight, (weight * scale).to(tensor(graph, layer.weight).dtype))
         largest = max(largest, float(scale.max()))
-    return Network(finish(graph), normals=network.normals, ranges=network.ranges), {
-        "groups": len(groups),
-        "left": left,
-        "largest_scale": largest,
-    }
+    finish(graph)
+    return result, {"groups": len(groups), "left": left, "largest_scale": largest}
 
 
 def find_groups(graph: fx.GraphModule) -> tuple[list[Group], int]:
@@ -105,7 +103,7 @@ def _reads(layer: Layer, norm: fx.Node) -> bool:
     return layer.kind == "linear" and layer.input is norm
 
 
-def _reach(graph: fx.GraphModule, norms: list[fx.Node], context: StepContext) -> dict[fx.Node, Tensor]:
+def _reach(network: Network, norms: list[fx.Node], context: StepContext) -> dict[fx.Node, Tensor]:
     """Return the largest magnitude of every channel of each norm's output; float64, shape `[channels]`."""
     found: dict[fx.Node, Tensor] = {}
 
@@ -113,5 +111,5 @@ def _reach(graph: fx.GraphModule, norms: list[fx.Node], context: StepContext) ->
         largest = value.detach().abs().flatten(0, -2).amax(0).double()
         found[node] = torch.maximum(found[node], largest) if node in found else largest
 
-    observe_real(graph, norms, context.inputs(context.calibration.samples), see)
+    observe_real(network.graph, norms, context.calibration_inputs(network), see)
     return {node: value.clamp(min=SMALLEST) for node, value in found.items()}

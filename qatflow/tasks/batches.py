@@ -183,7 +183,7 @@ def as_batch(raw: Any, labels: bool) -> Batch:
 
 
 def _batch(inputs: Any, target: Any) -> Batch:
-    args, kwargs = _arguments(inputs)
+    args, kwargs = arguments(inputs)
     for name, value in [*enumerate(args), *kwargs.items()]:
         if not isinstance(value, Tensor):
             message = f"input {name!r} of the data is {_form(value)}, but {SAMPLE}"
@@ -199,8 +199,8 @@ def _batch(inputs: Any, target: Any) -> Batch:
     return Batch(args, kwargs, target, sizes.pop())
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return inputs as positional and keyword arguments."""
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs, a tensor, a tuple or a dict of them, as positional and keyword arguments."""
     if isinstance(inputs, Mapping):
         return (), {str(name): value for name, value in inputs.items()}
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
+from qatflow.graph.tree import tree_leaves
 
 Look = tuple[Tensor, Any]
 """A batch of FP32's outputs and its targets (None without labels)."""
@@ -31,7 +31,7 @@ def logits(outputs: Any) -> Tensor:
     for key in ("logits", "out"):
         if isinstance(outputs, dict) and key in outputs:
             outputs = outputs[key]
-    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     if not tensors:
         raise DataError("the model returns no tensor that a metric could read")
     return tensors[0]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
 from qatflow.graph.called import called
 from qatflow.graph.outputs import OutputPart, output_parts, whole_outputs
 from qatflow.graph.padding import padding_of
 from qatflow.graph.sqnr import OutputSqnr, lowest, lowest_of_samples, part_powers
+from qatflow.graph.tree import tree_leaves, tree_map
 from qatflow.results.gate import Measurement
 from qatflow.tasks.data import Batch
 from qatflow.tasks.jackknife import Replicated
@@ -136,18 +136,16 @@ class Evaluator:
     def _reference(self, index: int, batch: Batch) -> Any:
         """Return FP32's outputs of a batch, from memory where they fit."""
         if self._complete and self._remembered is not None:
-            return pytree.tree_map(
+            return tree_map(
                 lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, self._remembered[index]
             )
         outputs = called(self.fp32, batch.args, batch.kwargs)
         if self._remembered is not None:
             if index == 0:
                 self._remembered, self._bytes = [], 0
-            leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+            leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
             self._bytes += sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-            self._remembered.append(
-                pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, outputs)
-            )
+            self._remembered.append(tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, outputs))
             if self._bytes > REMEMBER:
                 self._remembered = None
         return outputs

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError
+from qatflow.graph.tree import tree_leaves, tree_map
 
 GROUPS = 20
 """Student's t with 19 degrees of freedom is hardly wider than the normal distribution."""
@@ -151,12 +151,12 @@ def _taken(value: Any, chosen: Tensor) -> Any:
     """
     rows, size = chosen.nonzero().flatten(), len(chosen)
     per_sample = isinstance(value, (list, tuple)) and len(value) == size
-    leaves = [leaf for leaf in pytree.tree_leaves(value) if leaf is not None]
+    leaves = [leaf for leaf in tree_leaves(value) if leaf is not None]
     if per_sample and (not _samples_first(leaves, size) or all(isinstance(one, Mapping) for one in value)):
         return [value[row] for row in rows.tolist()]
     if not _samples_first(leaves, size):
         raise ValueError("neither tensors with the samples first nor a list of samples")
-    return pytree.tree_map(lambda leaf: leaf if leaf is None else leaf[rows], value)
+    return tree_map(lambda leaf: leaf if leaf is None else leaf[rows], value)
 
 
 def _samples_first(leaves: list[Any], size: int) -> bool:

@@ -8,6 +8,7 @@ How outputs are read is settled once, by FP32's (`fitted`), before anything is m
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,11 +19,12 @@ from torch import Tensor
 from qatflow.errors import DataError, RecipeError
 from qatflow.recipe import Gate
 from qatflow.recipe.check import metric_kwargs_mistakes
-from qatflow.recipe.names import metric_name
 from qatflow.results.gate import check_direction
 from qatflow.tasks.class_metrics import ClassScores, share
 from qatflow.tasks.classes import Reading, logits, same_shape
 from qatflow.tasks.factory import call, load_factory
+from qatflow.tasks.live import Live, fresh
+from qatflow.tasks.metric_names import metric_name
 from qatflow.tasks.whole_metrics import AS_THEY_ARE, Arguments, arguments_of
 from qatflow.users_code import users_code
 
@@ -153,8 +155,10 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def load_metric(gate: Gate, trust: tuple[str, ...] = (), ignore_index: int | None = None) -> Metric:
-    """Return the gate's metric: by name, or made by a `package.module:function`.
+def load_metric(
+    gate: Gate, trust: tuple[str, ...] = (), ignore_index: int | None = None, live: Live | None = None
+) -> Metric:
+    """Return the gate's metric: by name, made by a `package.module:function`, or of a live object.
 
     A factory returns a function like those here (then `gate.direction` says which way is better), or an object with
     `update` and `compute`, as torchmetrics' classes are.
@@ -163,15 +167,20 @@ def load_metric(gate: Gate, trust: tuple[str, ...] = (), ignore_index: int | Non
         gate: what the recipe says of it.
         trust: packages that a factory may come from.
         ignore_index: `data.ignore_index`.
+        live: what a factory would return; None where the recipe names it.
 
     Raises:
         DataError: the factory returns something else, or nothing says which direction is better.
         RecipeError: the factory is not trusted or not there, or a metric of ours does not take these arguments.
     """
-    metric = _ours(gate, ignore_index) if gate.metric in METRICS else _made(gate, trust)
+    if gate.metric in METRICS:
+        metric = _ours(gate, ignore_index)
+    else:
+        metric = _made(gate, _maker(gate, trust) if live is None else fresh(live.value))
     higher = metric.higher_is_better if gate.direction == "auto" else _higher(gate)
     check_direction(gate, higher)
-    return _renamed(metric, gate.label or metric_name(gate.metric, gate.metric_kwargs), higher)
+    called = gate.metric if live is None else f"{type(live.value).__module__}:{live.name}"
+    return _renamed(metric, gate.label or metric_name(called, gate.metric_kwargs), higher)
 
 
 def _renamed(metric: Metric, name: str, higher: bool) -> Metric:
@@ -190,17 +199,22 @@ def _ours(gate: Gate, ignore_index: int | None) -> Metric:
     return _of_classes(gate.metric, ClassScores(Reading(**gate.metric_kwargs), ignore_index))
 
 
-def _made(gate: Gate, trust: tuple[str, ...]) -> Metric:
+def _maker(gate: Gate, trust: tuple[str, ...]) -> Callable[[], Any]:
+    """Return what calls the factory that a gate names."""
     factory = load_factory(gate.metric, trust, "gate.metric")
-    made = call(factory, gate.metric_kwargs, "gate.metric_kwargs", "gate.metric", gate.metric)
+    return lambda: call(factory, gate.metric_kwargs, "gate.metric_kwargs", "gate.metric", gate.metric)
+
+
+def _made(gate: Gate, make: Callable[[], Any]) -> Metric:
+    made = make()
     if hasattr(made, "update") and hasattr(made, "compute"):
         higher = getattr(made, "higher_is_better", None) if gate.direction == "auto" else _higher(gate)
         if higher is None:
             raise DataError(_no_direction(gate))
-        return _whole(gate.metric, bool(higher), lambda: factory(**gate.metric_kwargs), arguments_of(made))
+        return _whole(gate.metric, bool(higher), make, arguments_of(made))
     if not callable(made):
         message = (
-            f"gate.metric: {gate.metric} returned a {type(made).__name__}; return a function "
+            f"gate.metric: {gate.metric} is a {type(made).__name__}; it has to be a function "
             "(outputs, target, fp32_outputs) -> one score per sample, or a torchmetrics metric"
         )
         raise DataError(message)
@@ -221,12 +235,25 @@ def _whole(name: str, higher: bool, make: Callable[[], Any], arguments: Argument
 def _told(name: str, function: PerSample) -> PerSample:
     """Return a function of the user's that tells in a sentence where it fails."""
 
+    compares = takes(function, 3)
+
     @functools.wraps(function)
     def scores(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
         with users_code(f"gate.metric: {name}, given the model's outputs and the data's targets"):
-            return function(outputs, target, fp32_outputs)
+            return function(outputs, target, fp32_outputs) if compares else function(outputs, target)
 
     return scores
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Tell whether a function can be called with so many positional arguments; true where it does not tell."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _higher(gate: Gate) -> bool:

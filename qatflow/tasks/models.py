@@ -6,6 +6,7 @@ and `model.weights` names a file to load into it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def load_model(config: recipe.Model, trust: Iterable[str] = ()) -> nn.Module:
         put_weights(model, read_weights(path), path)
     check_values(model)
     return model.eval()
+
+
+def taken_over(model: nn.Module) -> nn.Module:
+    """Return a copy of a live module in evaluation mode: the user's own stays as it is.
+
+    Raises:
+        RecipeError: a tensor is not finite.
+    """
+    check_values(model)
+    return copy.deepcopy(model).eval()
 
 
 def weights_file(config: recipe.Model) -> Path | None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from qatflow.errors import DataError, Mistake, RecipeError
 from qatflow.graph.fingerprint import graph_fingerprint
+from qatflow.graph.tree import tree_map
 from qatflow.recipe import Recipe
 from qatflow.results.result import Part
 from qatflow.results.store import code_version, key_of
@@ -22,8 +22,9 @@ from qatflow.tasks.data import Batch, Batches, Samples, Splits, batches, load_da
 from qatflow.tasks.evaluation_data import random_sentence
 from qatflow.tasks.factory import load_factory
 from qatflow.tasks.fingerprint import calibration_fingerprint, form_of, is_random
+from qatflow.tasks.live import Live, Parts
 from qatflow.tasks.metrics import Metric, load_metric
-from qatflow.tasks.models import load_model
+from qatflow.tasks.models import load_model, taken_over
 from qatflow.tasks.splits import naming, with_validation
 
 COMPUTING = ("graph", "quant", "steps", "tasks", "ladder")
@@ -44,6 +45,7 @@ class Task:
         metric: what the gate looks at.
         device: where everything runs.
         trust: packages that factories may come from, besides the well-known ones.
+        parts: the live objects that model, data, metric and loss are from; None where the recipe names them.
     """
 
     recipe: Recipe
@@ -52,6 +54,12 @@ class Task:
     metric: Metric
     device: torch.device
     trust: tuple[str, ...] = ()
+    parts: Parts | None = None
+
+    @property
+    def loss(self) -> Live | None:
+        """The live object that `qat.loss` stands for; None where that names what it is."""
+        return None if self.parts is None else self.parts.loss
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs of two calibration samples; one sample alone is taken twice."""
@@ -61,7 +69,7 @@ class Task:
         def two(value: Tensor) -> Tensor:
             return value if value.shape[0] > 1 else torch.cat([value, value])
 
-        return pytree.tree_map(two, (batch.args, batch.kwargs))  # type: ignore[no-any-return]
+        return tree_map(two, (batch.args, batch.kwargs))  # type: ignore[no-any-return]
 
     def calibration_inputs(self, limit: int | None) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Yield batches of calibration inputs, at most `limit` samples, in a fixed order."""
@@ -156,7 +164,7 @@ class Task:
             _versions("torch", "numpy"),
             hashes["model"],
             hashes["calibration"],
-            factory_fingerprint(recipe.gate.metric, self.trust),
+            self._code_key(recipe.gate.metric, None if self.parts is None else self.parts.metric, self.trust),
             recipe.model_dump(mode="json", include={"precision", "target", "calibration", "seed"}),
             recipe.gate.model_dump(mode="json", include={"metric", "metric_kwargs", "direction"}),
             data.model_dump(mode="json", exclude=READING),
@@ -183,9 +191,15 @@ class Task:
         return key_of(
             code_version("qat"),
             _versions("optuna", "lightning-fabric"),
-            [factory_fingerprint(one, (*self.trust, "torch")) for one in (qat.loss, qat.optimizer)],
+            self._code_key(qat.loss, self.loss, (*self.trust, "torch")),
+            self._code_key(qat.optimizer, None, (*self.trust, "torch")),
             form,
         )
+
+    @staticmethod
+    def _code_key(name: str, live: Live | None, trust: tuple[str, ...]) -> str:
+        """Return a hash of the code behind what a recipe names, or behind the live object in its place."""
+        return factory_fingerprint(name, trust) if live is None else live.key
 
     def _training_parts(self) -> tuple[Samples, Samples]:
         if self.splits.train is None:
@@ -203,18 +217,23 @@ class Task:
         return self.recipe.data.model_copy(update=changes)
 
 
-def load_task(recipe: Recipe, trust: tuple[str, ...] = ()) -> Task:
+def load_task(recipe: Recipe, trust: tuple[str, ...] = (), parts: Parts | None = None) -> Task:
     """Return the task of a recipe.
+
+    Args:
+        recipe: the run's.
+        trust: packages that factories may come from, besides the well-known ones.
+        parts: live objects in the place of those that the recipe calls `live:...`.
 
     Raises:
         RecipeError: a name, factory or weights file cannot be used, or `device` is not there.
         DataError: the data lacks a part, or a part is empty.
     """
     device = choose_device(recipe.device)
-    splits = load_data(recipe.data, trust)
-    model = load_model(recipe.model, trust).to(device)
-    metric = load_metric(recipe.gate, trust, recipe.data.ignore_index)
-    return Task(recipe, model, splits, metric, device, trust)
+    splits = load_data(recipe.data, trust) if parts is None else parts.splits
+    model = load_model(recipe.model, trust) if parts is None else taken_over(parts.model)
+    metric = load_metric(recipe.gate, trust, recipe.data.ignore_index, None if parts is None else parts.metric)
+    return Task(recipe, model.to(device), splits, metric, device, trust, parts)
 
 
 def choose_device(name: str) -> torch.device:

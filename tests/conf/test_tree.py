@@ -8,34 +8,30 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from qatflow.door import config
-from qatflow.door.overrides import groups
-from qatflow.door.preflight import plan
+from qatflow.door import files
+from qatflow.door.composing import plan
+from qatflow.door.files import find_recipes, shipped
+from qatflow.door.hydra_parts import base_recipe, groups, hydra_at
 from qatflow.recipe import LayerPrecision, Recipe
 from qatflow.recipe.check import check, recipe_from
-from qatflow.recipe.names import DATASETS, METRICS, MODELS
+from qatflow.recipe.names import DATASETS, METRICS, MODELS, TARGETS
 from qatflow.recipe.steps import STEP_CONFIGS
 
-RECIPES = sorted(config.find_recipes())
-OPTIONS = sorted(
-    (group, path.stem) for group in groups() - {"recipe"} for path in (config.shipped("conf") / group).iterdir()
-)
+RECIPES = sorted(find_recipes())
+LOADER = hydra_at(None, find_recipes()).config_loader
+OPTIONS = sorted((group, option) for group in groups() - {"recipe"} for option in LOADER.get_group_options(group))
 
 
 def composed(*overrides: str, config_dir: Path | None = None) -> DictConfig:
-    """Compose strictly, as a run does."""
-    config.register(config.find_recipes(config_dir), config_dir)
-    with config.hydra_at(config_dir):
-        cfg = compose("config", overrides=["name=tested", *overrides])
-    return cfg
+    (job,) = plan(overrides, config_dir=config_dir).jobs
+    return job.cfg
 
 
-def recipe(*overrides: str) -> Recipe:
-    return config.recipe_of(composed(*overrides))
+def recipe(*overrides: str, config_dir: Path | None = None) -> Recipe:
+    (job,) = plan(overrides, config_dir=config_dir).jobs
+    return job.recipe
 
 
 def test_the_recipes_that_the_readme_names_are_there() -> None:
@@ -72,17 +68,25 @@ def test_steps_keep_the_order_of_the_command_line(steps: list[str]) -> None:
     assert list(cfg.get("steps", {})) == steps
 
 
-def test_step_files_and_step_configs_are_the_same() -> None:
-    files = {path.stem: path for path in (config.shipped("conf") / "steps").iterdir()}
-    assert set(files) == set(STEP_CONFIGS)
-    for name, path in files.items():
-        assert path.read_text().startswith(f"# @package steps.{name}\n")
-        written = OmegaConf.to_container(OmegaConf.load(path))
-        assert written == yaml.safe_load(yaml.safe_dump(STEP_CONFIGS[name]().model_dump(mode="json")))
+def test_options_of_steps_and_targets_are_those_of_the_tables() -> None:
+    assert [option for group, option in OPTIONS if group == "steps"] == sorted(STEP_CONFIGS)
+    assert [option for group, option in OPTIONS if group == "target"] == sorted(TARGETS)
+    for name, config in STEP_CONFIGS.items():
+        steps = OmegaConf.to_container(composed("recipe=tiny", f"steps=[{name}]").steps)
+        assert steps == yaml.safe_load(yaml.safe_dump({name: config().model_dump(mode="json")}))
+
+
+def test_a_users_own_option_of_a_step(tmp_path: Path) -> None:
+    (tmp_path / "steps").mkdir()
+    text = "# @package steps.adaround\nsolver: gradient\niterations: 7\n"
+    (tmp_path / "steps" / "short_adaround.yaml").write_text(text)
+    found = recipe("recipe=tiny", "steps=[fold_batch_norms,short_adaround]", config_dir=tmp_path)
+    assert list(found.steps) == ["fold_batch_norms", "adaround"]
+    assert found.steps["adaround"].iterations == 7
 
 
 def test_the_base_holds_every_default_and_no_steps() -> None:
-    base = config.base_recipe()
+    base = base_recipe()
     assert list(base) == [name for name in Recipe.model_fields if name != "steps"]
     sources = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
     merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(base), sources))
@@ -99,7 +103,7 @@ def test_options_name_what_the_tables_have() -> None:
     assert named["model"] == set(MODELS)
     assert named["data"] == set(DATASETS)
     for option in named["gate"]:
-        written = yaml.safe_load((config.shipped("conf") / "gate" / f"{option}.yaml").read_text())
+        written = yaml.safe_load((shipped("conf") / "gate" / f"{option}.yaml").read_text())
         assert written["metric"] in METRICS
 
 
@@ -109,30 +113,20 @@ def test_no_file_name_is_a_word_that_yaml_reads_as_something_else() -> None:
 
 
 def test_hydra_leaves_no_files_of_its_own() -> None:
-    config.register(config.find_recipes())
-    with config.hydra_at(None):
-        cfg = compose("config", overrides=["recipe=tiny"], return_hydra_config=True)
+    cfg = composed("recipe=tiny")
     assert cfg.hydra.output_subdir is None
     assert cfg.hydra.job.chdir is False
     assert cfg.hydra.job_logging.root is None
     assert cfg.hydra.hydra_logging.root is None
 
 
-def test_recipes_are_registered_anew_each_time(tmp_path: Path) -> None:
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "mine.yaml").write_text("seed: 1\n")
-    config.register(config.find_recipes(tmp_path), tmp_path)
-    config.register(config.find_recipes())
-    assert sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().repo["recipe"]) == RECIPES
-
-
 def test_folders_are_found_in_a_wheel(tmp_path: Path) -> None:
     """In a wheel conf/ and recipes/ lie inside the package; a checkout elsewhere must not be needed."""
     installed = tmp_path / "site" / "qatflow"
-    shutil.copytree(Path(config.__file__).parents[1], installed, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(files.__file__).parents[1], installed, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("conf", "recipes"):
-        shutil.copytree(config.shipped(name), installed / name)
-    code = "from qatflow.door import config; import sys; sys.exit(str(config.shipped('conf')))"
+        shutil.copytree(shipped(name), installed / name)
+    code = "from qatflow.door.files import shipped; import sys; sys.exit(str(shipped('conf')))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     found = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert found.stderr.strip() == str(installed / "conf")
@@ -142,21 +136,13 @@ def test_folders_are_found_in_a_wheel(tmp_path: Path) -> None:
 
 
 def test_a_broken_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "qatflow" / "door" / "config.py"))
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "qatflow" / "door" / "files.py"))
     with pytest.raises(FileNotFoundError, match="without its folder 'conf'"):
-        config.shipped("conf")
-
-
-def test_what_the_preflight_lets_pass_composes_strictly() -> None:
-    lines = ["recipe=quickstart_qat", "model.kwargs.width=2", "+seed=4", "steps=[fold_batch_norms]", "~qat.loss"]
-    checked = plan(lines, multirun=False, config_dir=None)
-    cfg = composed(*checked.lines)
-    found = config.recipe_of(cfg, dropped=checked.dropped[0])
-    assert (found.model.kwargs, found.seed, list(found.steps)) == ({"width": 2}, 4, ["fold_batch_norms"])
+        shipped("conf")
 
 
 def test_base_defaults_pass_the_check_once_there_is_a_model() -> None:
-    base = config.base_recipe()
+    base = base_recipe()
     _, mistakes = check(base)
     assert [mistake.path for mistake in mistakes] == ["model", "data"]
 
@@ -164,17 +150,14 @@ def test_base_defaults_pass_the_check_once_there_is_a_model() -> None:
 def test_overrides_by_layer_from_the_command_line_and_from_a_file(tmp_path: Path) -> None:
     wanted = {"classifier.*": LayerPrecision(weights=8, activations=16), "features.0": LayerPrecision(quantized=False)}
     line = "precision.overrides={classifier.*: w8a16, features.0: float}"
-    assert plan(["recipe=tiny", line], multirun=False, config_dir=None)
+    assert recipe("recipe=tiny", line).precision.overrides == wanted
     assert recipe("recipe=tiny", "precision.overrides={}").precision.overrides == {}
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /model: digits_mobilenet\n  - override /data: digits\n"
         "precision:\n  first_layer: w8a8\n  overrides:\n    classifier.*: w8a16\n    features.0: float\n"
     )
-    plan(["recipe=mine"], multirun=False, config_dir=tmp_path)
-    found = config.recipe_of(composed("recipe=mine", config_dir=tmp_path)).precision
+    found = recipe("recipe=mine", config_dir=tmp_path).precision
     assert found.overrides == wanted
     assert list(found.overrides) == list(wanted)
     assert found.first_layer == LayerPrecision(weights=8, activations=8)
-    (checked,) = plan(["recipe=mine", line], multirun=False, config_dir=tmp_path).lines[1:]
-    assert checked.startswith("++precision.overrides=")

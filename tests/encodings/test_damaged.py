@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qatflow.encodings import (
+from qatflow.errors import EncodingsError
+from qatflow.export.encodings import (
     EncodingsFile,
     TensorEncoding,
     convert,
@@ -24,7 +25,6 @@ from qatflow.encodings import (
     with_model,
     write,
 )
-from qatflow.errors import EncodingsError
 from qatflow.export.encodings.onnx_model import ModelFacts
 from tests.encodings.golden_files import MODEL, READABLE, WRITABLE, entry_of, golden
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qatflow.encodings import EncodingsFile, TensorEncoding, convert, from_json, to_json, validate
+from qatflow.export.encodings import EncodingsFile, TensorEncoding, convert, from_json, to_json, validate
 from tests.encodings.golden_files import WRITABLE
 
 LEGACY = ("0.6.1", "1.0.0")

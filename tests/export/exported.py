@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qatflow.export.onnx_export import Exported, export_onnx
-from qatflow.graph.capture import capture
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Export, Precision
@@ -60,9 +59,9 @@ def inputs_of(model: type[nn.Module], count: int, seed: int = 0) -> tuple[tuple[
 
 def simulated(model: type[nn.Module], target: str, precision: Precision) -> Simulation:
     torch.manual_seed(0)
-    network = Network(prepare(capture(model().eval(), *inputs_of(model, 2)), TARGETS[target]))
-    simulation = Simulation(network, TARGETS[target], precision)
-    simulation.calibrate([inputs_of(model, 16)], MINMAX)
+    design = Design(TARGETS[target], precision, MINMAX)
+    simulation = Simulation(captured_network(model().eval(), *inputs_of(model, 2), design))
+    simulation.calibrate([inputs_of(model, 16)])
     return simulation
 
 

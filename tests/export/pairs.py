@@ -17,9 +17,8 @@ from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import OnnxFiles, onnx_files
 from qatflow.export.onnx_file import save_onnx
 from qatflow.export.signature import Example
-from qatflow.graph.capture import capture
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Export, Precision
@@ -137,12 +136,12 @@ def pair(model: str, target: str, weights: int = 8, activations: int = 8) -> Pai
     torch.manual_seed(0)
     make, examples = MODELS[model]
     example = examples(8)
-    network = Network(prepare(capture(make().eval(), *examples(2)), TARGETS[target]))
+    design = Design(TARGETS[target], precision, MINMAX)
+    network = captured_network(make().eval(), *examples(2), design)
     if model in FOLDED:
-        context = StepContext(lambda limit: [example], TARGETS[target], precision, MINMAX)
-        network, _ = STEPS["fold_batch_norms"](network, FoldBatchNorms(), context)
-    simulation = Simulation(network, TARGETS[target], precision)
-    simulation.calibrate([example], MINMAX)
+        network, _ = STEPS["fold_batch_norms"](network, FoldBatchNorms(), StepContext(lambda limit: [example]))
+    simulation = Simulation(network)
+    simulation.calibrate([example])
     content = integer_biases(simulation)
     files = onnx_files(simulation, content, examples(2), Export(weights="int8"))
     folder = Path(mkdtemp())
@@ -152,8 +151,7 @@ def pair(model: str, target: str, weights: int = 8, activations: int = 8) -> Pai
         values = aimet_encodings(
             simulation.placement,
             content.encodings,
-            precision,
-            MINMAX,
+            design,
             version=version,
             biases=content.biases,
             tensors=files.tensors,

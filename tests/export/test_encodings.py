@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.encodings import EncodingsFile, convert, from_json, read
 from qatflow.errors import EncodingsError
 from qatflow.export.aimet_encodings import aimet_encodings, encodings_from_file
+from qatflow.export.encodings import EncodingsFile, convert, from_json, read
 from qatflow.export.integer_biases import integer_biases
 from qatflow.graph.capture import capture
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
 from qatflow.quant.placement import LeftInFloat, Placement, Point
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
@@ -31,9 +33,10 @@ MINMAX = Calibration(activations="minmax", weights="minmax")
 def exported(precision: Precision | None = None) -> tuple[dict, Simulation]:
     precision = precision or Precision()
     x = torch.randn(4, 3, 4, 4)
-    simulation = Simulation(Network(capture(GoldenModel().eval(), (x[:2],))), TARGETS["qnn"], precision)
-    simulation.calibrate([((x,), {})], MINMAX)
-    return aimet_encodings(simulation.placement, simulation.encodings(), precision, MINMAX), simulation
+    design = Design(TARGETS["qnn"], precision, MINMAX)
+    simulation = Simulation(captured_network(GoldenModel().eval(), (x[:2],), design=design))
+    simulation.calibrate([((x,), {})])
+    return aimet_encodings(simulation.placement, simulation.encodings(), design), simulation
 
 
 def form_of(value: object) -> object:
@@ -117,19 +120,19 @@ def test_numbers_are_those_of_the_simulation() -> None:
 def test_offsets_are_on_the_unsigned_grid_with_aimets_sign(grid: Grid, zero_point: int, offset: int) -> None:
     encoding = Encoding(grid, torch.tensor(0.02), torch.tensor(float(zero_point)))
     placement = Placement(points=[Point("x", "x", grid)], tied={"y": "x"})
-    content = aimet_encodings(placement, {"x": encoding}, Precision(), Calibration())
+    content = aimet_encodings(placement, {"x": encoding}, Design())
     assert [entry["offset"] for entry in content["activation_encodings"]] == [[offset], [offset]]
 
 
 def test_layers_with_a_tensor_in_float_are_excluded_once_and_in_order() -> None:
     floats = [LeftInFloat(name, layer, "op", "why") for name, layer in (("a", "norm"), ("b", "act"), ("c", "norm"))]
-    content = aimet_encodings(Placement(floats=floats), {}, Precision(), Calibration(activations="sqnr"))
+    content = aimet_encodings(Placement(floats=floats), {}, Design(calibration=Calibration(activations="sqnr")))
     assert content["excluded_layers"] == ["act", "norm"]
     assert content["quantizer_args"]["quant_scheme"] == "post_training_tf_enhanced"
 
 
 def test_quantizer_args_tell_weights_that_are_not_symmetric() -> None:
-    content = aimet_encodings(Placement(), {}, Precision(weights_symmetric=False), Calibration())
+    content = aimet_encodings(Placement(), {}, Design(precision=Precision(weights_symmetric=False)))
     assert content["quantizer_args"]["is_symmetric"] is False
 
 
@@ -161,8 +164,8 @@ def residual(outputs: int) -> Network:
 
 
 def calibrated(target: str, precision: Precision, outputs: int = 5) -> Simulation:
-    simulation = Simulation(residual(outputs).copy(), TARGETS[target], precision)
-    simulation.calibrate([((torch.randn(16, 3, 4, 4),), {})], MINMAX)
+    simulation = Simulation(residual(outputs).copy().designed(Design(TARGETS[target], precision, MINMAX)))
+    simulation.calibrate([((torch.randn(16, 3, 4, 4),), {})])
     return simulation
 
 
@@ -170,14 +173,14 @@ def file_of(simulation: Simulation, version: str) -> EncodingsFile:
     """A simulation's encodings, through the text of a file."""
     biases = integer_biases(simulation).biases
     content = aimet_encodings(
-        simulation.placement, simulation.encodings(), simulation.precision, MINMAX, version=version, biases=biases
+        simulation.placement, simulation.encodings(), simulation.design, version=version, biases=biases
     )
     return from_json(json.loads(json.dumps(content, allow_nan=False)))
 
 
 def loaded(simulation: Simulation, file: EncodingsFile) -> Simulation:
     """A new simulation of the same network with the encodings of a file."""
-    twin = Simulation(simulation.network.copy(), simulation.target, simulation.precision)
+    twin = Simulation(simulation.network.copy())
     twin.load_encodings(encodings_from_file(file, twin.placement, twin.model.state_dict()))
     return twin
 
@@ -275,7 +278,7 @@ def test_all_versions_list_the_same_tensors_but_for_biases() -> None:
 
 def test_a_version_that_cannot_be_written_is_told() -> None:
     with pytest.raises(EncodingsError, match=r'^version "2\.1\.0" cannot be written; there are 0\.6\.1, 1\.0\.0, 2'):
-        aimet_encodings(Placement(), {}, Precision(), Calibration(), version="2.1.0")
+        aimet_encodings(Placement(), {}, Design(), version="2.1.0")
 
 
 def test_every_tensor_that_does_not_fit_is_told_at_once() -> None:
@@ -363,7 +366,7 @@ def test_tensors_that_share_an_encoding_have_an_entry_each() -> None:
     encoding = Encoding(points[0].grid, torch.tensor(0.5), torch.tensor(3.0))
     placement = Placement(points=points)
     for version in VERSIONS:
-        content = aimet_encodings(placement, {"a": encoding, "b": encoding}, Precision(), MINMAX, version=version)
+        content = aimet_encodings(placement, {"a": encoding, "b": encoding}, Design(), version=version)
         found = encodings_from_file(from_json(content), placement)
         assert [(float(one.scale), float(one.zero_point)) for one in found.values()] == [(0.5, 3.0)] * 2
 
@@ -378,6 +381,6 @@ def test_aimets_own_file_is_loaded_under_our_names(tmp_path: Path) -> None:
     file = read(tmp_path / "m.encodings")
     _, simulation = exported()
     simulation.load_encodings(encodings_from_file(file, simulation.placement, simulation.model.state_dict()))
-    again = aimet_encodings(simulation.placement, simulation.encodings(), Precision(), MINMAX)
+    again = aimet_encodings(simulation.placement, simulation.encodings(), simulation.design)
     for section in ("activation_encodings", "param_encodings"):
         assert sorted(again[section], key=str) == sorted(json.loads(text)[section], key=str)

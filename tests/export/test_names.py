@@ -10,8 +10,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from qatflow import export_encodings, read_encodings
-from qatflow.encodings import read
-from qatflow.encodings.__main__ import main as encodings_command
+from qatflow.encodings import main as encodings_command
+from qatflow.export.encodings import read
 from qatflow.export.runtime import OnnxModel
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.graph.observe import observe
@@ -19,7 +19,6 @@ from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import copy_graph
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
-from tests.export.exported import MINMAX
 from tests.export.pairs import SMALL, Pair, pair
 
 VERSIONS = ("0.6.1", "1.0.0", "2.0.0")
@@ -123,7 +122,7 @@ def test_qatflows_own_check_finds_nothing_to_say_of_the_pair(
 def test_a_file_with_the_names_of_the_onnx_file_is_read_back_to_the_bit(model: str, target: str) -> None:
     one = pair(model, target)
     simulation = one.simulation
-    twin = Simulation(simulation.network.copy(), simulation.target, simulation.precision)
+    twin = Simulation(simulation.network.copy())
     for version in VERSIONS:
         found = read_encodings(one.folder / f"{version}.encodings", twin, one.example)
         for name, wanted in one.content.encodings.items():
@@ -161,7 +160,7 @@ def test_no_two_pairs_on_one_grid_stand_behind_each_other_and_every_node_has_a_n
 
 def test_the_pair_is_written_in_one_call(tmp_path: Path) -> None:
     one = pair("nested", "qnn")
-    export_encodings(one.simulation, one.example, tmp_path, "2.0.0", MINMAX)
+    export_encodings(one.simulation, one.example, tmp_path, "2.0.0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.encodings", "model_float.onnx"]
     assert read(tmp_path / "model.encodings") == read(one.folder / "2.0.0.encodings")
     same = initializers(tmp_path / "model_float.onnx")

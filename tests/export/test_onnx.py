@@ -20,7 +20,7 @@ from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Export, Precision
-from tests.export.exported import MINMAX, Attention, Net, exported, inputs_of, simulated
+from tests.export.exported import Attention, Net, exported, inputs_of, simulated
 
 TARGETS = ("onnxruntime", "qnn", "tensorrt", "openvino")
 
@@ -170,8 +170,8 @@ def test_a_dead_channel_with_a_bias_keeps_its_bias(tmp_path: Path) -> None:
     with torch.no_grad():
         simulation.model.get_parameter("stem.weight")[3] *= 1e-12
         simulation.model.get_parameter("stem.bias")[3] = 0.75
-    fresh = Simulation(Network(simulation.to_network().graph), simulation.target, Precision())
-    fresh.calibrate([inputs_of(Net, 16)], MINMAX)
+    fresh = Simulation(Network(simulation.to_network().graph, simulation.design))
+    fresh.calibrate([inputs_of(Net, 16)])
     file = export_onnx(fresh, inputs_of(Net, 2), tmp_path / "model.onnx")
     args, _ = inputs_of(Net, 4, 3)
     got, wanted = OnnxModel(file.path, file.signature)(*args), fresh.model(*args)
@@ -188,8 +188,8 @@ def stretched(weight: float, bias: float, per_channel: bool) -> Simulation:
     with torch.no_grad():
         simulation.model.get_parameter("stem.weight")[3] *= weight
         simulation.model.get_parameter("stem.bias")[3] = bias
-    fresh = Simulation(Network(simulation.to_network().graph), simulation.target, Precision(per_channel=per_channel))
-    fresh.calibrate([inputs_of(Net, 16)], MINMAX)
+    fresh = Simulation(Network(simulation.to_network().graph, simulation.design))
+    fresh.calibrate([inputs_of(Net, 16)])
     return fresh
 
 

@@ -10,9 +10,9 @@ from onnx import numpy_helper
 from torch import nn
 
 import qatflow
-from qatflow.encodings import read, read_model
 from qatflow.export import verify as module
 from qatflow.export.compare import compare
+from qatflow.export.encodings import read, read_model
 from qatflow.export.latency import interleaved
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.runtime import OnnxModel

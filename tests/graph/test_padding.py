@@ -15,7 +15,6 @@ from qatflow.quant.network import Network, copy_graph
 from qatflow.quant.prepare import prepare
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Precision
 from tests.graph.padded import LENGTH, batch, encoder
 
 POSITIONS = (1, None, 1, 2)
@@ -49,7 +48,7 @@ def test_copies_of_a_graph_know_it_too() -> None:
         copy_graph(base),
         prepared.copy().graph,
         rebuild(base, describe(base, prepared.graph), prepared.graph.state_dict()),
-        Simulation(prepared, TARGETS["onnxruntime"], Precision()).model,
+        Simulation(prepared).model,
     )
     for one in copies:
         assert torch.equal(mask_of(one, (ids, mask), {}), mask != 0)

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from qatflow.graph.capture import capture
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.losses import choose_objective
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Training, train
-from qatflow.quant.network import Network
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
@@ -32,10 +32,11 @@ def main(folder: Path) -> None:
     recipe = Recipe(**yaml.safe_load((folder / "recipe.yaml").read_text()))
     recipe = recipe.model_copy(update={"qat": recipe.qat.model_copy(update={"optimizer": "sgd"})})
     task = load_task(recipe, ("tests",))
-    base = Network(capture(task.model, *task.example()))
+    design = Design(TARGETS[recipe.target], recipe.precision, recipe.calibration)
+    base = captured_network(task.model, *task.example(), design)
     fabric = fabric_of(task.device, recipe.qat)
-    simulation = Simulation(base, TARGETS[recipe.target], recipe.precision)
-    simulation.calibrate(task.calibration_inputs(64), recipe.calibration)
+    simulation = Simulation(base)
+    simulation.calibrate(task.calibration_inputs(64))
     torch.save(state(simulation), folder / "start.pt")
     epochs = itertools.count()  # every epoch is called better than the last, so that the last one is kept
     batches = task.train(0, (fabric.global_rank, fabric.world_size))

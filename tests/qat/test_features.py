@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from qatflow.errors import RecipeError
 from qatflow.qat.features import Watched, feature_loss, feature_nodes
+from qatflow.quant.design import Design
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Precision
 from tests import captured
 
 X = torch.randn(16, *captured.SHAPE, generator=torch.Generator().manual_seed(0))
@@ -18,8 +18,8 @@ X = torch.randn(16, *captured.SHAPE, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def simulation() -> Simulation:
-    result = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=3, activations=6))
-    result.calibrate([((X,), {})], Calibration())
+    result = Simulation(captured.folded().designed(Design(precision=Precision(weights=3, activations=6))))
+    result.calibrate([((X,), {})])
     return result
 
 

@@ -7,7 +7,7 @@ import torch
 
 from qatflow.errors import DataError, RecipeError
 from qatflow.graph.padding import Padding
-from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, SoftTargets, choose_objective, distillation
+from qatflow.qat.losses import ON_LABELS, SoftTargets, choose_objective, distillation
 from qatflow.recipe import Recipe, names
 from qatflow.tasks.classes import Reading
 
@@ -77,11 +77,6 @@ def test_a_named_loss_is_taken(name: str) -> None:
     assert objective.name == name
     assert objective.on_labels == ON_LABELS.get(name)
     assert objective.needs_fp32(0.0) == (name not in ON_LABELS)
-
-
-def test_names_and_functions_belong_together() -> None:
-    assert set(names.LOSSES) == {*ON_LABELS, *FROM_TEACHER}
-    assert set(names.LABELLED_LOSSES) == set(ON_LABELS)
 
 
 def test_soft_targets_by_hand() -> None:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.graph.capture import capture
 from qatflow.qat.oscillation import FROZEN, MOMENTUM, OSCILLATING, Oscillations
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding
-from qatflow.quant.network import Network
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
 
 STEPS = 60
@@ -23,8 +22,9 @@ def simulation() -> Simulation:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     x = torch.randn(32, 4)
-    result = Simulation(Network(capture(model, (x[:2],))), TARGETS["onnxruntime"], Precision(weights=4))
-    result.calibrate([((x,), {})], Calibration(weights="minmax"))
+    design = Design(precision=Precision(weights=4), calibration=Calibration(weights="minmax"))
+    result = Simulation(captured_network(model, (x[:2],), design=design))
+    result.calibrate([((x,), {})])
     return result
 
 

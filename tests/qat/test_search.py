@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from qatflow.errors import DataError
-from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.qat import stored
 from qatflow.qat.search import search
 from qatflow.qat.space import rate_span, recommended
 from qatflow.quant import fused
-from qatflow.quant.network import Network
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.recipe import Gate, Model, Precision, Recipe
 from qatflow.results.progress import Silent
 from qatflow.results.result import TrialRecord
@@ -62,7 +62,8 @@ class Watching(Silent):
 def prepare(recipe: Recipe, folder: Path, progress: Silent | None = None) -> tuple[Bench, Candidate]:
     torch.manual_seed(123)
     task = load_task(recipe, ("tests",))
-    base = Network(capture(task.model, *task.example()))
+    design = Design(precision=recipe.precision, calibration=recipe.calibration)
+    base = captured_network(task.model, *task.example(), design)
     bench = Bench(recipe, task, base, folder, progress or Silent())
     bench.baseline()
     start = bench.measure(base, Work("naive", "ptq"), key="start", started=time.perf_counter())

@@ -8,8 +8,8 @@ import pytest
 from qatflow.qat import stored
 from qatflow.qat.space import PROBED_RATES, probe, probed_rates, rate_span, recommended, suggest
 from qatflow.recipe import Model, Recipe
-from qatflow.report.tables import TRIALS
 from qatflow.results.result import TrialRecord
+from qatflow.results.tables import TRIALS
 from tests.qat.test_search import HERE, Watching, proposals, recipe, run, without_seconds
 
 

@@ -17,10 +17,10 @@ from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, Objective
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Outcome, Training, train
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision, Qat
+from qatflow.recipe import Precision, Qat
 from qatflow.results.gate import Measurement
 from qatflow.results.result import EpochRecord
 from qatflow.tasks.data import Batch
@@ -33,10 +33,14 @@ def samples(count: int, seed: int) -> Tensor:
     return torch.randn(count, *captured.SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
+def uncalibrated() -> Simulation:
+    return Simulation(captured.folded().designed(Design(precision=Precision(weights=4, activations=6))))
+
+
 @pytest.fixture
 def simulation() -> Simulation:
-    result = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
-    result.calibrate([((samples(32, 0),), {})], Calibration())
+    result = uncalibrated()
+    result.calibrate([((samples(32, 0),), {})])
     return result
 
 
@@ -260,7 +264,7 @@ def test_without_it_they_stay_to_the_last_bit_while_weight_scales_follow(simulat
 
 
 def test_ranges_have_a_learning_rate_of_their_own(simulation: Simulation) -> None:
-    twin = Simulation(simulation.to_network(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    twin = Simulation(simulation.to_network())
     twin.load_encodings(simulation.encodings())
     one = replace(SETTINGS, epochs=1, range_learning=True)
     for each, factor in ((simulation, 1.0), (twin, 1e-4)):
@@ -271,7 +275,7 @@ def test_ranges_have_a_learning_rate_of_their_own(simulation: Simulation) -> Non
 
 
 def test_the_same_data_and_settings_give_the_same_model(simulation: Simulation) -> None:
-    twin = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    twin = uncalibrated()
     twin.load_encodings(simulation.encodings())
     one, other = (train(each, training(), SETTINGS) for each in (simulation, twin))
     assert [record.value for record in one.history] == [record.value for record in other.history]
@@ -302,7 +306,7 @@ def test_gradients_are_scaled_down_to_the_norm(simulation: Simulation) -> None:
 
 
 def test_bf16_trains_weights_that_stay_in_float(simulation: Simulation) -> None:
-    twin = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    twin = uncalibrated()
     twin.load_encodings(simulation.encodings())
     start = closeness(simulation.model).value
     half, full = train(simulation, training(precision="bf16"), SETTINGS), train(twin, training(), SETTINGS)
@@ -349,7 +353,7 @@ def test_features_are_matched_on_top_of_the_loss(simulation: Simulation) -> None
 def test_a_trial_that_is_taken_up_ends_as_if_it_had_not_stopped(simulation: Simulation, tmp_path: Path) -> None:
     options = {"oscillations": "freeze", "warmup": 1.0}
     settings = replace(SETTINGS, range_learning=True)
-    whole = Simulation(captured.folded(), TARGETS["onnxruntime"], Precision(weights=4, activations=6))
+    whole = uncalibrated()
     whole.load_encodings(simulation.encodings())
     undisturbed = train(whole, training(**options), settings, tmp_path / "whole.pt")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.graph.capture import capture
 from qatflow.graph.layers import set_tensor, tensor
-from qatflow.quant.network import Network
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.quantizer import WeightQuantizer
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
@@ -54,9 +54,9 @@ MODELS = {
 
 
 def simulated(model: nn.Module, x: Tensor, target: str = "onnxruntime") -> Simulation:
-    network = Network(capture(model.eval(), (x[:2],)))
-    simulation = Simulation(network, TARGETS[target], Precision(activations=4))
-    simulation.calibrate([((x,), {})], Calibration())
+    design = Design(TARGETS[target], Precision(activations=4))
+    simulation = Simulation(captured_network(model.eval(), (x[:2],), design=design))
+    simulation.calibrate([((x,), {})])
     return simulation
 
 
@@ -89,9 +89,11 @@ def test_an_equalized_relu6_keeps_its_function_in_the_simulation(make_context) -
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.Conv2d(6, 4, 1)).eval()
     x = torch.randn(32, 3, 9, 9) * 4
-    network = STEPS["equalize"](Network(capture(model, (x[:2],))), Equalize(choose="all"), make_context(x))[0]
-    simulation = Simulation(network, TARGETS["tensorrt"], Precision(weights=16, activations=16))
-    simulation.calibrate([((x,), {})], Calibration(activations="minmax", weights="minmax"))
+    minmax = Calibration(activations="minmax", weights="minmax")
+    design = Design(TARGETS["tensorrt"], Precision(weights=16, activations=16), minmax)
+    network = captured_network(model, (x[:2],), design=design)
+    simulation = Simulation(STEPS["equalize"](network, Equalize(choose="all"), make_context(x))[0])
+    simulation.calibrate([((x,), {})])
     assert "aten.minimum" not in str(simulation.model.graph)
     with torch.no_grad():
         torch.testing.assert_close(simulation.model(x), model(x), rtol=1e-2, atol=5e-3)

@@ -9,13 +9,14 @@ from torch.nn import functional
 
 from qatflow.errors import CaptureError, RecipeError
 from qatflow.graph.capture import capture
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.placement import place
-from qatflow.quant.prepare import prepare
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import FoldBatchNorms, Smooth
 from qatflow.steps.fold_batch_norms import fold_batch_norms
 from qatflow.steps.smooth import smooth
@@ -26,11 +27,11 @@ SIXTEEN = Precision(weights=16, activations=16)
 
 def quality(model: nn.Module, target: str, *args: Tensor, precision: Precision = SIXTEEN) -> float:
     """Return the SQNR in dB of a simulation on the inputs it was calibrated with."""
-    graph = prepare(capture(model.eval(), args), TARGETS[target])
-    simulation = Simulation(Network(graph), TARGETS[target], precision)
-    simulation.calibrate([(args, {})], Calibration())
+    network = captured_network(model.eval(), args, design=Design(TARGETS[target], precision))
+    simulation = Simulation(network)
+    simulation.calibrate([(args, {})])
     with torch.no_grad():
-        return sqnr_db(graph(*args), simulation.model(*args))
+        return sqnr_db(network.graph(*args), simulation.model(*args))
 
 
 class Masked(nn.Module):
@@ -139,8 +140,8 @@ class Addmm(nn.Module):
 def test_other_spellings_of_a_layer(target: str) -> None:
     x = torch.randn(16, 6)
     assert quality(Addmm(), target, x) > 40
-    graph = prepare(capture(Addmm().eval(), (x,)), TARGETS[target])
-    weights = [point for point in place(graph, TARGETS[target], Precision()).points if point.parameter]
+    network = captured_network(Addmm().eval(), (x,), design=Design(TARGETS[target]))
+    weights = [point for point in place(network).points if point.parameter]
     assert len(weights) == (2 if target == "xnnpack" else 3)
 
 
@@ -193,9 +194,10 @@ def test_layers_of_one_module_get_a_bias_each(make_context) -> None:
 
 def test_an_override_that_changes_nothing_is_a_mistake() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
-    graph = capture(model.eval(), (torch.randn(2, 4),))
+    precision = Precision.model_validate({"overrides": {"1": "w4"}})
+    network = Network(capture(model.eval(), (torch.randn(2, 4),)), Design(TARGETS["qnn"], precision))
     with pytest.raises(RecipeError, match=r"overrides\['1'\]: changes nothing: target qnn quantizes no weight of it"):
-        place(graph, TARGETS["qnn"], Precision.model_validate({"overrides": {"1": "w4"}}))
+        place(network)
 
 
 def test_half_precision_is_refused() -> None:
@@ -226,7 +228,7 @@ def test_placing_does_not_grow_exponentially_with_what_is_joined_again_and_again
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.shuffled(self.a(x)))
 
-    graph = capture(Whole().eval(), (torch.randn(2, 4),))
+    network = Network(capture(Whole().eval(), (torch.randn(2, 4),)), Design(TARGETS["qnn"]))
     start = time.perf_counter()
-    place(graph, TARGETS["qnn"], Precision())
+    place(network)
     assert time.perf_counter() - start < 20  # it took minutes

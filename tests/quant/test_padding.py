@@ -5,27 +5,23 @@ import torch
 from torch import Tensor, fx
 from transformers import DebertaV2Config, DebertaV2Model
 
-from qatflow.graph.capture import capture
 from qatflow.graph.observe import observe
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.histogram import Histogram
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.target import Target
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Calibration
 from tests.graph.padded import batch, encoder
 
-TARGET = TARGETS["onnxruntime"]
 KINDS = ("embedding", "linear", "add", "relu")
 """Of tensors `[n, T, C]` in the encoder."""
 Inputs = tuple[Tensor, Tensor]
 
 
-def simulated(inputs: Inputs, mask: str = "attention_mask", target: Target = TARGET) -> Simulation:
-    graph = prepare(capture(encoder(), tuple(one[:2] for one in inputs), mask=mask), target)
-    return Simulation(Network(graph), target, Precision())
+def simulated(inputs: Inputs, mask: str = "attention_mask", design: Design | None = None) -> Simulation:
+    return Simulation(captured_network(encoder(), tuple(one[:2] for one in inputs), design=design, mask=mask))
 
 
 def extremes_by_hand(simulation: Simulation, inputs: Inputs) -> dict[str, tuple[float, float]]:
@@ -61,7 +57,7 @@ def test_ranges_are_those_of_real_positions() -> None:
 
 def test_of_attention_only_pairs_of_real_positions_count() -> None:
     inputs = batch(16)
-    simulation = simulated(inputs, target=TARGETS["qnn"])
+    simulation = simulated(inputs, design=Design(TARGETS["qnn"]))
     simulation.quantize_weights(False)
     graph = simulation.network.graph
     scores = next(node for node in graph.graph.nodes if node.name.startswith("matmul"))
@@ -78,8 +74,8 @@ def test_real_positions_gain_from_it_and_closeness_looks_at_them_alone() -> None
     real = test[1] != 0
     ratios = {}
     for mask in ("attention_mask", ""):
-        simulation = simulated(inputs, mask)
-        simulation.calibrate([(inputs, {})], Calibration(activations="minmax"))
+        simulation = simulated(inputs, mask, Design(calibration=Calibration(activations="minmax")))
+        simulation.calibrate([(inputs, {})])
         with torch.no_grad():
             wanted, got = simulation.network.graph(*test), simulation.model(*test)
         tokens = sqnr_db(wanted["tokens"][real], got["tokens"][real])
@@ -129,9 +125,8 @@ def test_deberta_whose_padding_is_mostly_noise() -> None:
     model = DebertaV2Model(config).eval()
     mask = (torch.arange(20) < torch.randint(8, 17, (16, 1))).long()
     inputs = {"input_ids": torch.randint(3, 50, (16, 20)) * mask, "attention_mask": mask}
-    graph = prepare(capture(model, (), {name: one[:2] for name, one in inputs.items()}), TARGET)
-    simulation = Simulation(Network(graph), TARGET, Precision())
-    simulation.calibrate([((), inputs)], Calibration())
+    simulation = Simulation(captured_network(model, (), {name: one[:2] for name, one in inputs.items()}))
+    simulation.calibrate([((), inputs)])
     with torch.no_grad():
         wanted, got = model(**inputs)[0], simulation.model(**inputs)[0]
     on_real = sqnr_db(wanted[mask != 0], got[mask != 0])

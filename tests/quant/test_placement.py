@@ -15,16 +15,16 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from qatflow.errors import PlacementError
-from qatflow.graph.capture import capture
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.placement import Placement, place
 from qatflow.quant.placement_rows import placement_rows
-from qatflow.quant.prepare import prepare
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.target import Parameter, Target
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import FoldBatchNorms
 from qatflow.steps.context import StepContext
 from qatflow.steps.fold_batch_norms import fold_batch_norms
@@ -33,7 +33,6 @@ from tests import captured
 from tests.networks import TwoInputs, inverted_residuals
 
 GOLDEN = Path(__file__).parent / "golden"
-TARGET = TARGETS["onnxruntime"]
 
 
 class Everything(nn.Module):
@@ -157,14 +156,13 @@ CASES = [(model, target) for model in MODELS for target in TARGETS]
 
 
 @cache
-def graph_of(name: str, target: str) -> fx.GraphModule:
+def network_of(name: str, target: str) -> Network:
     build, args, kwargs = MODELS[name]
     torch.manual_seed(0)
-    graph = prepare(capture(build().eval(), args, kwargs), TARGETS[target])
+    network = captured_network(build().eval(), args, kwargs, Design(TARGETS[target]))
     if name == "inverted_residuals":
-        context = StepContext(lambda limit: [], TARGETS[target], Precision(), Calibration())
-        return fold_batch_norms(Network(graph), FoldBatchNorms(), context)[0].graph
-    return graph
+        return fold_batch_norms(network, FoldBatchNorms(), StepContext(lambda limit: []))[0]
+    return network
 
 
 def as_text(graph: fx.GraphModule, placement: Placement) -> str:
@@ -175,8 +173,8 @@ def as_text(graph: fx.GraphModule, placement: Placement) -> str:
 
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_placements(name: str, target: str) -> None:
-    graph = graph_of(name, target)
-    got = as_text(graph, place(graph, TARGETS[target], Precision()))
+    network = network_of(name, target)
+    got = as_text(network.graph, place(network))
     path = GOLDEN / target / f"{name}.txt"
     if os.environ.get("QATFLOW_UPDATE_GOLDEN") == "1":
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -186,23 +184,23 @@ def test_placements(name: str, target: str) -> None:
 
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_every_float_result_is_quantized_moved_fused_or_listed_once(name: str, target: str) -> None:
-    graph = graph_of(name, target)
-    check_placement(graph, place(graph, TARGETS[target], Precision()))
+    network = network_of(name, target)
+    check_placement(network.graph, place(network))
 
 
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_every_placement_can_be_simulated(name: str, target: str) -> None:
     _, args, kwargs = MODELS[name]
-    graph = graph_of(name, target)
-    simulation = Simulation(Network(graph), TARGETS[target], Precision())
-    simulation.calibrate([(args, kwargs)], Calibration())
-    wanted, got = (pytree.tree_leaves(run(*args, **kwargs)) for run in (graph, simulation.model))
+    network = network_of(name, target)
+    simulation = Simulation(network)
+    simulation.calibrate([(args, kwargs)])
+    wanted, got = (pytree.tree_leaves(run(*args, **kwargs)) for run in (network.graph, simulation.model))
     assert all(sqnr_db(a, b) > 15 for a, b in zip(wanted, got, strict=True))
 
 
 def test_nothing_is_quantized_inside_a_fused_chain() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 3))
-    placement = place(capture(model.eval(), (torch.randn(2, 3, 9, 9),)), TARGET, Precision())
+    placement = place(captured_network(model.eval(), (torch.randn(2, 3, 9, 9),)))
     assert [point.tensor for point in placement.points if point.parameter is None] == [
         "input_1",
         "relu",
@@ -223,7 +221,7 @@ class ReadTwice(nn.Module):
 
 
 def test_a_chain_ends_where_something_else_reads_it() -> None:
-    placement = place(capture(ReadTwice().eval(), (torch.randn(2, 3, 9, 9),)), TARGET, Precision())
+    placement = place(captured_network(ReadTwice().eval(), (torch.randn(2, 3, 9, 9),)))
     assert {"conv2d", "relu"} <= {point.tensor for point in placement.points}
 
 
@@ -237,17 +235,17 @@ class Shared(nn.Module):
 
 
 def test_a_weight_that_two_layers_share_has_one_quantizer() -> None:
-    network = Network(capture(Shared().eval(), (torch.randn(2, 4),)))
-    placement = place(network.graph, TARGET, Precision())
+    network = captured_network(Shared().eval(), (torch.randn(2, 4),))
+    placement = place(network)
     assert [point.parameter for point in placement.points if point.parameter] == ["layer.weight"]
-    simulation = Simulation(network, TARGET, Precision())
-    simulation.calibrate([((torch.randn(8, 4),), {})], Calibration())
+    simulation = Simulation(network)
+    simulation.calibrate([((torch.randn(8, 4),), {})])
     assert list(simulation.to_network().encodings) == ["layer.weight"]
 
 
 def test_precision_sets_bits_and_granularity() -> None:
     precision = Precision(weights=4, activations=16, per_channel=False)
-    placement = place(captured.folded().graph, TARGET, precision)
+    placement = place(captured.folded().designed(Design(precision=precision)))
     assert {point.grid.bits for point in placement.points if point.parameter} == {4}
     assert {point.grid.bits for point in placement.points if not point.parameter} == {16}
     assert {point.axis for point in placement.points} == {None}
@@ -260,7 +258,7 @@ class NoLayer(nn.Module):
 
 def test_a_model_without_a_weighted_layer_is_refused() -> None:
     with pytest.raises(PlacementError, match=r"quantizes no weighted layer of this model .*found: none"):
-        place(capture(NoLayer(), (torch.randn(2, 4),)), TARGET, Precision())
+        place(captured_network(NoLayer(), (torch.randn(2, 4),)))
 
 
 def test_a_target_that_quantizes_no_layer_of_the_model_names_what_it_found() -> None:
@@ -275,4 +273,4 @@ def test_a_target_that_quantizes_no_layer_of_the_model_names_what_it_found() -> 
         attention="closed",
     )
     with pytest.raises(PlacementError, match=r"target nothing .*found: conv, linear"):
-        place(captured.folded().graph, target, Precision())
+        place(captured.folded().designed(Design(target)))

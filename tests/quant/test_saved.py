@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from qatflow.graph.capture import capture
 from qatflow.graph.edits import describe, rebuild
 from qatflow.graph.layers import set_tensor, tensor
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import encoding_from_json, encoding_to_json, load, save
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps import STEPS
@@ -28,7 +29,6 @@ from tests.networks import inverted_residuals
 
 PRECISION = Precision(weights=4)
 CALIBRATION = Calibration(samples=24, activations="minmax", weights="minmax")
-TARGET = TARGETS["onnxruntime"]
 QUICK = {"adaround": {"samples": 32}, "equalize": {"choose": "all"}}
 
 
@@ -61,19 +61,17 @@ def small(kind: str) -> tuple[nn.Module, Tensor]:
 @cache
 def base_of(kind: str) -> tuple[Network, Tensor]:
     model, x = small(kind)
-    return Network(capture(model, (x[:2],))), x
+    return captured_network(model, (x[:2],), design=Design(precision=PRECISION, calibration=CALIBRATION)), x
 
 
 def context_of(x: Tensor) -> StepContext:
-    return StepContext(
-        lambda limit: [((part,), {}) for part in x[: limit or 32].split(16)], TARGET, PRECISION, CALIBRATION
-    )
+    return StepContext(lambda limit: [((part,), {}) for part in x[: limit or 32].split(16)])
 
 
 def measured(network: Network, x: Tensor) -> tuple[Tensor, dict[str, Encoding]]:
     """Return the outputs of a calibrated simulation, one row a sample, and its encodings."""
-    simulation = Simulation(network, TARGET, PRECISION)
-    simulation.calibrate(context_of(x).inputs(24), CALIBRATION)
+    simulation = Simulation(network)
+    simulation.calibrate(context_of(x).inputs(24))
     with torch.no_grad():
         return simulation.model(x), simulation.encodings()
 
@@ -100,7 +98,7 @@ def assert_same(one: Network, other: Network, x: Tensor) -> None:
             assert (encoding.grid, encoding.axis) == (their[name].grid, their[name].axis)
             assert torch.equal(encoding.scale, their[name].scale), name
             assert torch.equal(encoding.zero_point, their[name].zero_point), name
-    assert one.ranges == other.ranges
+    assert one.design == other.design
     assert one.goal.keys() == other.goal.keys()
     for name in one.goal:
         assert torch.equal(one.fp32(name), other.fp32(name)), name
@@ -119,7 +117,7 @@ def step(name: str, network: Network, x: Tensor) -> Network:
 def stored(network: Network, base: Network, folder: Path, x: Tensor) -> Network:
     """Return a network as a second start reads it, with a capture of its own."""
     save(folder, base.graph, network, measured(network, x)[1])
-    return load(folder, base.copy().graph)[0]
+    return load(folder, base.copy())[0]
 
 
 @pytest.mark.parametrize(

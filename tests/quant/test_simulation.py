@@ -12,24 +12,23 @@ from torch import Tensor, nn
 from qatflow.errors import DataError, RunFolderError
 from qatflow.graph.capture import capture
 from qatflow.graph.layers import set_tensor, tensor
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding, Grid, sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qatflow.quant.saved import load, save
 from qatflow.quant.simulation import QUANTIZERS, Simulation
-from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
 from qatflow.recipe.steps import Equalize
 from qatflow.steps import STEPS
 from tests import captured
 from tests.networks import TwoInputs
 
-TARGET = TARGETS["onnxruntime"]
-
 
 def simulate(network: Network, *inputs: Tensor, precision: Precision | None = None, **options: object) -> Simulation:
-    simulation = Simulation(network, TARGET, precision or Precision())
-    simulation.calibrate([((x,), {}) for x in inputs], Calibration(**options))
+    design = Design(precision=precision or Precision(), calibration=Calibration(**options))
+    simulation = Simulation(network.designed(design))
+    simulation.calibrate([((x,), {}) for x in inputs])
     return simulation
 
 
@@ -48,8 +47,8 @@ def test_it_is_called_like_the_model_with_keywords_and_nested_outputs() -> None:
     model = TwoInputs().eval()
     x, y = torch.randn(8, 2, 9), torch.randn(8, 6)
     network = Network(capture(model, (x[:2],), {"y": y[:2]}))
-    simulation = Simulation(network, TARGET, Precision())
-    simulation.calibrate([((x,), {"y": y})], Calibration())
+    simulation = Simulation(network)
+    simulation.calibrate([((x,), {"y": y})])
     wanted, got = model(x, y=y), simulation.model(x, y=y)
     assert got.keys() == wanted.keys()
     assert isinstance(got["parts"], tuple)
@@ -165,7 +164,7 @@ def test_its_encodings_give_the_same_outputs_to_the_last_bit(folded: Network, tr
     simulation = simulate(folded, x, precision=precision)
     if trained:
         disturb(simulation)
-    again = Simulation(simulation.to_network(), TARGET, precision)
+    again = Simulation(simulation.to_network())
     again.load_encodings(simulation.encodings())
     assert same_bits(simulation.encodings(), again.encodings())
     assert torch.equal(again.model(x), simulation.model(x))
@@ -191,9 +190,8 @@ def test_saved_and_loaded_it_gives_the_same_outputs_to_the_last_bit(tmp_path, ma
         "encodings.json",
         "graph.json",
     }
-    fresh = captured.captured().graph
-    loaded, encodings = load(tmp_path / "one", fresh)
-    again = Simulation(loaded, TARGET, Precision())
+    loaded, encodings = load(tmp_path / "one", captured.captured())
+    again = Simulation(loaded)
     again.load_encodings(encodings)
     assert torch.equal(again.model(x), simulation.model(x))
     assert same_bits(dict(loaded.encodings), dict(simulation.to_network().encodings))
@@ -223,10 +221,10 @@ def lose_the_end(folder) -> None:
 def test_a_damaged_candidate_is_told_of(harm, tmp_path, folded: Network) -> None:
     simulation = simulate(folded, torch.randn(4, 3, 8, 8))
     save(tmp_path, folded.graph, folded, simulation.encodings())
-    load(tmp_path, folded.graph)
+    load(tmp_path, folded)
     harm(tmp_path)
     with pytest.raises(RunFolderError, match="damaged"):
-        load(tmp_path, folded.graph)
+        load(tmp_path, folded)
 
 
 def test_a_tensor_missing_from_the_file_is_taken_from_the_model_only_if_it_has_it(tmp_path, folded: Network) -> None:
@@ -235,7 +233,7 @@ def test_a_tensor_missing_from_the_file_is_taken_from_the_model_only_if_it_has_i
     state = load_file(path)
     del state["head.bias"]
     save_file(state, path)
-    loaded, _ = load(tmp_path, folded.graph)
+    loaded, _ = load(tmp_path, folded)
     assert torch.equal(tensor(loaded.graph, "head.bias"), tensor(folded.graph, "head.bias"))
 
 
@@ -358,12 +356,23 @@ def test_more_bits_mean_less_noise(folded: Network) -> None:
     assert 5 < gain < 7
 
 
+def test_weights_in_float_leave_only_the_activations_rounded() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(16, 3, 8, 8)
+    network = Network(capture(model, (x[:2],)))
+    simulation = simulate(network, x, precision=Precision(weights=2, activations=16), activations="minmax")
+    coarse = sqnr_db(model(x), simulation.model(x))
+    simulation.quantize_weights(False)
+    assert sqnr_db(model(x), simulation.model(x)) > 70 > coarse
+    simulation.quantize_weights(True)
+    assert sqnr_db(model(x), simulation.model(x)) == pytest.approx(coarse)
+
+
 def test_a_loaded_zero_point_of_a_weight_is_used() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 8, 8)
     network = Network(capture(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), (x[:2],)))
-    simulation = Simulation(network, TARGETS["onnxruntime"], Precision(weights_symmetric=False))
-    simulation.calibrate([((x,), {})], Calibration())
+    simulation = simulate(network, x, precision=Precision(weights_symmetric=False))
     before, encodings = simulation.model(x), simulation.encodings()
     name = next(point.tensor for point in simulation.placement.points if point.parameter)
     raised = replace(encodings[name], zero_point=encodings[name].zero_point + 9)

@@ -5,21 +5,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.graph.capture import capture
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Grid, encoding_of_range, sqnr_db
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Calibration
 
 MINMAX = Calibration(activations="minmax", weights="minmax")
 
 
 def simulate(model: nn.Module, target: str, *args: Tensor, calibration: Calibration = MINMAX) -> Simulation:
-    graph = prepare(capture(model.eval(), args), TARGETS[target])
-    simulation = Simulation(Network(graph), TARGETS[target], Precision())
-    simulation.calibrate([(args, {})], calibration)
+    design = Design(TARGETS[target], calibration=calibration)
+    simulation = Simulation(captured_network(model.eval(), args, design=design))
+    simulation.calibrate([(args, {})])
     return simulation
 
 
@@ -104,7 +103,7 @@ def test_what_is_joined_has_one_grid_that_holds_all_of_it(target: str) -> None:
     simulation.learn_ranges(True)
     simulation.model(x).square().sum().backward()
     assert float(simulation.quantizer("relu").log_ratio.grad.abs()) > 0
-    again = Simulation(simulation.network, TARGETS[target], Precision())
+    again = Simulation(simulation.network)
     again.load_encodings(encodings)
     torch.testing.assert_close(again.model(x), simulation.model(x))
 

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from qatflow.report.axis import Axis, axis_over, log_ticks, ticks
-from qatflow.report.charts import ladder_charts
-from qatflow.report.figures import ladder_figure, search_figure, trials_figure
+from qatflow.report.charts.axis import Axis, axis_over, log_ticks, ticks
+from qatflow.report.charts.ladder import ladder_charts
+from qatflow.report.charts.trials import curve_chart, spot_chart
 from qatflow.report.info import best_trial, ladder_info, trials_info
 from qatflow.report.numbers import MetricFormat
-from qatflow.report.trial_charts import curve_chart, spot_chart
 from qatflow.results.result import RunResult, Verdict
 
 FORM = MetricFormat(4)
@@ -162,21 +161,3 @@ def test_every_axis_has_room_and_ticks(values: list[float]) -> None:
 
 def test_log_ticks_are_powers_of_ten_over_a_wide_axis() -> None:
     assert [tick.text for tick in log_ticks(Axis(-6.2, -3.9))] == ["1e−6", "1e−5", "1e−4"]
-
-
-def test_plotly_draws_the_same_numbers(trained_run: RunResult) -> None:
-    info = ladder_info(trained_run)
-    figure = ladder_figure(info)
-    measured, left_out = figure.data
-    assert list(left_out.x) == ["adaround"] and list(left_out.y) == [0.5611]
-    assert list(measured.y) == [rung.value for rung in info.rungs if not rung.left_out]
-    assert measured.error_y.array[-1] == pytest.approx(0.006)
-    assert figure.layout.shapes[0].y0 == pytest.approx(0.9759)
-    lines = trials_figure(trials_info(trained_run))
-    assert [line.name for line in lines.data] == ["trial 0", "trial 1", "trial 2"]
-    assert list(search_figure(trials_info(trained_run)).data[0].x) == [1e-6, 1e-5]
-
-
-def test_plotly_draws_an_empty_run(empty_run: RunResult) -> None:
-    assert len(ladder_figure(ladder_info(empty_run)).data) == 0
-    assert len(trials_figure(trials_info(empty_run)).data) == 0

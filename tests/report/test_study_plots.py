@@ -15,11 +15,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from qatflow.report.charts.axis import marks
+from qatflow.report.charts.study import Plot, parameters, plots, study_of
 from qatflow.report.html import STUDY_PAGE, TEMPLATES, render
 from qatflow.report.info import best_trial, has_plots
-from qatflow.report.study_axes import marks
 from qatflow.report.study_page import dressed, render_study
-from qatflow.report.study_plots import Plot, parameters, plots, study_of
 from qatflow.report.write import write
 from qatflow.results.result import EpochRecord, RunResult, TrialRecord
 

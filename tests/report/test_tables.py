@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qatflow.report import tables
 from qatflow.report.write import TABLES, csv
+from qatflow.results import tables
 from qatflow.results.result import RunResult
 
 GOLDEN = Path(__file__).parent / "golden"

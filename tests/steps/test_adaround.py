@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.graph.capture import capture
 from qatflow.graph.layers import tensor, weighted_layers
+from qatflow.quant.design import Design
 from qatflow.quant.grid import along, sqnr_db
 from qatflow.quant.network import Network
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import AdaRound
 from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext
@@ -22,14 +22,20 @@ from tests import captured
 FAST = AdaRound(solver="gradient", iterations=300, samples=64, batch_size=16, learning_rate=0.05)
 
 
-def context(*inputs: Tensor, bits: int = 3, **options: object) -> StepContext:
-    return StepContext(
-        inputs=lambda limit: [((x,), {}) for x in inputs],
-        target=TARGETS["onnxruntime"],
-        precision=Precision(weights=bits, activations=8),
-        calibration=Calibration(),
-        **options,
-    )
+def context(*inputs: Tensor, **options: object) -> StepContext:
+    return StepContext(lambda limit: [((x,), {}) for x in inputs], **options)
+
+
+def bits_of(weights: int) -> Design:
+    return Design(precision=Precision(weights=weights, activations=8))
+
+
+def folded(weights: int = 3) -> Network:
+    return captured.folded(nn.ReLU).designed(bits_of(weights))
+
+
+def opened(model: nn.Module, x: Tensor, weights: int = 3) -> Network:
+    return captured_network(model.eval(), (x[:2],), design=bits_of(weights))
 
 
 def batches(count: int = 4) -> list[Tensor]:
@@ -37,9 +43,9 @@ def batches(count: int = 4) -> list[Tensor]:
     return [torch.randn(16, *captured.SHAPE, generator=generator) for _ in range(count)]
 
 
-def simulated(network: Network, precision: Precision, inputs: list[Tensor]) -> Simulation:
-    simulation = Simulation(network, TARGETS["onnxruntime"], precision)
-    simulation.calibrate([((x,), {}) for x in inputs], Calibration())
+def simulated(network: Network, inputs: list[Tensor]) -> Simulation:
+    simulation = Simulation(network)
+    simulation.calibrate([((x,), {}) for x in inputs])
     return simulation
 
 
@@ -47,18 +53,18 @@ def simulated(network: Network, precision: Precision, inputs: list[Tensor]) -> S
 def rounded() -> dict[int, tuple[Network, Network, dict[str, object]]]:
     found = {}
     for bits in (3, 4):
-        network = captured.folded(nn.ReLU)
-        found[bits] = (network, *adaround(network, FAST, context(*batches(), bits=bits)))
+        network = folded(bits)
+        found[bits] = (network, *adaround(network, FAST, context(*batches())))
     return found
 
 
 @pytest.mark.parametrize("bits", [3, 4])
 def test_outputs_are_closer_to_fp32_than_with_nearest_rounding(rounded, bits: int) -> None:
     network, learned, notes = rounded[bits]
-    precision, inputs = Precision(weights=bits, activations=8), batches()
+    inputs = batches()
     unseen = torch.randn(64, *captured.SHAPE)
     ratios = [
-        sqnr_db(network.graph(x), simulated(one, precision, inputs).model(x))
+        sqnr_db(network.graph(x), simulated(one, inputs).model(x))
         for x in (torch.cat(inputs), unseen)
         for one in (network, learned)
     ]
@@ -90,7 +96,7 @@ def test_every_weight_is_one_of_its_two_neighbours_on_the_grid(rounded, bits: in
 @pytest.mark.parametrize("bits", [3, 4])
 def test_the_grids_are_fixed_and_rounding_again_changes_nothing(rounded, bits: int) -> None:
     _, learned, _ = rounded[bits]
-    simulation = simulated(learned, Precision(weights=bits, activations=8), batches())
+    simulation = simulated(learned, batches())
     for point in simulation.placement.points:
         if point.parameter is not None:
             encoding = simulation.encodings()[point.tensor]
@@ -109,7 +115,7 @@ def test_biases_and_everything_else_stay(rounded) -> None:
 
 
 def test_the_network_that_went_in_is_as_it_was() -> None:
-    network = captured.folded(nn.ReLU)
+    network = folded()
     before = {name: value.clone() for name, value in network.graph.state_dict().items()}
     adaround(network, AdaRound(solver="gradient", iterations=5, samples=16), context(*batches(1)))
     assert all(torch.equal(network.graph.state_dict()[name], value) for name, value in before.items())
@@ -118,10 +124,8 @@ def test_the_network_that_went_in_is_as_it_was() -> None:
 
 
 def test_a_seed_gives_the_same_rounding_and_another_one_another() -> None:
-    network, config = (
-        captured.folded(nn.ReLU),
-        AdaRound(solver="gradient", iterations=30, samples=64, batch_size=8, learning_rate=0.1),
-    )
+    network = folded()
+    config = AdaRound(solver="gradient", iterations=30, samples=64, batch_size=8, learning_rate=0.1)
     states = [
         torch.cat(
             [one.flatten() for one in adaround(network, config, context(*batches(), seed=seed))[0].graph.parameters()]
@@ -138,11 +142,11 @@ def test_it_is_among_the_best_of_all_roundings(seed: int, act: bool) -> None:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(8, 1, bias=False), *([nn.ReLU()] if act else [])).eval()
     x = torch.randn(256, 8) @ torch.randn(8, 8)
-    network = Network(capture(model, (x[:2],)))
+    network = opened(model, x)
     learned, _ = adaround(network, FAST.model_copy(update={"iterations": 1000}), context(x))
     encoding = learned.encodings["0.weight"]
     weight, grid = model[0].weight.detach(), encoding.grid
-    simulation = simulated(network, Precision(weights=3, activations=8), [x])
+    simulation = simulated(network, [x])
     quantized_x = next(simulation.quantizer(p.tensor) for p in simulation.placement.points if not p.parameter)(x)
     activation = torch.relu if act else torch.nn.Identity()
     scale = encoding.scale.view(-1, 1)
@@ -168,7 +172,7 @@ def test_it_is_among_the_best_of_all_roundings(seed: int, act: bool) -> None:
 def test_a_weight_that_two_layers_share_is_rounded_once() -> None:
     layer = nn.Linear(6, 6)
     x = torch.randn(32, 6)
-    network = Network(capture(nn.Sequential(layer, nn.ReLU(), layer).eval(), (x[:2],)))
+    network = opened(nn.Sequential(layer, nn.ReLU(), layer), x)
     learned, notes = adaround(network, AdaRound(solver="gradient", iterations=20), context(x))
     assert notes["layers"] == 1
     assert len(learned.encodings) == 1
@@ -189,12 +193,11 @@ class Queries(nn.Module):
 
 def test_a_layer_over_tokens_beside_one_over_parameters() -> None:
     x = torch.randn(32, 5, 6) @ torch.randn(6, 6)
-    network = Network(capture(Queries().eval(), (x[:2],)))
-    learned, notes = adaround(network, FAST, context(x, bits=4))
+    network = opened(Queries(), x, 4)
+    learned, notes = adaround(network, FAST, context(x))
     assert notes["layers"] == 1
     assert math.isfinite(notes["error_share"])
-    precision = Precision(weights=4, activations=8)
-    nearest, best = (sqnr_db(network.graph(x), simulated(one, precision, [x]).model(x)) for one in (network, learned))
+    nearest, best = (sqnr_db(network.graph(x), simulated(one, [x]).model(x)) for one in (network, learned))
     assert best > nearest
 
 
@@ -203,7 +206,7 @@ def test_where_nearest_rounding_cannot_be_beaten_it_is_kept() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[127.0, 3.0, -5.0, 0.0], [127.0, 0.0, 1.0, 2.0]]) / 128)
     x = torch.randn(32, 4)
-    network = Network(capture(model, (x[:2],)))
-    learned, notes = adaround(network, AdaRound(solver="gradient", iterations=20), context(x, bits=8))
+    network = opened(model, x, 8)
+    learned, notes = adaround(network, AdaRound(solver="gradient", iterations=20), context(x))
     assert (notes["kept_nearest"], notes["error_share"]) == (1, 1.0)
     torch.testing.assert_close(tensor(learned.graph, "0.weight"), tensor(network.graph, "0.weight"), rtol=1e-6, atol=0)

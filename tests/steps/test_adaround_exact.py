@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.graph.capture import capture
 from qatflow.graph.layers import tensor, weighted_layers
+from qatflow.quant.design import Design
 from qatflow.quant.grid import along, sqnr_db
 from qatflow.quant.network import Network
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
 from qatflow.recipe.steps import AdaRound
@@ -20,14 +21,21 @@ from tests import captured
 from tests.steps.test_adaround import Queries
 
 
-def context_of(make_context, *batches: Tensor, bits: int = 3, per_channel: bool = True) -> StepContext:
-    plain = make_context(*batches)
-    return StepContext(plain.inputs, plain.target, Precision(weights=bits, per_channel=per_channel), plain.calibration)
+def design_of(bits: int = 3, per_channel: bool = True) -> Design:
+    return Design(precision=Precision(weights=bits, per_channel=per_channel))
+
+
+def folded(bits: int = 3, per_channel: bool = True) -> Network:
+    return captured.folded(nn.ReLU).designed(design_of(bits, per_channel))
+
+
+def opened(model: nn.Module, x: Tensor, bits: int = 3) -> Network:
+    return captured_network(model.eval(), (x[:2],), design=design_of(bits))
 
 
 def closeness(network: Network, wanted: nn.Module | torch.fx.GraphModule, x: Tensor, context: StepContext) -> float:
-    simulation = Simulation(network, context.target, context.precision)
-    simulation.calibrate(context.inputs(None), context.calibration)
+    simulation = Simulation(network)
+    simulation.calibrate(context.inputs(None))
     with torch.no_grad():
         return sqnr_db(wanted(x), simulation.model(x))
 
@@ -37,8 +45,8 @@ def test_unseen_outputs_are_much_closer_than_with_nearest_rounding(bits: int, pe
     generator = torch.Generator().manual_seed(11)
     batches = [torch.randn(16, *captured.SHAPE, generator=generator) for _ in range(4)]
     unseen = torch.randn(64, *captured.SHAPE, generator=generator)
-    network = captured.folded(nn.ReLU)
-    context = context_of(make_context, *batches, bits=bits, per_channel=per_channel)
+    network = folded(bits, per_channel)
+    context = make_context(*batches)
     solved, notes = adaround(network, AdaRound(), context)
     assert notes["layers"] == len(weighted_layers(network.graph))
     assert 0 < notes["error_share"] < 0.9
@@ -48,8 +56,8 @@ def test_unseen_outputs_are_much_closer_than_with_nearest_rounding(bits: int, pe
 
 @pytest.mark.parametrize("rounding", ["free", "adjacent"])
 def test_weights_are_integers_of_the_grid(rounding: str, make_context) -> None:
-    network = captured.folded(nn.ReLU)
-    context = context_of(make_context, torch.randn(64, *captured.SHAPE))
+    network = folded()
+    context = make_context(torch.randn(64, *captured.SHAPE))
     solved, _ = adaround(network, AdaRound(rounding=rounding, refit_scales=rounding == "free"), context)
     for layer in weighted_layers(network.graph):
         old, new = tensor(network.graph, layer.weight), tensor(solved.graph, layer.weight)
@@ -68,13 +76,13 @@ def test_it_is_among_the_best_of_all_roundings(seed: int, make_context) -> None:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(7, 1, bias=False)).eval()
     x = torch.randn(400, 7) @ torch.randn(7, 7)
-    network = Network(capture(model, (x[:2],)))
-    context = context_of(make_context, x)
+    network = opened(model, x)
+    context = make_context(x)
     config = AdaRound(rounding="adjacent", refit_scales=False, move_biases=False)
     solved, _ = adaround(network, config, context)
     encoding, weight = solved.encodings["0.weight"], model[0].weight.detach()
-    simulation = Simulation(network, context.target, context.precision)
-    simulation.calibrate([((x,), {})], context.calibration)
+    simulation = Simulation(network)
+    simulation.calibrate([((x,), {})])
     source = next(point.tensor for point in simulation.placement.points if point.parameter is None)
     quantized = simulation.quantizer(source)(x).detach()
     scale = encoding.scale.view(-1, 1)
@@ -112,8 +120,8 @@ class Everything(nn.Module):
 def test_every_kind_of_layer_is_solved(make_context) -> None:
     torch.manual_seed(0)
     model, x = Everything().eval(), torch.randn(64, 3, 12, 12)
-    network = Network(capture(model, (x[:2],)))
-    context = context_of(make_context, *x.split(16), bits=4)
+    network = opened(model, x, 4)
+    context = make_context(*x.split(16))
     solved, notes = adaround(network, AdaRound(), context)
     assert notes["layers"] == 6
     unseen = torch.randn(32, 3, 12, 12)
@@ -122,8 +130,7 @@ def test_every_kind_of_layer_is_solved(make_context) -> None:
 
 def test_a_layer_over_parameters(make_context) -> None:
     x = torch.randn(32, 5, 6) @ torch.randn(6, 6)
-    network = Network(capture(Queries().eval(), (x[:2],)))
-    _, notes = adaround(network, AdaRound(), context_of(make_context, x, bits=4))
+    _, notes = adaround(opened(Queries(), x, 4), AdaRound(), make_context(x))
     assert notes["layers"] == 1
     assert math.isfinite(notes["error_share"])
 
@@ -135,17 +142,17 @@ def test_dead_and_constant_channels_and_few_samples_do_no_harm(samples: int, mak
     x = torch.randn(samples, 4, 7, 7)
     x[:, 0], x[:, 3] = 0.0, 2.5
     x = torch.cat([x, x])[: max(samples, 1)]
-    network = Network(capture(model, (torch.cat([x, x])[:2],)))
-    context = context_of(make_context, x)
+    network = opened(model, torch.cat([x, x]))
+    context = make_context(x)
     solved, _ = adaround(network, AdaRound(), context)
     assert all(bool(torch.isfinite(value).all()) for value in solved.graph.state_dict().values())
     assert closeness(solved, model, x, context) >= closeness(network, model, x, context)
 
 
 def test_the_same_again_gives_the_same_and_nothing_that_went_in_changes(make_context) -> None:
-    network = captured.folded(nn.ReLU)
+    network = folded()
     before = {name: value.clone() for name, value in network.graph.state_dict().items()}
-    context = context_of(make_context, torch.randn(32, *captured.SHAPE))
+    context = make_context(torch.randn(32, *captured.SHAPE))
     first, second = (adaround(network, AdaRound(), context)[0].graph.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(value, before[name]) for name, value in network.graph.state_dict().items())
@@ -156,9 +163,9 @@ def test_where_nearest_rounding_cannot_be_beaten_it_is_kept(make_context) -> Non
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[127.0, 3.0, -5.0, 0.0], [127.0, 0.0, 1.0, 2.0]]) / 128)
     x = torch.randn(32, 4).sign()  # inputs that are on their grid too
-    network = Network(capture(model, (x[:2],)))
+    network = opened(model, x, 8)
     config = AdaRound(refit_scales=False, move_biases=False)
-    solved, notes = adaround(network, config, context_of(make_context, x, bits=8))
+    solved, notes = adaround(network, config, make_context(x))
     assert notes["kept_nearest"] + (notes["error_share"] < 1) == 1
     torch.testing.assert_close(
         tensor(solved.graph, "0.weight"), tensor(network.graph, "0.weight"), rtol=1e-5, atol=1e-7

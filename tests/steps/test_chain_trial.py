@@ -6,12 +6,12 @@ from torch import nn
 from qatflow.graph.capture import capture
 from qatflow.graph.chains import chains, pairs
 from qatflow.graph.layers import tensor
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
 from qatflow.recipe.steps import Equalize
-from qatflow.steps.context import StepContext
 from qatflow.steps.equalize import equalize
 
 
@@ -52,10 +52,9 @@ def test_the_pairs_of_a_chain_belong_together() -> None:
 
 
 def test_the_uneven_chain_is_equalized_and_the_function_kept(make_context) -> None:
-    network = two_chains()
+    network = two_chains().designed(Design(precision=Precision(per_channel=False)))
     x = torch.randn(32, 4, 6, 6)
-    plain = make_context(x)
-    context = StepContext(plain.inputs, plain.target, Precision(per_channel=False), plain.calibration)
+    context = make_context(x)
     equalized, notes = equalize(network, Equalize(), context)
     assert notes["pairs"] >= 1
     assert notes["pairs"] + notes["left_as_they_were"] == 2
@@ -63,8 +62,8 @@ def test_the_uneven_chain_is_equalized_and_the_function_kept(make_context) -> No
     assert not torch.equal(tensor(equalized.graph, "a.weight"), tensor(network.graph, "a.weight"))
 
     def closeness(one: Network) -> float:
-        simulation = Simulation(one, context.target, context.precision)
-        simulation.calibrate([((x,), {})], context.calibration)
+        simulation = Simulation(one)
+        simulation.calibrate([((x,), {})])
         return sqnr_db(network.graph(x), simulation.model(x))
 
     every, _ = equalize(network, Equalize(choose="all"), context)

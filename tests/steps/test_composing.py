@@ -9,39 +9,38 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
+from qatflow import STEPS, Network, Simulation
 from qatflow.errors import StepError
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.moments import Collector
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load, save
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Calibration, LayerPrecision, Precision
 from qatflow.recipe.steps import FITTING, STEP_CONFIGS
 from qatflow.steps.context import StepContext
 from tests.graph.padded import batch, encoder
 from tests.networks import inverted_residuals
 
-TARGET = TARGETS["onnxruntime"]
-W4A8 = Precision(weights=4, activations=8)
+W4A8 = Design(precision=Precision(weights=4, activations=8), calibration=Calibration(samples=64))
 
 
 def inputs(seed: int, count: int = 64) -> Tensor:
     return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
 
 
-def context(precision: Precision = W4A8) -> StepContext:
+def context() -> StepContext:
     calibration = inputs(1)
-    return StepContext(
-        inputs=lambda limit: [((part,), {}) for part in calibration[:limit].split(16)],
-        target=TARGET,
-        precision=precision,
-        calibration=Calibration(samples=64),
-    )
+    return StepContext(lambda limit: [((part,), {}) for part in calibration[:limit].split(16)])
+
+
+def base_of(model: nn.Module) -> Network:
+    return captured_network(model, (inputs(0, 2),), design=W4A8)
 
 
 @cache
 def folded() -> Network:
-    base = Network(prepare(capture(inverted_residuals(), (inputs(0, 2),)), TARGET))
-    return STEPS["fold_batch_norms"](base, STEP_CONFIGS["fold_batch_norms"](), context())[0]
+    return STEPS["fold_batch_norms"](base_of(inverted_residuals()), STEP_CONFIGS["fold_batch_norms"](), context())[0]
 
 
 def climbed(network: Network, *names: str) -> Network:
@@ -57,8 +56,8 @@ def fitted(*names: str) -> Network:
 
 
 def closeness(network: Network) -> float:
-    simulation = Simulation(network, TARGET, W4A8)
-    simulation.calibrate(context().inputs(None), Calibration(samples=64))
+    simulation = Simulation(network)
+    simulation.calibrate(context().inputs(None))
     x = inputs(2, 256)
     with torch.no_grad():
         return sqnr_db(folded().graph(x), simulation.model(x))
@@ -118,15 +117,15 @@ def test_scales_are_searched_with_the_bias_that_is_there() -> None:
     torch.testing.assert_close(got[0], difference.square().mean(0), rtol=1e-9, atol=1e-9)
 
 
-def test_a_network_is_stored_with_its_goal_and_its_way_to_find_ranges(tmp_path: Path) -> None:
-    base = Network(prepare(capture(inverted_residuals(), (inputs(0, 2),)), TARGET))
-    network = replace(fitted("correct_bias", "adaround"), ranges="minmax")
-    simulation = Simulation(network, TARGET, W4A8)
-    simulation.calibrate(context().inputs(None), Calibration())
-    assert simulation.calibrated_by == "minmax"
+def test_a_network_is_stored_with_its_goal_and_its_design(tmp_path: Path) -> None:
+    base, network = base_of(inverted_residuals()), fitted("correct_bias", "adaround")
+    overrides = {"head": LayerPrecision(weights=8, activations=16)}
+    network = network.designed(W4A8.with_overrides(overrides).found_by(activations="minmax", ranges={"x": "entropy"}))
+    simulation = Simulation(network)
+    simulation.calibrate(context().inputs(None))
     save(tmp_path, base.graph, network, simulation.encodings())
-    again, _ = load(tmp_path, base.graph)
-    assert again.ranges == "minmax"
+    again, _ = load(tmp_path, base)
+    assert again.design == network.design != base.design
     assert again.goal.keys() == network.goal.keys()
     assert all(torch.equal(again.goal[name], value) for name, value in network.goal.items())
     with torch.no_grad():
@@ -135,7 +134,7 @@ def test_a_network_is_stored_with_its_goal_and_its_way_to_find_ranges(tmp_path: 
 
 def test_reestimated_statistics_are_no_goal() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
-    base = Network(prepare(capture(model, (inputs(0, 2),)), TARGET))
+    base = base_of(model)
     network = climbed(base, "reestimate_batch_norms")
     x = inputs(2, 4)
     with torch.no_grad():
@@ -147,7 +146,7 @@ def test_what_stands_at_padded_positions_is_not_fitted_to() -> None:
     def rounded(filling: int) -> Network:
         ids, mask = batch(24)
         ids = torch.where(mask != 0, ids, filling)
-        base = Network(prepare(capture(encoder(), (ids[:2], mask[:2])), TARGET))
+        base = captured_network(encoder(), (ids[:2], mask[:2]), design=W4A8)
         told = replace(context(), inputs=lambda limit: [((ids, mask), {})])
         return STEPS["adaround"](base, STEP_CONFIGS["adaround"](), told)[0]
 

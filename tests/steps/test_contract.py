@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from qatflow.graph.capture import capture
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network
+from qatflow.recipe import Calibration
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps import STEPS
 from qatflow.testing import check_step, images
 from tests import captured
 
-QUICK = {"adaround": {"samples": 16}}
+QUICK = {"adaround": {"samples": 16}, "set_precision": {"layers": {"head": "w4a16"}}}
+CLIPPED = Design(calibration=Calibration(activations="percentile", percentile=80))
 ABOUT_THE_SAME = 20.0
 """SQNR of the float outputs in dB; other statistics make another function."""
 
@@ -38,6 +41,8 @@ def fresh(name: str) -> Network:
         return normed().copy()
     if name == "absorb_bias":
         return biased()
+    if name == "calibrate":
+        return captured.folded(nn.ReLU).designed(CLIPPED)
     return (
         captured.captured(nn.ReLU)
         if name in ("fold_batch_norms", "reestimate_batch_norms")

@@ -6,36 +6,34 @@ import pytest
 import torch
 from torch import nn
 
-from qatflow.graph.capture import capture
 from qatflow.graph.layers import tensor
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load, save
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
 from qatflow.recipe.steps import CorrectBias, Equalize, FoldBatchNorms
 from qatflow.steps import STEPS
-from qatflow.steps.context import StepContext
 from qatflow.steps.correct_bias import clipped_normal_mean, correct_bias
 
 
-def context_of(make_context, *batches: torch.Tensor, bits: int = 3) -> StepContext:
-    plain = make_context(*batches)
-    return StepContext(plain.inputs, plain.target, Precision(weights=bits), plain.calibration)
+def network_of(model: nn.Module, x: torch.Tensor) -> Network:
+    return captured_network(model, (x[:2],), design=Design(precision=Precision(weights=3)))
 
 
 def test_the_mean_of_every_output_is_the_float_one(make_context) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5)).eval()
     x = torch.rand(3, 3, 8, 8)  # three samples: none is held out
-    network = Network(capture(model, (x[:2],)))
-    context = context_of(make_context, x)
-    corrected, notes = correct_bias(network, CorrectBias(), context)
+    network = network_of(model, x)
+    corrected, notes = correct_bias(network, CorrectBias(), make_context(x))
     assert notes == {"corrected": 2, "left": 0}
     wanted = model(x).mean(0)
 
     def distance(one: Network) -> float:
-        simulation = Simulation(one, context.target, context.precision)
-        simulation.calibrate([((x,), {})], context.calibration)
+        simulation = Simulation(one)
+        simulation.calibrate([((x,), {})])
         return float((simulation.model(x).mean(0) - wanted).detach().abs().max())
 
     assert distance(corrected) < 0.1 * distance(network)
@@ -73,8 +71,8 @@ def normal_model() -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.parametrize("equalized", [False, True])
 def test_batch_norms_tell_the_means_without_data(equalized: bool, make_context) -> None:
     model, x = normal_model()
-    context = context_of(make_context, x)
-    network = STEPS["fold_batch_norms"](Network(capture(model, (x[:2],))), FoldBatchNorms(), context)[0]
+    context = make_context(x)
+    network = STEPS["fold_batch_norms"](network_of(model, x), FoldBatchNorms(), context)[0]
     if equalized:
         network = STEPS["equalize"](network, Equalize(choose="all"), context)[0]
     corrected, notes = correct_bias(network, CorrectBias(method="analytic"), context)
@@ -82,8 +80,8 @@ def test_batch_norms_tell_the_means_without_data(equalized: bool, make_context) 
     wanted = model(x).mean((0, 2, 3))
 
     def distance(one: Network) -> float:
-        simulation = Simulation(one, context.target, context.precision)
-        simulation.calibrate([((x,), {})], context.calibration)
+        simulation = Simulation(one)
+        simulation.calibrate([((x,), {})])
         for point in simulation.placement.points:  # the second weight alone, on float inputs
             simulation.quantizer(point.tensor).enabled = point.parameter == "3.weight"
         return float((simulation.model(x).mean((0, 2, 3)) - wanted).detach().norm())
@@ -93,19 +91,19 @@ def test_batch_norms_tell_the_means_without_data(equalized: bool, make_context) 
 
 def test_without_batch_norms_the_analytic_way_says_so(make_context) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(8, 3, 6, 6)
-    network = Network(capture(model, (x[:2],)))
-    result, notes = correct_bias(network, CorrectBias(method="analytic"), context_of(make_context, x))
+    network = network_of(model, x)
+    result, notes = correct_bias(network, CorrectBias(method="analytic"), make_context(x))
     assert result is network
     assert "method: empirical" in str(notes["reason"])
 
 
 def test_a_stored_candidate_still_knows_the_means(tmp_path, make_context) -> None:
     model, x = normal_model()
-    base = Network(capture(model, (x[:2],)))
+    base = network_of(model, x)
     network = STEPS["fold_batch_norms"](base, FoldBatchNorms(), make_context(x))[0]
     assert len(network.normals) == 2
     save(tmp_path, base.graph, network, {})
-    again, _ = load(tmp_path, base.graph)
+    again, _ = load(tmp_path, base)
     assert again.normals.keys() == network.normals.keys()
     for name, normal in network.normals.items():
         assert all(torch.equal(a, b) for a, b in zip(normal, again.normals[name], strict=True))

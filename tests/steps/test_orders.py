@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from benchmarks import mnist_networks
 from benchmarks.photographs import split_crops
 from benchmarks.zoo import efficientnet_lite0
-from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
+from qatflow import STEPS, Network, Simulation
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
-from qatflow.recipe import Calibration, Precision
+from qatflow.quant.prepare import captured_network
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
-TARGET = TARGETS["onnxruntime"]
+W4A8 = Design(precision=Precision(weights=4, activations=8))
 FITTING = ("correct_bias", "search_scales", "adaround")
 ORDERS = (
     ("correct_bias", "adaround"),
@@ -42,12 +44,7 @@ class Climber:
 
     @property
     def context(self) -> StepContext:
-        return StepContext(
-            inputs=lambda limit: [((part,), {}) for part in self.calibration[:limit].split(32)],
-            target=TARGET,
-            precision=Precision(weights=4, activations=8),
-            calibration=Calibration(),
-        )
+        return StepContext(lambda limit: [((part,), {}) for part in self.calibration[:limit].split(32)])
 
     def climbed(self, names: tuple[str, ...]) -> Network:
         if names not in self.rungs:
@@ -55,7 +52,7 @@ class Climber:
                 config = STEP_CONFIGS[names[-1]]()
                 self.rungs[names] = STEPS[names[-1]](self.climbed(names[:-1]), config, self.context)[0]
             else:
-                self.rungs[names] = Network(prepare(capture(self.model, (self.calibration[:2],)), TARGET))
+                self.rungs[names] = captured_network(self.model, (self.calibration[:2],), design=W4A8)
         return self.rungs[names]
 
     @torch.no_grad()
@@ -64,8 +61,8 @@ class Climber:
 
     def score(self, *names: str) -> tuple[float, float]:
         """Return agreement with FP32, and SQNR in dB, on samples that nothing was fitted to."""
-        simulation = Simulation(self.climbed(("fold_batch_norms", *names)), TARGET, self.context.precision)
-        simulation.calibrate(self.context.inputs(None), self.context.calibration)
+        simulation = Simulation(self.climbed(("fold_batch_norms", *names)))
+        simulation.calibrate(self.context.inputs(None))
         wanted, got = self.outputs(self.model), self.outputs(simulation.model)
         return float((wanted.argmax(1) == got.argmax(1)).float().mean()), sqnr_db(wanted, got)
 

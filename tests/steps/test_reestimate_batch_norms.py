@@ -8,7 +8,6 @@ from qatflow.graph.capture import capture
 from qatflow.graph.layers import tensor
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
-from qatflow.recipe import Calibration
 from qatflow.recipe.steps import ReestimateBatchNorms
 from qatflow.steps.reestimate_batch_norms import reestimate_batch_norms
 
@@ -37,8 +36,8 @@ def test_the_statistics_are_those_of_the_quantized_inputs(make_context) -> None:
     context = make_context(*x.split(16))
     after, notes = reestimate_batch_norms(before, ReestimateBatchNorms(), context)
     assert notes == {"reestimated": 2}
-    simulation = Simulation(after, context.target, context.precision)
-    simulation.calibrate([((x,), {})], Calibration())
+    simulation = Simulation(after)
+    simulation.calibrate([((x,), {})])
     seen = {}
     for node in simulation.model.graph.nodes:
         if node.op == "call_function" and "batch_norm" in str(node.target):

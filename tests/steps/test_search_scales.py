@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from qatflow.graph.capture import capture
 from qatflow.graph.layers import tensor
+from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding, channel_range, encoding_of_range, sqnr_db
 from qatflow.quant.network import Network
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Precision
 from qatflow.recipe.steps import SearchScales
-from qatflow.steps.context import StepContext
 from qatflow.steps.search_scales import search_scales
 
 
@@ -37,11 +37,9 @@ def test_no_candidate_changes_the_output_less(name: str, per_channel: bool, make
     make, shape = LAYERS[name]
     model = nn.Sequential(heavy_tailed(make())).eval()
     x = torch.randn(3, *shape)  # three samples are not divided into fitted and held out
-    network = Network(capture(model, (x[:2],)))
-    plain = make_context(x)
     precision = Precision(weights=3, activations=16, per_channel=per_channel)
-    context = StepContext(plain.inputs, plain.target, precision, plain.calibration)
-    result, notes = search_scales(network, SearchScales(candidates=20), context)
+    network = captured_network(model, (x[:2],), design=Design(precision=precision))
+    result, notes = search_scales(network, SearchScales(candidates=20), make_context(x))
     assert torch.equal(tensor(result.graph, "0.weight"), tensor(network.graph, "0.weight"))
     assert notes["layers"] == 1
     assert notes["kept"] + (notes["error_share"] < 1) == 1
@@ -69,15 +67,14 @@ def test_a_network_of_many_layers_is_nearer_to_fp32(make_context) -> None:
         heavy_tailed(nn.Conv2d(3, 8, 3)), nn.ReLU(), heavy_tailed(nn.Conv2d(8, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3)
     ).eval()
     x, unseen = torch.randn(64, 3, 12, 12), torch.randn(64, 3, 12, 12)
-    network = Network(capture(model, (x[:2],)))
-    plain = make_context(*x.split(16))
-    context = StepContext(plain.inputs, plain.target, Precision(weights=4), plain.calibration)
+    network = captured_network(model, (x[:2],), design=Design(precision=Precision(weights=4)))
+    context = make_context(*x.split(16))
     result, notes = search_scales(network, SearchScales(), context)
     assert notes["layers"] == 3
 
     def closeness(one: Network) -> float:
-        simulation = Simulation(one, context.target, context.precision)
-        simulation.calibrate(context.inputs(None), context.calibration)
+        simulation = Simulation(one)
+        simulation.calibrate(context.inputs(None))
         with torch.no_grad():
             return sqnr_db(model(unseen), simulation.model(unseen))
 

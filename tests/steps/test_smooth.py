@@ -8,8 +8,6 @@ from qatflow.graph.capture import capture
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
 from qatflow.recipe.steps import Smooth
 from qatflow.steps.smooth import smooth
 
@@ -78,8 +76,8 @@ def test_outliers_cost_less(make_context) -> None:
     result, _ = smooth(network, Smooth(), make_context(x))
 
     def quality(one: Network) -> float:
-        simulation = Simulation(one, TARGETS["onnxruntime"], Precision())
-        simulation.calibrate([((x,), {})], Calibration())
+        simulation = Simulation(one)
+        simulation.calibrate([((x,), {})])
         with torch.no_grad():
             return sqnr_db(network.graph(x), simulation.model(x))
 

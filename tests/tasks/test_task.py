@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qatflow.graph.capture import capture
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.climb import climb
-from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.design import Design
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.recipe.steps import STEP_CONFIGS
@@ -110,7 +109,8 @@ class Told(Silent):
 def ready(folder: Path, settings: Recipe) -> tuple[Bench, Told]:
     """Return a bench on which FP32 was measured."""
     task, told = load_task(settings, (MODULE,)), Told()
-    base = Network(prepare(capture(task.model, *task.example()), TARGETS[settings.target]))
+    design = Design(TARGETS[settings.target], settings.precision, settings.calibration)
+    base = captured_network(task.model, *task.example(), design)
     bench = Bench(settings, task, base, folder, told)
     bench.baseline()
     return bench, told

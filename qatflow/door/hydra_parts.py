@@ -1,0 +1,222 @@
+"""Hydra as qatflow uses it, and the only file that knows its private parts.
+
+Hydra stops at the first option or file that is not there, in words that send a newcomer to `+key`. The loader here
+puts an empty option in the place of each and notes it, so that one composition finds all that is wrong with the choices
+of a command line, of a recipe, and of what that builds on.
+
+Recipes form the group `recipe` but lie in folders of their own, so they are found here; a recipe is always `_global_`.
+The groups `steps` and `target` are made from the tables of those names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra._internal.utils import get_args_parser as get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from yaml import YAMLError
+
+from qatflow.door.files import GROUP, TABLES, load_recipe, shipped, unreadable
+from qatflow.errors import Mistake, RecipeError, allowed_values
+from qatflow.recipe import Data, Model, Recipe
+from qatflow.recipe.sentences import shown
+from qatflow.recipe.steps import STEP_CONFIGS
+
+PACKAGE = "_global_"
+VERSION_BASE = "1.3"
+PRIMARY = "config"
+SOURCES = {"defaults": [{"override /model": "digits_mobilenet"}, {"override /data": "digits"}]}
+"""What stands for a recipe that cannot be read, so that the rest can still be checked."""
+
+
+@cache
+def groups() -> frozenset[str]:
+    """Return the names of all groups that a command line or a recipe may choose from."""
+    return frozenset({folder.name for folder in shipped("conf").iterdir() if folder.is_dir()} | {GROUP, *TABLES})
+
+
+class Findings:
+    """What was wrong on the way to one composed config. Hydra copies what holds it, and it stays one."""
+
+    def __init__(self) -> None:
+        self.mistakes: dict[str, Mistake] = {}
+        """By the config that they are in."""
+        self.absent: set[str] = set()
+        self.lists: dict[str, Any] = {}
+        """Lists in a recipe where a section belongs: OmegaConf cannot merge them, and the recipe check tells."""
+        self.bare = 0
+        """1 where recipes are taken without their defaults, 2 without all else, because those cannot be composed."""
+
+    def __deepcopy__(self, memo: object) -> Findings:
+        return self
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """The groups whose choice is a mistake that has been told."""
+        return groups() if self.bare else frozenset(path.rpartition("/")[0] for path in {*self.absent, *self.mistakes})
+
+
+class Options(ConfigRepository):
+    """All options there are, and those that stand in for others."""
+
+    def __init__(self, path: ConfigSearchPath, recipes: Mapping[str, Path]) -> None:
+        super().__init__(path)
+        self.recipes = recipes
+        self.found = Findings()
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        group, _, name = config_path.rpartition("/")
+        if group == GROUP and name in self.recipes:
+            return self._given(config_path, self._recipe(name))
+        if group in TABLES and ":" in name:
+            return self._given(config_path, {"steps": {name: {}}} if group == "steps" else {"target": name})
+        if config_path in self.found.absent:
+            return self._given(config_path, {})
+        try:
+            return super().load_config(config_path)
+        except YAMLError as error:
+            self.found.mistakes[config_path] = unreadable(error)
+            return self._given(config_path, {})
+
+    def _given(self, path: str, mapping: Any) -> ConfigResult:
+        node = mapping if isinstance(mapping, DictConfig) else OmegaConf.create(mapping)
+        defaults = self._create_defaults_list(path, self._extract_defaults_list(path, node))
+        return ConfigResult("qatflow", path, node, {"package": PACKAGE}, defaults)
+
+    def _recipe(self, name: str) -> DictConfig:
+        """Return a recipe without what cannot be composed."""
+        try:
+            node = load_recipe(self.recipes[name])
+        except RecipeError as error:
+            self.found.mistakes[name] = error.mistakes[0]
+            return OmegaConf.create(SOURCES)
+        for key in [key for key in node if key in Recipe.model_fields]:
+            if isinstance(node._get_node(key), ListConfig):
+                self.found.lists[str(key)] = OmegaConf.to_container(node.pop(key))
+        if self.found.bare:
+            return OmegaConf.create({key: node[key] for key in node if key != "defaults" and self.found.bare == 1})
+        if isinstance(node.get("defaults"), ListConfig):
+            node.defaults = [
+                item for item in node.defaults if self._can_be_composed(item, f"defaults of recipe {name}")
+            ]
+        return node
+
+    def _can_be_composed(self, item: Any, where: str) -> bool:
+        """Tell whether an entry overrides a group that there is with an option that YAML read as a word."""
+        for key, value in item.items() if isinstance(item, DictConfig) else ():
+            group = str(key).split()[-1].partition("@")[0].lstrip("/")
+            if isinstance(value, bool):
+                fix = "quote words such as off, on, yes and no: YAML reads them as true and false"
+                mistake = Mistake(where, f"{shown(value)} is not an option of {group}", fix)
+            elif str(key).startswith("override") and not group.startswith("hydra/") and not self.group_exists(group):
+                known = allowed_values(group, sorted(groups() - {GROUP}))
+                mistake = Mistake(where, f"there is no group {group!r}", known)
+            else:
+                continue
+            self.found.mistakes[f"{where} {group}"] = mistake
+            return False
+        return True
+
+    def group_exists(self, config_path: str) -> bool:
+        return config_path == GROUP or super().group_exists(config_path)
+
+    def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
+        more = {GROUP: self.recipes, "": [GROUP]}.get(group_name, [])
+        wanted = results_filter in (None, ObjectType.CONFIG if group_name else ObjectType.GROUP)
+        return sorted({*super().get_group_options(group_name, results_filter), *(more if wanted else [])})
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, which goes on where an option is missing, and knows which steps were chosen."""
+
+    def __init__(self, path: ConfigSearchPath, recipes: Mapping[str, Path]) -> None:
+        super().__init__(path)
+        self.options = self.repository = Options(path, recipes)
+        self.selected: tuple[str, ...] = ()
+        """The steps that were chosen as options, in order, those listed twice as well."""
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        """Compose; a list of steps on the command line means what it says, whatever the recipe's body mentions."""
+        absent = self.options.found.absent
+        while True:
+            try:
+                cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
+            except MissingConfigException as error:
+                if error.missing_cfg_file is None or error.missing_cfg_file in absent:
+                    raise
+                absent.add(str(error.missing_cfg_file))
+                continue
+            if any(line.startswith("steps=") for line in overrides) and isinstance(cfg.get("steps"), DictConfig):
+                with open_dict(cfg.steps):
+                    for step in [step for step in cfg.steps if step not in self.selected]:
+                        del cfg.steps[step]
+            return cfg
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        steps = [default for default in defaults if str(default.config_path).startswith("steps/")]
+        self.selected = tuple(str(one.package or f".{str(one.config_path)[6:]}").partition(".")[2] for one in steps)
+        return super()._compose_config_from_defaults_list(defaults, repo)
+
+
+class Prepared(Hydra):
+    """Hydra with a config that has been composed already."""
+
+    prepared: DictConfig | None = None
+
+    def compose_config(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """Return what was prepared, and compose where nothing was."""
+        return self.prepared if self.prepared is not None else super().compose_config(*args, **kwargs)
+
+
+def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Prepared:
+    """Return a Hydra that searches `conf/` and then `config_dir`, as its own command line would; nothing global is."""
+    version.setbase(VERSION_BASE)
+    store = ConfigStore.instance()
+    store.store("base_recipe", base_recipe(), provider="qatflow")
+    for name, config in STEP_CONFIGS.items():
+        store.store(name, config().model_dump(mode="json"), "steps", f"steps.{name}", "qatflow")
+    for name in TABLES["target"]:
+        store.store(name, {"target": name}, "target", PACKAGE, "qatflow")
+    path = create_config_search_path(str(shipped("conf")))
+    if config_dir is not None:
+        anchor = SearchPathQuery(provider="schema")
+        path.prepend(provider="command-line", path=f"file://{config_dir.absolute()}", anchor=anchor)
+    return Prepared("qatflow", Loader(path, recipes))
+
+
+def base_recipe() -> dict[str, Any]:
+    """Return the defaults of every section, without `steps`: their order is that of first mention."""
+    empty = Recipe.model_construct(model=Model.model_construct(), data=Data.model_construct())
+    return empty.model_dump(exclude={"steps"})
+
+
+def with_overrides(cfg: DictConfig, overrides: list[Override], number: int | None) -> None:
+    """Enter a job's overrides, and its number in a sweep, where Hydra keeps them."""
+    job = cfg.hydra.job
+    own = [override for override in overrides if not override.is_hydra_override()]
+    cfg.hydra.overrides.task = [override.input_line for override in own]
+    dirname = job.config.override_dirname
+    job.override_dirname = get_overrides_dirname(own, dirname.exclude_keys, dirname.item_sep, dirname.kv_sep)
+    cfg.hydra.mode = RunMode.RUN
+    if number is not None:
+        with open_dict(cfg):
+            job.id = job.num = number
+            cfg.hydra.run.dir = "${hydra.sweep.dir}/${hydra.sweep.subdir}"
