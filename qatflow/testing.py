@@ -125,6 +125,8 @@ def check_step(
     network: Network | None = None,
     inputs: Sequence[Inputs] | None = None,
     *,
+    target: Target = TARGETS["onnxruntime"],
+    precision: Precision | None = None,
     least_sqnr: float | None = None,
 ) -> None:
     """Check that a step leaves its network alone, does the same every time, and that its result can be built on.
@@ -132,8 +134,10 @@ def check_step(
     Args:
         step: its function.
         config: its options; None takes the defaults.
-        network: one that the step changes; None takes `network_of(Convolutions(), images())`.
+        network: one that the step changes; None takes `Convolutions()` for `target` and `precision`.
         inputs: batches of calibration inputs of that network.
+        target: what `Convolutions()` is quantized for.
+        precision: its bits; None is 8.
         least_sqnr: how near the float outputs stay to what they were, in dB: 60 is the same function. None does not
             ask.
 
@@ -142,7 +146,7 @@ def check_step(
     """
     name, batches = getattr(step, "__name__", str(step)), list(inputs or [images()])
     torch.manual_seed(SEED)
-    network = network or network_of(Convolutions(), batches[0])
+    network = network or network_of(Convolutions(), batches[0], target, precision)
     context = StepContext(lambda limit: batches, SEED)
     before, done = _state(network), []
     for _ in range(2):
@@ -182,9 +186,8 @@ def check_target(table: Target) -> None:
     for model in (Convolutions, Branches, Tokens):
         torch.manual_seed(SEED)
         example = images(shape=model.SHAPE)
-        try:
-            simulation = Simulation(network_of(model(), example, table, Precision(**bits)))
-        except PlacementError:
+        simulation = _simulated(network_of(model(), example, table, Precision(**bits)))
+        if simulation is None:
             continue  # no layer of this one is the target's business
         found.append((simulation, example))
         check_placement(simulation.network.graph, simulation.placement)
@@ -196,6 +199,14 @@ def check_target(table: Target) -> None:
     _require(bool(found), f"{table.name} quantizes no convolution and no linear layer: see its inputs and parameters")
     with TemporaryDirectory() as folder:
         _check_files(*found[0], table, Path(folder))
+
+
+def _simulated(network: Network) -> Simulation | None:
+    """Return the simulation of a network; None where its target quantizes no weighted layer of it."""
+    try:
+        return Simulation(network)
+    except PlacementError:
+        return None
 
 
 def check_placement(graph: fx.GraphModule, placement: Placement) -> None:

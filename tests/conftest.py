@@ -9,7 +9,7 @@ torch.set_num_threads(1)  # the networks here are tiny: threads that wait for on
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put slow tests first: two processes that share the tests end at the same time then."""
+    """Put slow tests first: processes that take file by file of what is left then end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

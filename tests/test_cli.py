@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 
 from qatflow.door import cli
+from qatflow.door.command_line import read_flags
+from qatflow.door.composing import plan
 from qatflow.door.files import find_recipes
+from qatflow.door.launching import Session
 from qatflow.errors import StepError
 from qatflow.ladder.environment import Origin
 from qatflow.recipe import Recipe
@@ -324,7 +327,7 @@ def test_help_names_flags_and_options(capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert "--cfg job" in shown
-    assert "steps        absorb_bias, adaround, correct_bias, equalize, fold_batch_norms" in shown
+    assert "steps        absorb_bias, adaround, calibrate, correct_bias, equalize, fold_batch_norms" in shown
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,6 +353,39 @@ def test_hydras_own_flags_work(flag: list[str], tmp_path: Path) -> None:
     shown = process("-m", "qatflow", *flag, "recipe=tiny", cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout
+
+
+def test_tab_completion_knows_the_recipes_of_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("defaults: [tiny]\n")
+    for typed, answer in {
+        f"qatflow --config-dir {tmp_path} recipe=m": "recipe=mine\n",
+        "qatflow recipe=tiny steps=ad": "steps=adaround\n",
+        "qatflow rec": "recipe=\n",
+    }.items():
+        monkeypatch.setenv("COMP_LINE", typed)
+        assert cli.main(["-sc", "query=bash"]) == 0
+        assert capsys.readouterr().out == answer
+
+
+def test_a_job_returns_its_drop_to_hydra(engine: StandIn) -> None:
+    checked = plan(["recipe=tiny"])
+    (job,) = checked.jobs
+    session = Session(read_flags(["recipe=tiny"]), [(job.recipe, job.file)])
+    assert checked.hydra.run_prepared(job.cfg, session) == 0.01
+
+
+def test_a_sweep_that_cannot_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Session, "__call__", stop)
+    (tmp_path / "0").mkdir()
+    assert cli.main(["-m", "recipe=tiny", "seed=1,2", "hydra.sweep.subdir=../../../${hydra.job.num}"]) == 130
+    assert [path.name for path in tmp_path.rglob("*")] == ["0", "reports"]
 
 
 def test_argv_is_left_alone(engine: StandIn) -> None:

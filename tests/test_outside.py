@@ -15,7 +15,7 @@ from qatflow.ladder.lookup import complete, step_of, target_of
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Recipe
 from qatflow.recipe.check import check, recipe_from
-from qatflow.recipe.steps import UntypedStep
+from qatflow.recipe.steps import STEP_CONFIGS, UntypedStep
 from qatflow.recipe.targets import Road
 from qatflow.results.result import RunResult
 from qatflow.worker import work
@@ -106,8 +106,7 @@ def test_all_mistakes_of_options_are_told_at_once() -> None:
         f"steps.{SHRINK}.sampels: unknown key; did you mean 'samples'? allowed: by, samples",
         "steps.tests.outside:without_options.by: unknown key; nothing is allowed here",
         "steps.tests.outside:with_a_typo: not_after of its options names 'adaruond', which is no step; did you mean "
-        "'adaround'? allowed: fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, "
-        "reestimate_batch_norms",
+        f"'adaround'? allowed: {', '.join(STEP_CONFIGS)}",
         "steps.tests.outside:with_a_dict: the options of 'tests.outside:with_a_dict' are dict, and not a "
         "StepConfig; let their class inherit from qatflow.recipe.steps.StepConfig",
         "steps.tests.outside:of_unknown_options: the annotation of its second parameter cannot be read: name 'Nowhere' "

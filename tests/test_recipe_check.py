@@ -13,7 +13,7 @@ from qatflow.recipe.names import FIDELITY_METRICS, METRICS
 from qatflow.recipe.steps import STEP_CONFIGS
 
 GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
-STEPS = "fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, reestimate_batch_norms"
+STEPS = ", ".join(STEP_CONFIGS)
 MODELS = "digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin"
 OPEN = "qatflow, torchvision, timm, transformers, torchmetrics"
 CWD = Path.cwd()
@@ -54,9 +54,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"precision": {"activations": 17}}, "precision.activations: 17 is too large; allowed: 2 to 16"),
     ({"precision": {"weights": 4.5}}, "precision.weights: 4.5 is not an integer"),
     (
-        {"precision": "w8a8"},
-        "precision: 'w8a8' is not a section; write its keys below it; "
-        "a named choice goes under `defaults`, as `override /precision: w8a8`",
+        {"precision": "wide"},
+        "precision: 'wide' cannot stand here; "
+        "write bits such as w8a8 or w4a8_per_tensor, or the section's keys below it",
     ),
     (
         {"precision": {"activations": 16}, "export": {"opset": 18}},

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
-from qatflow.door.command_line import for_hydra, take_trust
+from qatflow.door.command_line import for_hydra, read_overrides, take_trust
 from qatflow.door.composing import Plan, plan
+from qatflow.door.files import find_recipes
+from qatflow.door.hydra_parts import hydra_at
 from qatflow.errors import RecipeError
 from qatflow.recipe import Recipe
+from qatflow.recipe.steps import STEP_CONFIGS
 
 PRECISIONS = "w2a4, w2a8_per_tensor, w3a4, w4a4, w4a8, w4a8_per_tensor, w8a16, w8a8, w8a8_per_tensor"
 TOP = f"{', '.join(Recipe.model_fields)}, recipe, trust"
@@ -78,14 +82,12 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ),
         ("report=htm", "report: 'htm' is not an option; did you mean 'html'? allowed: html, tables"),
         ("steps=[fold_batch_norm]", "steps: unknown step 'fold_batch_norm'; did you mean 'fold_batch_norms'? "
-         "allowed: absorb_bias, adaround, correct_bias, equalize, fold_batch_norms, reestimate_batch_norms, "
-         "search_scales, smooth"),
+         f"allowed: {', '.join(sorted(STEP_CONFIGS))}"),
         ("steps=[equalize,equalize]", "steps: 'equalize' is listed 2 times; a step runs once: list it once"),
         ("steps.adaround.iterations=5", "steps.adaround: the recipe does not select this step; "
          "select it: steps=[fold_batch_norms,adaround]"),
         ("steps.adaroundd.iterations=5", "steps.adaroundd: unknown step; did you mean 'adaround'? "
-         "allowed: fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, "
-         "reestimate_batch_norms"),
+         f"allowed: {', '.join(STEP_CONFIGS)}"),
         ("~qat.losss", "qat.losss: cannot be removed, for it is not there"),
         ("gate.metric.x=1", "gate.metric: {'x': 1} is not text"),
         ("recipe=quikstart", "recipe: 'quikstart' is not a recipe; did you mean 'quickstart'? "
@@ -182,6 +184,22 @@ def test_what_hydra_wants_a_plus_for_gets_one() -> None:
         "++seed=3",
         "precision=w4a4",
     ]
+
+
+def test_a_users_step_and_target_pass_the_reading(project: Project) -> None:
+    """Whether they may be named is the recipe check's business."""
+    folder = project("recipes/mine.yaml", "defaults: [tiny]\nsteps: {own.steps:prune: {amount: 0.1}}\n")
+    hydra = hydra_at(folder, find_recipes(folder))
+    cfg = hydra.compose_config("config", ["recipe=mine", "target=own.npu:TABLE"], RunMode.RUN)
+    assert (cfg.target, cfg.steps["own.steps:prune"].amount) == ("own.npu:TABLE", 0.1)
+    chosen = hydra.compose_config("config", ["recipe=tiny", "steps=[fold_batch_norms,own.steps:prune]"], RunMode.RUN)
+    assert list(chosen.steps) == ["fold_batch_norms", "own.steps:prune"]
+    (line,) = read_overrides(["steps.own.steps:prune.amount=0.2"], hydra.config_loader, False).read
+    assert (line.key_or_group, line.value()) == ("steps[own.steps:prune].amount", 0.2)
+    assert told("recipe=tiny", "steps.own.steps:prune.amount=0.2")[0] == (
+        "steps.own.steps:prune: the recipe does not select this step; "
+        "select it: steps=[fold_batch_norms,own.steps:prune]"
+    )
 
 
 def test_trust_is_taken_off_the_command_line() -> None:

@@ -10,10 +10,10 @@ import torch
 
 from qatflow import testing
 from qatflow.graph.layers import set_tensor, tensor, weighted_layers
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network, with_tensors
 from qatflow.quant.placement import LeftInFloat, Placement, place
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Precision
 from qatflow.recipe.steps import StepConfig
 from qatflow.recipe.targets import Road
 from qatflow.steps.context import StepContext
@@ -34,7 +34,7 @@ def weights(of: Network) -> dict[str, torch.Tensor]:
 
 def test_a_good_step_passes() -> None:
     testing.check_step(shrink, network=network())
-    testing.check_step(shrink, Shrink(by=0.001), network(), target=TARGETS["qnn"], least_sqnr=40)
+    testing.check_step(shrink, Shrink(by=0.001), target=TARGETS["qnn"], least_sqnr=40)
 
 
 def in_place(given: Network, config: Shrink, context: StepContext) -> Applied:
@@ -129,7 +129,7 @@ def test_a_road_speaks_of_its_own_files_only() -> None:
 )
 def test_what_is_wrong_with_a_placement_is_told(spoil: Callable[[Placement], object], sentence: str) -> None:
     graph = network().graph
-    placement = place(graph, QNN, Precision())
+    placement = place(network().designed(Design(QNN)))
     testing.check_placement(graph, placement)
     if "grid" in sentence:
         placement.points.pop()

@@ -7,9 +7,10 @@ that does not exist as well, for the recipe check to name its neighbours.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,20 +53,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Composed:
-    """What a job's choices come to, and what is wrong with them."""
-
-    cfg: DictConfig
-    selected: tuple[str, ...] = ()
-    """The steps that were chosen as options, in order."""
-    mistakes: tuple[Mistake, ...] = ()
-    broken: frozenset[str] = frozenset()
-    """Groups whose choice is a mistake that has been told."""
-    lists: dict[str, Any] = field(default_factory=dict)
-    """Lists where a section belongs, which OmegaConf cannot merge."""
-
-
-@dataclass(frozen=True)
 class Plan:
     """A command line, found free of mistakes."""
 
@@ -73,7 +60,6 @@ class Plan:
     jobs: list[Job]
     """Those of a sweeper plugin, which chooses them while it runs, are one here, with what they have in common."""
     overrides: list[Override]
-    recipes: dict[str, Path]
     plugin: str
     """Hydra's launcher or sweeper that runs the jobs, such as `hydra/launcher=joblib`; empty where qatflow does."""
 
@@ -101,7 +87,7 @@ def plan(
     jobs = [planner.job(job, number if multirun else None) for number, job in enumerate(command.jobs)]
     if mistakes:
         raise RecipeError(dict.fromkeys(mistakes))
-    return Plan(hydra, [job for job in jobs if job is not None], command.read, recipes, planner.plugin)
+    return Plan(hydra, [job for job in jobs if job is not None], command.read, planner.plugin)
 
 
 def recipe_of(cfg: DictConfig, trust: Sequence[str]) -> Recipe:
@@ -130,7 +116,7 @@ class _Planner:
         self._hydra, self._recipes, self._trust, self._mistakes = hydra, recipes, trust, mistakes
         assert isinstance(hydra.config_loader, Loader)
         self._loader = hydra.config_loader
-        self._done: dict[tuple[str, ...], Composed] = {}
+        self._done: dict[tuple[str, ...], tuple[DictConfig, Findings]] = {}
         self.plugin = ""
 
     def job(self, overrides: list[Override], number: int | None) -> Job | None:
@@ -140,9 +126,7 @@ class _Planner:
         lines = (*choices, f"{GROUP}={name}")
         if lines not in self._done:
             self._done[lines] = self._composed(name, lines)
-        found = self._done[lines]
-        self._mistakes += found.mistakes
-        cfg = copy.deepcopy(found.cfg)
+        cfg, found = copy.deepcopy(self._done[lines])
         with_overrides(cfg, overrides, number)
         for override in values:
             self._set(cfg, override, "steps" in found.broken)
@@ -152,9 +136,8 @@ class _Planner:
         if number is not None and isinstance(run, dict) and run.get("dir") is not None:
             fix = "drop it; hydra.sweep.dir=FOLDER says where the whole sweep goes"
             mistakes.append(Mistake("run.dir", "is one folder, and each job of a sweep has its own", fix))
-        self._mistakes += lost
         told = found.broken | {mistake.path for mistake in lost}
-        self._mistakes += [mistake for mistake in mistakes if mistake.path not in told]
+        self._mistakes += [*lost, *(mistake for mistake in mistakes if mistake.path not in told)]
         if number is not None:
             self._note_plugin(cfg)
         return Job(_with_absolute_paths(recipe), self._recipes[name], cfg) if recipe is not None else None
@@ -168,14 +151,12 @@ class _Planner:
             if choice not in (None, "basic"):
                 self.plugin = f"{group}={choice}"
         if self.plugin == "hydra/sweeper=optuna":
-            needed = [Requirement(line) for line in metadata.requires("hydra-optuna-sweeper") or ()]
             version = metadata.version("optuna")
-            wrong = [one for one in needed if one.name == "optuna" and not one.specifier.contains(version)]
             fix = "search with qatflow's own, as in qat.when=always search=standard, or sweep, as in -m seed=1,2,3"
-            problem = (
-                f"optuna: hydra-optuna-sweeper needs {wrong[0]}, and optuna {version} is installed" if wrong else ""
-            )
-            self._mistakes += [Mistake("hydra/sweeper", problem, fix)] if wrong else []
+            for needed in map(Requirement, metadata.requires("hydra-optuna-sweeper") or ()):
+                if needed.name == "optuna" and not needed.specifier.contains(version):
+                    problem = f"optuna: hydra-optuna-sweeper needs {needed}, and optuna {version} is installed"
+                    self._mistakes.append(Mistake("hydra/sweeper", problem, fix))
 
     def _recipe(self, overrides: list[Override]) -> str:
         """Return the chosen recipe, or another in its place."""
@@ -213,31 +194,31 @@ class _Planner:
                 values.append(override)
         return choices, values
 
-    def _composed(self, recipe: str, lines: Sequence[str]) -> Composed:
-        """Compose; where that is impossible, without the choices, and then without the recipe.
+    def _composed(self, recipe: str, lines: Sequence[str]) -> tuple[DictConfig, Findings]:
+        """Compose; where that is impossible, without the choices and the recipe's defaults, and then without the rest.
 
         Raises:
             RecipeError: even that is impossible.
         """
-        mistakes: list[Mistake] = []
         for bare in range(3):
-            found = self._loader.options.found = Findings()
-            found.bare = bare
+            found = self._loader.options.found = Findings(bare)
+            lost: list[Mistake] = []
             try:
                 cfg = self._hydra.compose_config(PRIMARY, list(lines[-1:] if bare else lines), RunMode.RUN)
             except LOST as error:
-                mistakes += [*self._told(found), _from_hydra(error, recipe)]
+                text = str(error) or str(error.__cause__ or type(error).__name__)
+                lost.append(Mistake(f"recipe {recipe}", f"cannot be composed: {' '.join(text.split())}"))
+            selected = () if lost else self._loader.selected
+            self._mistakes += [*_doubles(selected), *self._told(found), *lost]
+            if lost:
                 continue
-            selected = self._loader.selected
-            mistakes += [*_doubles(selected), *self._told(found)]
-            chosen = any(line.startswith("steps=") for line in lines)
-            if selected and not chosen and "steps" not in found.broken:
-                mistakes += _without_unselected(cfg.get("steps"), selected)
-            return Composed(cfg, selected, tuple(dict.fromkeys(mistakes)), found.broken, found.lists)
-        raise RecipeError(dict.fromkeys([*self._mistakes, *mistakes]))
+            if selected and "steps" not in found.broken and not any(line.startswith("steps=") for line in lines):
+                self._mistakes += _without_unselected(cfg.get("steps"), selected)
+            return cfg, found
+        raise RecipeError(dict.fromkeys(self._mistakes))
 
     def _told(self, found: Findings) -> Iterator[Mistake]:
-        """Tell of options that are not there, and of files that cannot be composed."""
+        """Tell of files that cannot be composed, and of options that are not there."""
         yield from found.mistakes.values()
         for path in found.absent:
             group, _, option = path.rpartition("/")
@@ -264,9 +245,7 @@ class _Planner:
             try:
                 with open_dict(cfg):
                     if override.is_delete():
-                        del (OmegaConf.select(cfg, ".".join(f"[{part}]" for part in parts[:-1])) if parts[1:] else cfg)[
-                            parts[-1]
-                        ]
+                        del functools.reduce(lambda node, part: node[part], parts[:-1], cfg)[parts[-1]]
                     else:
                         OmegaConf.update(cfg, key, value, merge=True, force_add=True)
             except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
@@ -292,12 +271,6 @@ def _without_unselected(steps: Any, selected: Sequence[str]) -> Iterator[Mistake
         yield Mistake(f"steps.{step}", "the recipe sets its options without selecting it", fix)
         with open_dict(steps):
             del steps[step]
-
-
-def _from_hydra(error: Exception, recipe: str) -> Mistake:
-    """Put what Hydra says into one line."""
-    text = str(error) or str(error.__cause__ or type(error).__name__)
-    return Mistake(f"recipe {recipe}", f"cannot be composed: {' '.join(text.split())}")
 
 
 def _mapping(cfg: DictConfig) -> tuple[dict[str, Any], list[Mistake]]:

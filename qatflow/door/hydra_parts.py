@@ -11,6 +11,7 @@ The groups `steps` and `target` are made from the tables of those names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from hydra.types import RunMode, TaskFunction
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from yaml import YAMLError
 
 from qatflow.door.files import GROUP, TABLES, load_recipe, shipped, unreadable
@@ -51,17 +52,17 @@ def groups() -> frozenset[str]:
     return frozenset({folder.name for folder in shipped("conf").iterdir() if folder.is_dir()} | {GROUP, *TABLES})
 
 
+@dataclass
 class Findings:
     """What was wrong on the way to one composed config. Hydra copies what holds it, and it stays one."""
 
-    def __init__(self) -> None:
-        self.mistakes: dict[str, Mistake] = {}
-        """By the config that they are in."""
-        self.absent: set[str] = set()
-        self.lists: dict[str, Any] = {}
-        """Lists in a recipe where a section belongs: OmegaConf cannot merge them, and the recipe check tells."""
-        self.bare = 0
-        """1 where recipes are taken without their defaults, 2 without all else, because those cannot be composed."""
+    bare: int = 0
+    """1 where recipes are taken without their defaults, 2 without all else, because those cannot be composed."""
+    mistakes: dict[str, Mistake] = field(default_factory=dict)
+    """By the config that they are in."""
+    absent: set[str] = field(default_factory=set)
+    lists: dict[str, Any] = field(default_factory=dict)
+    """Lists in a recipe where a section belongs: OmegaConf cannot merge them, and the recipe check tells."""
 
     def __deepcopy__(self, memo: object) -> Findings:
         return self
@@ -185,6 +186,15 @@ class Prepared(Hydra):
         """Return what was prepared, and compose where nothing was."""
         return self.prepared if self.prepared is not None else super().compose_config(*args, **kwargs)
 
+    def run_prepared(self, cfg: DictConfig, task: TaskFunction, sweep: Path | None = None) -> Any:
+        """Run one job in this process, in a sweep's folder where it is one of a sweep; return what the task does."""
+        with read_write(cfg.hydra):
+            cfg.hydra.mode = RunMode.RUN
+            if sweep is not None:
+                cfg.hydra.sweep.dir = str(sweep)
+        self.prepared = cfg
+        return self.run(PRIMARY, task, []).return_value
+
 
 def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Prepared:
     """Return a Hydra that searches `conf/` and then `config_dir`, as its own command line would; nothing global is."""
@@ -215,7 +225,6 @@ def with_overrides(cfg: DictConfig, overrides: list[Override], number: int | Non
     cfg.hydra.overrides.task = [override.input_line for override in own]
     dirname = job.config.override_dirname
     job.override_dirname = get_overrides_dirname(own, dirname.exclude_keys, dirname.item_sep, dirname.kv_sep)
-    cfg.hydra.mode = RunMode.RUN
     if number is not None:
         with open_dict(cfg):
             job.id = job.num = number

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig
 from rich.console import Console
 
 from qatflow.door.command_line import Flags, for_hydra
@@ -29,7 +29,7 @@ from qatflow.users_code import said
 
 
 @dataclass
-class _Session:
+class Session:
     """One command line under way: what it was told and what has become of its jobs, as far as this process knows.
 
     Called by Hydra with each job, also in a process that a plugin started.
@@ -78,7 +78,7 @@ class _Session:
 def launch(flags: Flags, checked: Plan) -> int:
     """Run the job or jobs, say how to go on where that is stopped, and return the exit code."""
     chosen_later = checked.plugin.startswith("hydra/sweeper")
-    session = _Session(flags, [] if chosen_later else [(job.recipe, job.file) for job in checked.jobs])
+    session = Session(flags, [] if chosen_later else [(job.recipe, job.file) for job in checked.jobs])
     if not flags.multirun:
         return _stoppable(session, checked)
     with _sweep_folder(checked) as session.sweep:
@@ -90,7 +90,7 @@ def launch(flags: Flags, checked: Plan) -> int:
     return code
 
 
-def _stoppable(session: _Session, checked: Plan) -> int:
+def _stoppable(session: Session, checked: Plan) -> int:
     try:
         with terminated_like_interrupted():
             failed = guarded(partial(_by_plugin if checked.plugin else _here, session, checked))
@@ -116,18 +116,14 @@ def _sweep_folder(checked: Plan) -> Iterator[Path]:
             sweep.parent.rmdir()
 
 
-def _here(session: _Session, checked: Plan) -> int:
+def _here(session: Session, checked: Plan) -> int:
     """Run the jobs one after the other in this process."""
     for job in checked.jobs:
-        if session.sweep is not None:
-            with read_write(job.cfg.hydra):
-                job.cfg.hydra.sweep.dir = str(session.sweep)
-        checked.hydra.prepared = job.cfg
-        checked.hydra.run(PRIMARY, session, [])
+        checked.hydra.run_prepared(job.cfg, session, session.sweep)
     return MET
 
 
-def _by_plugin(session: _Session, checked: Plan) -> int:
+def _by_plugin(session: Session, checked: Plan) -> int:
     """Let a plugin run the jobs, and read from their folders what became of them.
 
     Raises:

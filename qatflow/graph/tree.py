@@ -12,6 +12,7 @@ from torch import fx
 from torch.fx._pytree import tree_flatten_spec
 from torch.utils._pytree import (
     TreeSpec,
+    tree_flatten,
     tree_flatten_with_path,
     tree_leaves,
     tree_map,
@@ -26,6 +27,7 @@ __all__ = [
     "flat_inputs",
     "nested_outputs",
     "output_form",
+    "tree_flatten",
     "tree_flatten_with_path",
     "tree_leaves",
     "tree_map",

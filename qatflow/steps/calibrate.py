@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import cast
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from qatflow.graph.tree import tree_leaves, tree_map_only
 from qatflow.quant.design import Design, Method
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
@@ -140,7 +140,7 @@ def _chosen(every: list[Inputs], remainders: set[int], most: int | None = None) 
     """Return the samples whose number, modulo twice `HELD_OUT`, is one of `remainders`; at most `most`."""
     found, seen, left = [], 0, most
     for batch in every:
-        size = next(len(one) for one in pytree.tree_leaves(batch) if isinstance(one, Tensor))
+        size = next(len(one) for one in tree_leaves(batch) if isinstance(one, Tensor))
         numbers = [one for one in range(size) if (seen + one) % (2 * HELD_OUT) in remainders][:left]
         seen, left = seen + size, None if left is None else left - len(numbers)
         if numbers:
@@ -149,4 +149,4 @@ def _chosen(every: list[Inputs], remainders: set[int], most: int | None = None) 
 
 
 def _samples(batch: Inputs, numbers: list[int]) -> Inputs:
-    return pytree.tree_map_only(Tensor, lambda one: one[numbers], batch)  # type: ignore[no-any-return]
+    return tree_map_only(Tensor, lambda one: one[numbers], batch)  # type: ignore[no-any-return]

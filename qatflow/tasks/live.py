@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from qatflow.errors import DataError
+from qatflow.graph.tree import tree_flatten, tree_unflatten
 from qatflow.recipe.trust import LIVE
 from qatflow.tasks.identity import identity
 from qatflow.tasks.splits import Samples, Splits, naming, splits_from
@@ -120,7 +120,7 @@ def _samples(part: Any) -> Samples:
 
 def _apart(batch: Any) -> Iterator[Any]:
     """Yield the samples of a batch."""
-    leaves, form = pytree.tree_flatten(batch)
+    leaves, form = tree_flatten(batch)
     sizes = {len(one) if isinstance(one, Tensor) and one.dim() else None for one in leaves}
     if len(sizes) != 1 or None in sizes:
         message = (
@@ -129,7 +129,7 @@ def _apart(batch: Any) -> Iterator[Any]:
         )
         raise DataError(message)
     for number in range(sizes.pop() or 0):
-        yield pytree.tree_unflatten([one[number] for one in leaves], form)
+        yield tree_unflatten([one[number] for one in leaves], form)
 
 
 def fresh(metric: Any) -> Callable[[], Any]:

@@ -16,8 +16,9 @@ from qatflow.door.files import find_recipes, shipped
 from qatflow.door.hydra_parts import base_recipe, groups, hydra_at
 from qatflow.recipe import LayerPrecision, Recipe
 from qatflow.recipe.check import check, recipe_from
-from qatflow.recipe.names import DATASETS, METRICS, MODELS, TARGETS
+from qatflow.recipe.names import DATASETS, METRICS, MODELS
 from qatflow.recipe.steps import STEP_CONFIGS
+from qatflow.recipe.targets import TARGETS
 
 RECIPES = sorted(find_recipes())
 LOADER = hydra_at(None, find_recipes()).config_loader
