@@ -13,7 +13,7 @@ from qatflow.recipe.names import FIDELITY_METRICS, METRICS
 from qatflow.recipe.steps import STEP_CONFIGS
 
 GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
-STEPS = "fold_batch_norms, equalize, absorb_bias, smooth, search_scales, correct_bias, adaround, reestimate_batch_norms"
+STEPS = ", ".join(STEP_CONFIGS)
 MODELS = "digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin"
 OPEN = "qatflow, torchvision, timm, transformers, torchmetrics"
 CWD = Path.cwd()
@@ -71,6 +71,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"target": "qnn", "export": {"pte": True}},
         "export.pte: an ExecuTorch program is for target xnnpack, not 'qnn'; "
         "write target: xnnpack, or export.pte: false",
+    ),
+    *(
+        (
+            {"calibration": {key: "auto"}},
+            f"calibration.{key}: drop it and add the step `calibrate`, which tries all ways to find ranges",
+        )
+        for key in ("activations", "weights")
     ),
     ({"calibration": [1]}, "calibration: [1] is not a section; write its keys below it"),
     (

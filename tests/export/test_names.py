@@ -7,10 +7,10 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from qatflow.encodings.__main__ import main as encodings_command
 from torch import Tensor
 
 from qatflow import export_encodings, read_encodings
+from qatflow.encodings import main as encodings_command
 from qatflow.encodings import read
 from qatflow.export.runtime import OnnxModel
 from qatflow.graph.layers import set_tensor, tensor
