@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas
 import pytest
 import yaml
-from qatflow.encodings.__main__ import main as encodings_command
 from safetensors.torch import load_file
 
 import qatflow
+from qatflow.encodings import main as encodings_command
 from qatflow.errors import DataError
 from qatflow.recipe import Recipe
 from qatflow.results.progress import Silent
