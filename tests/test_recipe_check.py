@@ -75,7 +75,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     *(
         (
             {"calibration": {key: "auto"}},
-            f"calibration.{key}: 'auto' cannot stand here; drop it and add the step `calibrate`, which tries all ways to find ranges",
+            f"calibration.{key}: 'auto' cannot stand here; "
+            "drop it and add the step `calibrate`, which tries all ways to find ranges",
         )
         for key in ("activations", "weights")
     ),
