@@ -27,12 +27,12 @@ from benchmarks.zoo import ZOO, Entry
 from qatflow.errors import QatflowError
 from qatflow.graph.capture import capture
 from qatflow.graph.ops import kind
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network, copy_graph
 from qatflow.quant.prepare import prepare
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.target import Target
 from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import FoldBatchNorms
 from qatflow.steps.context import StepContext
 from qatflow.steps.fold_batch_norms import fold_batch_norms
@@ -111,10 +111,9 @@ def same_gradient(model: nn.Module, graph: fx.GraphModule, inputs: tuple[tuple[A
     return float(apart.max()) / largest  # NaN where one is, which no limit lets through
 
 
-def fold(network: Network, target: Target) -> Network:
+def fold(network: Network) -> Network:
     """Fold batch norms."""
-    context = StepContext(lambda limit: [], target, Precision(), Calibration())
-    return fold_batch_norms(network, FoldBatchNorms(), context)[0]
+    return fold_batch_norms(network, FoldBatchNorms(), StepContext(lambda limit: []))[0]
 
 
 def folded_in_double(entry: Entry) -> float:
@@ -128,24 +127,23 @@ def folded_in_double(entry: Entry) -> float:
     graph = capture(model, *double(entry.inputs(2, 0)))
     args, kwargs = double(entry.inputs(3, 3))
     with torch.no_grad():
-        return relative(graph(*args, **kwargs), fold(Network(graph), TARGETS["onnxruntime"]).graph(*args, **kwargs))
+        return relative(graph(*args, **kwargs), fold(Network(graph)).graph(*args, **kwargs))
 
 
-def calibrated(
-    network: Network, target: Target, precision: Precision, entry: Entry, seed: int
-) -> tuple[Simulation, float]:
+def calibrated(network: Network, entry: Entry, seed: int) -> tuple[Simulation, float]:
     """Return a calibrated simulation, and the SQNR of its noisiest output on the inputs of a seed, in dB.
 
     Padded positions do not count: nobody reads them, and calibration leaves them out as well.
     """
-    simulation = Simulation(network, target, precision)
-    simulation.calibrate((entry.inputs(BATCH, known) for known in range(CALIBRATION_BATCHES)), Calibration())
+    simulation = Simulation(network)
+    simulation.calibrate(entry.inputs(BATCH, known) for known in range(CALIBRATION_BATCHES))
     return simulation, round(simulation.closeness([entry.inputs(BATCH, seed)]), 1)
 
 
-def simulate(network: Network, target: Target, entry: Entry, row: Row) -> tuple[int, int]:
+def simulate(network: Network, entry: Entry, row: Row) -> tuple[int, int]:
     """Quantize for one target and note the SQNR; returns how many weighted layers are quantized, and found."""
-    simulation, noise = calibrated(network, target, Precision(), entry, UNSEEN)
+    target = network.design.target
+    simulation, noise = calibrated(network, entry, UNSEEN)
     row.sqnr_db[target.name] = noise
     placement = simulation.placement
     if target.name == "onnxruntime":
@@ -171,9 +169,9 @@ def judge(name: str, entry: Entry) -> Row:
         row.same_gradient = same_gradient(model, graph, entry.inputs(2, 3))
         worst: tuple[int, int] | None = None
         for target in TARGETS.values():
-            prepared = Network(prepare(copy_graph(graph), target))
+            prepared = Network(prepare(copy_graph(graph), target), Design(target))
             norms = sum(kind(node) == "batch_norm" for node in prepared.graph.graph.nodes)
-            folded = fold(prepared, target)
+            folded = fold(prepared)
             left = sum(kind(node) == "batch_norm" for node in folded.graph.graph.nodes)
             row.batch_norms = f"{norms - left} / {norms}" if norms else ""
             args, kwargs = batches[1]
@@ -182,11 +180,12 @@ def judge(name: str, entry: Entry) -> Row:
             if difference > SAME:  # float rounding in the first layer, grown in the later ones, or a mistake?
                 difference = folded_in_double(entry)
             row.same_folded = max(difference, row.same_folded or 0.0)
-            counts = simulate(folded, target, entry, row)
+            counts = simulate(folded, entry, row)
             worst = counts if worst is None or counts < worst else worst
             lowest = row.sqnr_db[target.name] == min(row.sqnr_db.values())
             if lowest and row.sqnr_db[target.name] < LEAST_SQNR:
-                row.at_16_bits = calibrated(folded, target, Precision(weights=16, activations=16), entry, 0)[1]
+                wide = folded.designed(Design(target, Precision(weights=16, activations=16)))
+                row.at_16_bits = calibrated(wide, entry, 0)[1]
                 row.why = (
                     f"8 bits are too coarse for these weights: {row.sqnr_db[target.name]} dB on {target.name}, but "
                     f"{row.at_16_bits} dB with 16 bits on the inputs of calibration"

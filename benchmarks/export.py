@@ -32,15 +32,11 @@ from qatflow.export.latency import interleaved
 from qatflow.export.onnx_export import export_onnx
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.runtime import OnnxModel
-from qatflow.graph.capture import capture
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
-from qatflow.quant.prepare import prepare
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
-from qatflow.quant.targets import TARGETS
-from qatflow.recipe import Calibration, Precision
 
-TARGET = TARGETS["onnxruntime"]
 CALIBRATION_BATCHES, BATCH = 2, 4
 SAMPLES = 32
 UNSEEN = 99
@@ -78,10 +74,9 @@ def judge(name: str, entry: Entry, folder: Path) -> Row:
     row, start = Row(name), time.perf_counter()
     try:
         torch.manual_seed(0)
-        base = Network(prepare(capture(entry.build(), *entry.inputs(2, 0)), TARGET))
-        network = fold(base, TARGET)
-        simulation = Simulation(network, TARGET, Precision())
-        simulation.calibrate((entry.inputs(BATCH, one) for one in range(CALIBRATION_BATCHES)), Calibration())
+        base = captured_network(entry.build(), *entry.inputs(2, 0))
+        simulation = Simulation(fold(base))
+        simulation.calibrate(entry.inputs(BATCH, one) for one in range(CALIBRATION_BATCHES))
         _check(row, base, simulation, entry, folder)
     except (QatflowError, RuntimeError, ValueError, KeyError, TypeError) as error:
         row.why = f"{type(error).__name__}: {str(error).splitlines()[0]}"

@@ -31,12 +31,14 @@ from torch import Tensor, nn
 
 from benchmarks.qat_steps import rows as step_rows
 from benchmarks.qat_variants import Work
-from qatflow import STEPS, TARGETS, Network, Simulation, capture, export_onnx, prepare
+from qatflow import STEPS, Simulation, export_onnx
 from qatflow.export.runtime import OnnxModel
+from qatflow.quant.design import Design
 from qatflow.quant.fake_quantize import fake_quantize
 from qatflow.quant.fused import kernels
 from qatflow.quant.grid import Grid, sqnr_db
-from qatflow.recipe import Calibration, Precision
+from qatflow.quant.prepare import captured_network
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
@@ -130,10 +132,10 @@ def check_kernels(bench: Bench, rows: Rows) -> None:
 
 def simulated(bench: Bench, device: str, steps: tuple[str, ...], rows: Rows | None = None) -> tuple[Simulation, Tensor]:
     """Climb some steps on a device; returns the simulation and its outputs on unseen images."""
-    images, target = bench.images(16 if bench.small else 64).to(device), TARGETS["onnxruntime"]
-    precision, calibration = Precision(weights=4 if "adaround" in steps else 8), Calibration()
-    context = StepContext(lambda limit: [((images,), {})], target, precision, calibration)
-    network = Network(prepare(capture(bench.model().to(device), (images[:2],)), target))
+    images = bench.images(16 if bench.small else 64).to(device)
+    design = Design(precision=Precision(weights=4 if "adaround" in steps else 8))
+    context = StepContext(lambda limit: [((images,), {})])
+    network = captured_network(bench.model().to(device), (images[:2],), design=design)
     for name in steps:
         started = time.perf_counter()
         network, _ = STEPS[name](network, STEP_CONFIGS[name](), context)
@@ -141,9 +143,9 @@ def simulated(bench: Bench, device: str, steps: tuple[str, ...], rows: Rows | No
             torch.cuda.synchronize()
         if rows is not None:
             rows.add(f"{name} on {device}", f"{time.perf_counter() - started:.2f} s")
-    simulation = Simulation(network, target, precision)
+    simulation = Simulation(network)
     started = time.perf_counter()
-    simulation.calibrate([((images,), {})], calibration)
+    simulation.calibrate([((images,), {})])
     if rows is not None:
         rows.add(f"calibration on {device}", f"{time.perf_counter() - started:.2f} s")
     with torch.no_grad():

@@ -28,13 +28,14 @@ from benchmarks.peers import aimet, nncf, torchao
 from benchmarks.peers.case import Case, Measure, PeerError, inference
 from benchmarks.photographs import split_crops
 from benchmarks.zoo import efficientnet_lite0
-from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
+from qatflow import STEPS, Simulation
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
-from qatflow.recipe import Calibration, Precision
+from qatflow.quant.prepare import captured_network
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
-TARGET = TARGETS["onnxruntime"]
 LADDER = ("naive", "fold_batch_norms", "equalize", "correct_bias", "search_scales", "adaround")
 """`adaround` builds on `equalize`, as do `correct_bias` and `search_scales`: each is an alternative to the others."""
 PHOTOGRAPHS = 256
@@ -71,13 +72,10 @@ def benches(names: list[str], calibration: int) -> Iterator[Bench]:
 def qatflow(case: Case, measure: Measure) -> None:
     """Climb qatflow's ladder, every rung measured."""
     precision = Precision(weights=case.weights, activations=case.activations, per_channel=case.per_channel)
-    context = StepContext(
-        inputs=lambda limit: [((x,), {}) for x in torch.cat(case.calibration)[:limit].split(32)],
-        target=TARGET,
-        precision=precision,
-        calibration=Calibration(activations="auto", weights="auto"),
+    context = StepContext(lambda limit: [((x,), {}) for x in torch.cat(case.calibration)[:limit].split(32)])
+    network = captured_network(
+        copy.deepcopy(case.model), (case.calibration[0][:2],), design=Design(precision=precision)
     )
-    network = Network(prepare(capture(copy.deepcopy(case.model), (case.calibration[0][:2],)), TARGET))
     below = network
     for name in LADDER:
         started = time.perf_counter()
@@ -85,8 +83,9 @@ def qatflow(case: Case, measure: Measure) -> None:
             network, _notes = STEPS[name](below, STEP_CONFIGS[name](), context)
         if name in ("fold_batch_norms", "equalize"):
             below = network
-        simulation = Simulation(network, TARGET, precision)
-        simulation.calibrate(context.inputs(None), context.calibration)
+        calibrated, _notes = STEPS["calibrate"](network, STEP_CONFIGS["calibrate"](), context)
+        simulation = Simulation(calibrated)
+        simulation.calibrate(context.inputs(None))
         measure(name, simulation.model, time.perf_counter() - started)
 
 

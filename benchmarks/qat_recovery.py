@@ -24,20 +24,21 @@ from torch.utils.data import TensorDataset
 from benchmarks import mnist_networks
 from benchmarks.peers import aimet, aimet_qat
 from benchmarks.peers.case import Case, PeerError
-from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
+from qatflow import STEPS, Network, Simulation
 from qatflow.qat.devices import fabric_of
 from qatflow.qat.losses import FROM_TEACHER, ON_LABELS, Objective
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Training, train
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
-from qatflow.recipe import Calibration, Data, Precision, Qat
+from qatflow.quant.prepare import captured_network
+from qatflow.recipe import Data, Precision, Qat
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.results.gate import Measurement
 from qatflow.steps.context import StepContext
 from qatflow.tasks.data import Batches, batches
 
-TARGET = TARGETS["onnxruntime"]
 TRAINING, CALIBRATION, BATCH = 1000, 512, 32
 DECAY_PERIOD = 5
 LADDER = ("fold_batch_norms", "equalize", "adaround")
@@ -143,24 +144,22 @@ def best_of(starts: Iterator[Start], float_model: nn.Module) -> Start:
 def our_ladder(case: Case) -> Iterator[Start]:
     """Yield what qatflow's ladder comes to, rung after rung."""
     precision = Precision(weights=case.weights, activations=case.activations, per_channel=case.per_channel)
-    context = StepContext(
-        inputs=lambda limit: [((x,), {}) for x in torch.cat(case.calibration)[:limit].split(32)],
-        target=TARGET,
-        precision=precision,
-        calibration=Calibration(activations="auto", weights="auto"),
+    context = StepContext(lambda limit: [((x,), {}) for x in torch.cat(case.calibration)[:limit].split(32)])
+    network = captured_network(
+        copy.deepcopy(case.model), (case.calibration[0][:2],), design=Design(precision=precision)
     )
-    network = Network(prepare(capture(copy.deepcopy(case.model), (case.calibration[0][:2],)), TARGET))
     for name in LADDER:
         network, _notes = STEPS[name](network, STEP_CONFIGS[name](), context)
-        simulation = Simulation(network, TARGET, precision)
-        simulation.calibrate(context.inputs(None), context.calibration)
-        yield Start(name, simulation.model, (network, precision, simulation.encodings()))
+        calibrated, _notes = STEPS["calibrate"](network, STEP_CONFIGS["calibrate"](), context)
+        simulation = Simulation(calibrated)
+        simulation.calibrate(context.inputs(None))
+        yield Start(name, simulation.model, (calibrated, simulation.encodings()))
 
 
 def our_training(start: Start, settings: Settings, seed: int) -> Trained:
     """Train with qatflow."""
-    network, precision, encodings = start.trainable
-    simulation = Simulation(network, TARGET, precision)
+    network, encodings = start.trainable
+    simulation = Simulation(network)
     simulation.load_encodings(encodings)
     outcome = train(simulation, our_terms(network, seed), settings)
     return Trained(simulation.model, outcome.best_epoch, outcome.reason)

@@ -16,14 +16,13 @@ from torch.nn import functional
 from benchmarks.peers import aimet_qat
 from benchmarks.peers.case import Case
 from benchmarks.zoo import ZOO, images
-from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
+from qatflow import STEPS, Network, Simulation
 from qatflow.qat.oscillation import Oscillations
 from qatflow.quant.network import copy_graph
-from qatflow.recipe import Calibration, Precision
+from qatflow.quant.prepare import captured_network
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
-TARGET = TARGETS["onnxruntime"]
 MODELS = {
     "resnet18": "resnet18",
     "mobilenet_v2": "mobilenet_v2",
@@ -84,8 +83,8 @@ class Trainee:
 
 def _folded(work: Work) -> tuple[Network, StepContext]:
     x = work.images()
-    network = Network(prepare(capture(work.build().to(work.device), (x[:2],)), TARGET))
-    context = StepContext(lambda limit: [((x,), {})], TARGET, Precision(), Calibration())
+    network = captured_network(work.build().to(work.device), (x[:2],))
+    context = StepContext(lambda limit: [((x,), {})])
     network, _ = STEPS["fold_batch_norms"](network, STEP_CONFIGS["fold_batch_norms"](), context)
     return network, context
 
@@ -97,8 +96,8 @@ def _float(work: Work) -> Trainee:
 
 def _simulated(work: Work, learn: bool, count: bool = False) -> Trainee:
     network, context = _folded(work)
-    simulation = Simulation(network, TARGET, context.precision)
-    simulation.calibrate(context.inputs(None), context.calibration)
+    simulation = Simulation(network)
+    simulation.calibrate(context.inputs(None))
     simulation.trainable(learn)
     return Trainee(simulation.model, work, *([Oscillations(simulation, freeze=False).step] if count else []))
 

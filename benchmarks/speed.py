@@ -23,13 +23,14 @@ from benchmarks.peers import aimet
 from benchmarks.peers.case import Case, PeerError
 from benchmarks.photographs import split_crops
 from benchmarks.zoo import efficientnet_lite0
-from qatflow import STEPS, TARGETS, Network, Simulation, capture, prepare
+from qatflow import STEPS, Network, Simulation
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
-from qatflow.recipe import Calibration, Precision
+from qatflow.quant.prepare import captured_network
+from qatflow.recipe import Precision
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.steps.context import StepContext
 
-TARGET = TARGETS["onnxruntime"]
 ROUNDS = 7
 LADDER = ("fold_batch_norms", "equalize", "adaround")
 
@@ -45,19 +46,14 @@ def medians(*calls: Callable[[], object]) -> list[float]:
     return [statistics.median(seconds) for seconds in times]
 
 
-def context_of(inputs: Tensor, weights: int = 8) -> StepContext:
+def context_of(inputs: Tensor) -> StepContext:
     """Return what steps work with, on these inputs in batches of 32."""
-    return StepContext(
-        inputs=lambda limit: [((part,), {}) for part in inputs[:limit].split(32)],
-        target=TARGET,
-        precision=Precision(weights=weights),
-        calibration=Calibration(),
-    )
+    return StepContext(lambda limit: [((part,), {}) for part in inputs[:limit].split(32)])
 
 
-def captured(model: nn.Module, inputs: Tensor) -> Network:
+def captured(model: nn.Module, inputs: Tensor, weights: int = 8) -> Network:
     """Return a model as the ladder gets it."""
-    return Network(prepare(capture(model.eval(), (inputs[:2],)), TARGET))
+    return captured_network(model.eval(), (inputs[:2],), design=Design(precision=Precision(weights=weights)))
 
 
 @torch.no_grad()
@@ -66,9 +62,9 @@ def forward_and_calibration(name: str, model: nn.Module) -> None:
     x = split_crops(16, 16, 0)[0]
     context = context_of(x)
     network, _ = STEPS["fold_batch_norms"](captured(model, x), STEP_CONFIGS["fold_batch_norms"](), context)
-    simulation = Simulation(network, TARGET, context.precision)
-    simulation.calibrate([((x,), {})], context.calibration)
-    fresh = Simulation(network, TARGET, context.precision)
+    simulation = Simulation(network)
+    simulation.calibrate([((x,), {})])
+    fresh = Simulation(network)
     observed = [((x,), {})]
     calls: dict[str, Callable[[], object]] = {
         "FP32": lambda: model(x),
@@ -99,7 +95,7 @@ def growth() -> None:
     for depth, samples in ((8, 128), (16, 128), (32, 128), (64, 128), (16, 256), (16, 512), (16, 1024)):
         torch.manual_seed(0)
         x = torch.randn(samples, 3, 32, 32)
-        network, context = captured(Stack(depth), x), context_of(x, weights=4)
+        network, context = captured(Stack(depth), x, weights=4), context_of(x)
         started = time.perf_counter()
         STEPS["adaround"](network, STEP_CONFIGS["adaround"](samples=samples), context)
         print(f"{depth:4d} layers {samples:5d} samples {time.perf_counter() - started:7.1f} s", flush=True)
@@ -110,16 +106,16 @@ def ladder(count: int) -> None:
     """Print seconds and peak memory of the whole ladder on EfficientNet-Lite0 at W4A8 per channel."""
     x, test = split_crops(count, 128, 0)
     model = efficientnet_lite0().eval()
-    context = context_of(x, weights=4)
+    context = context_of(x)
     wanted = torch.cat([model(part) for part in test.split(32)])
     begun = time.perf_counter()
-    network = captured(model, x)
+    network = captured(model, x, weights=4)
     for name in LADDER:
         started = time.perf_counter()
         network, _ = STEPS[name](network, STEP_CONFIGS[name](), context)
         print(f"{name:20s} {time.perf_counter() - started:7.1f} s", flush=True)
-    simulation = Simulation(network, TARGET, context.precision)
-    simulation.calibrate(context.inputs(None), context.calibration)
+    simulation = Simulation(network)
+    simulation.calibrate(context.inputs(None))
     print(f"{'all':20s} {time.perf_counter() - begun:7.1f} s")
     got = torch.cat([simulation.model(part) for part in test.split(32)])
     agreement = float((got.argmax(1) == wanted.argmax(1)).float().mean())

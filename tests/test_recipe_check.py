@@ -72,6 +72,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "export.pte: an ExecuTorch program is for target xnnpack, not 'qnn'; "
         "write target: xnnpack, or export.pte: false",
     ),
+    *(
+        (
+            {"calibration": {key: "auto"}},
+            f"calibration.{key}: 'auto' cannot stand here; "
+            "drop it and add the step `calibrate`, which tries all ways to find ranges",
+        )
+        for key in ("activations", "weights")
+    ),
     ({"calibration": [1]}, "calibration: [1] is not a section; write its keys below it"),
     (
         {"calibration": {"percentile": 50}},
