@@ -158,6 +158,6 @@ def test_a_second_start_takes_nothing_of_it_over(number: int, folder: Path) -> N
     assert [trial.number for trial in result.trials] == [0]
     assert set(optuna.get_all_study_names(storage=url)) > {"old"}
     page = (HERE.parents[1] / "docs" / "run_folder.md").read_text(encoding="utf-8")
-    tree = page.partition("```\n")[2].partition("```")[0]
+    tree = page.partition("```text\n")[2].partition("```")[0]
     left = {path.name for path in folder.rglob("*") if path.is_file() and path.parent.name != "export"}
     assert not [name for name in left if name not in tree], "docs/run_folder.md names every file"
