@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -319,7 +320,6 @@ def test_the_readme_quantizes_and_trains(inside: Path) -> None:
     assert accuracy(scope) > 0.985, "without training"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::DeprecationWarning")
 def test_python_from_the_first_block_to_the_last(inside: Path) -> None:
     torch.manual_seed(0)
     scope: dict[str, Any] = {}
@@ -330,7 +330,9 @@ def test_python_from_the_first_block_to_the_last(inside: Path) -> None:
     before, after = trained(loop, "weights, ranges", scope)
     assert after > before + 0.01
     assert agrees(scope)
-    before, after = trained(lightning, "trainer = ", scope)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's hints
+        before, after = trained(lightning, "trainer = ", scope)
     assert after > before + 0.01
     carry_out(recipe, scope)
     assert scope["result"].best == "equalize"
@@ -351,3 +353,91 @@ def test_no_python_is_left_out() -> None:
     tested = {"README.md": 2, "docs/python.md": 6, "docs/targets.md": 1, "docs/steps.md": 1, "docs/export.md": 1}
     found = {page: len(blocks("python", page)) for page in PAGES if blocks("python", page)}
     assert found == {**tested, "docs/data.md": 1}, "that of docs/data.md is the project's data"
+
+
+# -- what qatflow says
+
+
+DETECTOR = """
+import torch
+from torch import nn
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(4, 2)
+
+    def forward(self, x):
+        scores = self.scores(x)
+        if scores.max() > 0.5:
+            scores = scores * 2
+        return scores
+
+
+def samples():
+    return {name: [(torch.randn(4), torch.tensor(0)) for _ in range(8)] for name in ("calibration", "test")}
+"""
+CORRUPT = """
+from qatflow.tasks.digits import digits
+
+
+class Corrupt:
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise ValueError(f"sample {index} is corrupt")
+        return self.samples[index]
+
+
+def splits():
+    parts = digits()
+    return {"calibration": parts.calibration, "test": Corrupt(parts.test), "train": parts.train}
+"""
+
+
+def at_line(source: str, statement: str, line: int) -> str:
+    """Return a source with a statement at a line."""
+    before = source[: source.index(statement)].count("\n") + 1
+    return "\n" * (line - before) + source
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+def test_a_model_that_cannot_be_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "detector.py").write_text(at_line(DETECTOR, "if scores.max", 41))
+    told = {"model": "{factory: detector:Detector}", "data": "{factory: detector:samples}", "gate": "{max_drop: 0.1}"}
+    (tmp_path / "detect.yaml").write_text("".join(f"{name}: {value}\n" for name, value in told.items()))
+    assert cli.main(["recipe=detect.yaml", "trust=[detector]", "qat=never", "run.dir=run"]) == 1
+    said = capsys.readouterr().err.replace(str(tmp_path), "/home/me")
+    (block,) = blocks("text", "docs/data.md")
+    pattern = r"\s+".join(map(re.escape, words(block))).replace(re.escape("(...);"), r"\(.*?\);")
+    assert re.search(pattern, said, flags=re.DOTALL), said
+
+
+def test_a_run_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("my_package", "my_project/recipes"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "my_package" / "data.py").write_text(at_line(CORRUPT, "raise ValueError", 31))
+    head = BASIS.replace("  - override /data: digits\n", "  - override /steps: [fold_batch_norms]\n")
+    (tmp_path / "my_project" / "recipes" / "mine.yaml").write_text(f"{head}data: {{factory: my_package.data:splits}}\n")
+    (block,) = blocks("text", "docs/recipes.md")
+    argv = words(block.partition("python -m qatflow ")[2].replace("'", ""))
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    monkeypatch.delitem(sys.modules, "my_package.data", raising=False)
+    assert cli.main(argv) == 1
+    said = capsys.readouterr().err.replace(str(tmp_path), "/home/me")
+    assert words(said) == words(block)
