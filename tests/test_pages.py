@@ -1,20 +1,18 @@
-"""Every code block of every page does what the page says; pages are as short as promised and find one another.
+"""Pages are as short as promised and find one another; their commands and recipes are right.
 
-`bash` is checked line by line, and carried out where that takes seconds; `yaml` composes; the `python` of a page runs
-from its first block to its last; `text` is what qatflow says. The project that pages speak of is made for them.
+`bash` is checked line by line, and carried out where that takes seconds; `yaml` composes. The project that pages speak
+of is made for them. `python` and `text` are tested in `test_page_examples`.
 """
 
 import re
 import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 from pydantic import BaseModel
@@ -28,44 +26,16 @@ from qatflow.recipe import Recipe
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.recipe.targets import TARGETS
 from qatflow.report import __main__ as report
+from tests.pages import BASIS, BLOCKS, CODE, PAGES, ROOT, TEXTS, blocks
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "examples/README.md", *(f"docs/{one.name}" for one in ROOT.glob("docs/*.md"))]
-TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in sorted([*PAGES, "CHANGELOG.md"])}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-CODE = re.compile(r"```.*?```", re.DOTALL)
 SUFFIXES = (".onnx", ".encodings", ".safetensors", ".pt2", ".pte")
-BASIS = """# @package _global_
-defaults:
-  - override /model: digits_mobilenet
-  - override /data: digits
-"""
-"""What a block of a few sections stands on."""
-
-
-class Block(NamedTuple):
-    """One code block."""
-
-    page: str
-    language: str
-    text: str
-
-
-BLOCKS = [
-    Block(page, language, text)
-    for page in PAGES
-    for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", TEXTS[page], flags=re.DOTALL | re.MULTILINE)
-]
-
-
-def blocks(language: str, page: str | None = None) -> list[str]:
-    return [one.text for one in BLOCKS if one.language == language and page in (None, one.page)]
 
 
 def commands() -> Iterator[Any]:
@@ -94,7 +64,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(torchvision.models.resnet18(num_classes=10).state_dict(), folder / "checkpoints" / "best.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert cli.main(["recipe=tiny", "run.dir=reports/mine", "export.pt2=true"]) == 0
+        line = ["recipe=tiny", "run.dir=reports/mine", "export.pt2=true", "export.verify=false", "report=tables"]
+        assert cli.main(line) == 0
     shutil.copytree(folder / "reports" / "mine" / "export", folder, dirs_exist_ok=True)
     return folder
 
@@ -140,6 +111,25 @@ def test_the_readme_leads_to_every_page() -> None:
     linked = set(re.findall(r"\]\(([^)#]+)", TEXTS["README.md"]))
     assert set(PAGES) - {"README.md"} <= linked
     assert (ROOT / "docs" / "report.png").stat().st_size < 300_000
+
+
+def test_the_rooms_are_those_of_the_import_contract() -> None:
+    (contract,) = [one for one in PROJECT["tool"]["importlinter"]["contracts"] if one["type"] == "layers"]
+    rooms = TEXTS["docs/architecture.md"].partition("| room |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(rooms) == len(contract["layers"])
+    for layer, room in zip(contract["layers"], rooms, strict=True):
+        named = re.findall(r"`(\w+)(?:\.py)?`", room.split("|")[1])
+        assert {one.removeprefix("qatflow.") for one in layer.split(" | ")} <= set(named)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_exist(page: str) -> None:
+    named = re.findall(r"`([\w./]*(?:\.py|\.j2|\.toml|/))`", TEXTS[page])
+    found = [one for one in named if not re.search("NAME|name|GROUP", one)]
+    assert found
+    assert [
+        one for one in found if not any((ROOT / place / one).exists() for place in ("", "qatflow", "qatflow/report"))
+    ] == []
 
 
 # -- recipes
@@ -270,174 +260,9 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-# -- Python
-
-
-def carry_out(source: str, scope: dict[str, Any]) -> None:
-    exec(compile(source, "a page's example", "exec"), scope)
-
-
-def accuracy(scope: dict[str, Any]) -> float:
-    """Return the share of digits of the test part that a `Quantizer` sorts right."""
-    images, labels = scope["data"]["test"].tensors
-    with torch.no_grad():
-        return float((scope["q"].model(images).argmax(1) == labels).double().mean())
-
-
-def trained(block: str, line: str, scope: dict[str, Any]) -> tuple[float, float]:
-    """Carry out a block that trains from a line on; returns the accuracy before and afterwards."""
-    untrained, start, training = block.partition(f"\n{line}")
-    carry_out(untrained, scope)
-    before = accuracy(scope)
-    carry_out(start + training, scope)
-    return before, accuracy(scope)
-
-
-def agrees(scope: dict[str, Any]) -> bool:
-    """Tell whether the exported file sorts images as the trained model does, but for one in a hundred."""
-    images = scope["images"]
-    session = onnxruntime.InferenceSession("trained.onnx", providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    with torch.no_grad():
-        wanted = scope["q"].model(images)
-    return float((torch.from_numpy(got).argmax(1) == wanted.argmax(1)).double().mean()) > 0.99
-
-
-def test_the_readme_quantizes_and_trains(inside: Path) -> None:
-    torch.manual_seed(0)
+def test_the_program_needs_no_qatflow(inside: Path) -> None:
     scope: dict[str, Any] = {}
-    whole, loop = blocks("python", "README.md")
-    carry_out(whole, scope)
-    assert (scope["result"].passed, scope["result"].verdict.value) == (True, "met")
-    assert (scope["result"].folder / "report.html").is_file()
-    assert sum(line.startswith(("import ", "from ")) for line in loop.splitlines()) <= 2
-    before, after = trained(loop, "weights, ranges", scope)
-    assert round(before, 2) == 0.97 and after > 0.985
-    assert agrees(scope)
-    scope["q"] = scope["Quantizer"](scope["model"], scope["images"], calibration=scope["loader"], precision="w3a4")
-    scope["q"].apply("fold_batch_norms")
-    scope["q"].apply("equalize")
-    assert accuracy(scope) > 0.985, "without training"
-
-
-def test_python_from_the_first_block_to_the_last(inside: Path) -> None:
-    torch.manual_seed(0)
-    scope: dict[str, Any] = {}
-    whole, result, loop, lightning, recipe, parts = blocks("python", "docs/python.md")
-    carry_out(whole, scope)
-    assert scope["result"].folder == Path("reports/digits_w4a8")
-    carry_out(result, scope)
-    before, after = trained(loop, "weights, ranges", scope)
-    assert after > before + 0.01
-    assert agrees(scope)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's hints
-        before, after = trained(lightning, "trainer = ", scope)
-    assert after > before + 0.01
-    carry_out(recipe, scope)
-    assert scope["result"].best == "equalize"
-    carry_out(parts, scope)
-    assert scope["scores"].shape == (32, 10)
-
-
-@pytest.mark.parametrize("page", ["docs/targets.md", "docs/steps.md", "docs/export.md"])
-def test_other_python_runs(page: str, inside: Path) -> None:
-    scope: dict[str, Any] = {}
-    (block,) = blocks("python", page)
-    carry_out(block, scope)
-    if "model" in scope:
-        assert scope["model"](torch.zeros(3, 1, 8, 8)).shape == (3, 10)
-
-
-def test_no_python_is_left_out() -> None:
-    tested = {"README.md": 2, "docs/python.md": 6, "docs/targets.md": 1, "docs/steps.md": 1, "docs/export.md": 1}
-    found = {page: len(blocks("python", page)) for page in PAGES if blocks("python", page)}
-    assert found == {**tested, "docs/data.md": 1}, "that of docs/data.md is the project's data"
-
-
-# -- what qatflow says
-
-
-DETECTOR = """
-import torch
-from torch import nn
-
-
-class Detector(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scores = nn.Linear(4, 2)
-
-    def forward(self, x):
-        scores = self.scores(x)
-        if scores.max() > 0.5:
-            scores = scores * 2
-        return scores
-
-
-def samples():
-    return {name: [(torch.randn(4), torch.tensor(0)) for _ in range(8)] for name in ("calibration", "test")}
-"""
-CORRUPT = """
-from qatflow.tasks.digits import digits
-
-
-class Corrupt:
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        if index == 7:
-            raise ValueError(f"sample {index} is corrupt")
-        return self.samples[index]
-
-
-def splits():
-    parts = digits()
-    return {"calibration": parts.calibration, "test": Corrupt(parts.test), "train": parts.train}
-"""
-
-
-def at_line(source: str, statement: str, line: int) -> str:
-    """Return a source with a statement at a line."""
-    before = source[: source.index(statement)].count("\n") + 1
-    return "\n" * (line - before) + source
-
-
-def words(text: str) -> list[str]:
-    return text.split()
-
-
-def test_a_model_that_cannot_be_captured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "detector.py").write_text(at_line(DETECTOR, "if scores.max", 41))
-    told = {"model": "{factory: detector:Detector}", "data": "{factory: detector:samples}", "gate": "{max_drop: 0.1}"}
-    (tmp_path / "detect.yaml").write_text("".join(f"{name}: {value}\n" for name, value in told.items()))
-    assert cli.main(["recipe=detect.yaml", "trust=[detector]", "qat=never", "run.dir=run"]) == 1
-    said = capsys.readouterr().err.replace(str(tmp_path), "/home/me")
-    (block,) = blocks("text", "docs/data.md")
-    pattern = r"\s+".join(map(re.escape, words(block))).replace(re.escape("(...);"), r"\(.*?\);")
-    assert re.search(pattern, said, flags=re.DOTALL), said
-
-
-def test_a_run_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("my_package", "my_project/recipes"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "my_package" / "data.py").write_text(at_line(CORRUPT, "raise ValueError", 31))
-    head = BASIS.replace("  - override /data: digits\n", "  - override /steps: [fold_batch_norms]\n")
-    (tmp_path / "my_project" / "recipes" / "mine.yaml").write_text(f"{head}data: {{factory: my_package.data:splits}}\n")
-    (block,) = blocks("text", "docs/recipes.md")
-    argv = words(block.partition("python -m qatflow ")[2].replace("'", ""))
-    monkeypatch.delitem(sys.modules, "my_package", raising=False)
-    monkeypatch.delitem(sys.modules, "my_package.data", raising=False)
-    assert cli.main(argv) == 1
-    said = capsys.readouterr().err.replace(str(tmp_path), "/home/me")
-    assert words(said) == words(block)
+    (block,) = blocks("python", "docs/export.md")
+    exec(compile(block, "docs/export.md", "exec"), scope)
+    assert "qatflow" not in block
+    assert scope["model"](torch.zeros(3, 1, 8, 8)).shape == (3, 10)
