@@ -29,6 +29,7 @@ def sweep(folder: Path, *lines: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
+@pytest.mark.slow
 def test_a_sweep_by_joblib_ends_as_one_of_ours(tmp_path: Path) -> None:
     done = sweep(tmp_path, "data.kwargs.what='',test:raise", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
     assert done.returncode == 1, done.stderr

@@ -1,7 +1,7 @@
 """The configs of the ladder's steps, and the order rules between them.
 
 They stand apart from the functions (`qatflow.steps`) because a recipe is checked before torch is imported. A test
-holds the two tables, and the YAML files in `conf/steps`, together.
+holds the two tables together. The options of the group `steps` are made from the table here.
 """
 
 from __future__ import annotations
