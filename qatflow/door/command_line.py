@@ -109,11 +109,12 @@ def for_hydra(override: Override) -> str:
     line = str(override.input_line)
     if USERS_STEP.fullmatch(line):
         raise RecipeError([Mistake(override.key_or_group, "is a key that Hydra cannot read", "write it in the recipe")])
+    if is_choice(override):
+        return line[1:] if override.type is OverrideType.ADD else line
     if override.type is OverrideType.ADD:
-        return line[1:] if is_choice(override) else f"+{line}"
-    if override.type is OverrideType.CHANGE and f"{override.key_or_group}.".startswith(OPEN_SECTIONS):
-        return f"++{line}"
-    return line
+        return f"+{line}"
+    is_open = override.type is OverrideType.CHANGE and f"{override.key_or_group}.".startswith(OPEN_SECTIONS)
+    return f"++{line}" if is_open else line
 
 
 def read_overrides(lines: Sequence[str], loader: ConfigLoader, multirun: bool) -> Overrides:
