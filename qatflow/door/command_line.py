@@ -182,10 +182,11 @@ def _jobs(found: Overrides, parser: OverridesParser) -> list[list[Override]]:
             values[key] = [override]
         elif plugin:
             values.pop(key, None)
-        elif override.is_discrete_sweep():
-            lines = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            values[key] = [_parsed(parser, line, found.files) for line in lines]
         else:
-            problem = f"{override.get_value_string()} has no end of values"
-            found.mistakes.append(Mistake(key, problem, "list the values, as in key=1,2,3 or key=range(1,4)"))
+            listed = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+            values[key] = [_parsed(parser, f"{key}={value}", found.files) for value in listed]
+            if not listed:
+                problem = f"{override.get_value_string()} does not stand for a list of values"
+                found.mistakes.append(Mistake(key, problem, "list them, as in key=1,2,3 or key=range(1,4)"))
+                del values[key]
     return [list(job) for job in itertools.product(*values.values())]
