@@ -44,9 +44,7 @@ def test_it_shows_the_graph_as_captured_without_folding(capsys: pytest.CaptureFi
 
 
 def test_the_bits_of_set_precision_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = shown(
-        capsys, "recipe=tiny", "steps=[set_precision]", "steps.set_precision.layers={head: float, x: a4}"
-    )
+    lines = shown(capsys, "recipe=tiny", "steps=[set_precision]", "steps.set_precision.layers={head: float, x: a4}")
     assert "design: W8A8, head float, x a4, ranges by sqnr" in lines
     told = [line for line in lines if "steps.set_precision" in line or "'head'" in line]
     assert any("precision.overrides['head'] leaves it in float" in line for line in told)
