@@ -1,6 +1,7 @@
 """`python -m qatflow.inspect recipe=NAME ...`: what would be quantized and how, without running the recipe.
 
-Takes the overrides, `--config-dir` and `trust=[...]` of a run. Exit codes: 0, or 1 for an error.
+Takes the overrides, `--config-dir` and `trust=[...]` of a run; with `run.dir=FOLDER` of one that has begun, its best
+candidate is shown. Exit codes: 0, or 1 for an error.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def _show(console: Console, recipe: Recipe, trust: tuple[str, ...]) -> None:
     )
     bias = target.bias.replace("_", " ")
     say(console, f"target {target.name}: quantizers stand at each tensor's {target.at}, biases are {bias}")
+    say(console, f"design: {found.design}")
     say(console, "batch norms are folded, as the recipe's steps do" if found.folded else "batch norms are not folded")
     for note in found.notes:
         say(console, f"note: {note}")

@@ -13,6 +13,7 @@ It is a thin face: the network, its design and the simulation behind it are attr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ from qatflow.steps.context import StepContext
 from qatflow.tasks.batches import arguments
 
 WRITERS = (".onnx", ".pt2", ".pte")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Let a model be in evaluation mode, every part of it, and then as it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class Quantizer:
@@ -83,7 +96,8 @@ class Quantizer:
         self._seed = seed
         self._trust = trust
         self._simulation: Simulation | None = None
-        self.network: Network = captured_network(model.eval(), args, kwargs, design)
+        with _evaluating(model):
+            self.network: Network = captured_network(model, args, kwargs, design)
 
     @property
     def design(self) -> Design:

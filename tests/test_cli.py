@@ -20,6 +20,7 @@ from qatflow.door import cli
 from qatflow.door.command_line import read_flags
 from qatflow.door.composing import plan
 from qatflow.door.files import find_recipes
+from qatflow.door.hydra_parts import Loader
 from qatflow.door.launching import Session
 from qatflow.errors import StepError
 from qatflow.ladder.environment import Origin
@@ -386,6 +387,29 @@ def test_a_sweep_that_cannot_start_leaves_no_folder(tmp_path: Path, monkeypatch:
     (tmp_path / "0").mkdir()
     assert cli.main(["-m", "recipe=tiny", "seed=1,2", "hydra.sweep.subdir=../../../${hydra.job.num}"]) == 130
     assert [path.name for path in tmp_path.rglob("*")] == ["0", "reports"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "compositions"),
+    [
+        (["recipe=tiny", "seed=9"], 1),
+        (["recipe=tiny", "--cfg", "job"], 1),
+        (["-m", "recipe=tiny", "seed=0,9", "precision=w8a8,w4a8"], 2),
+    ],
+)
+def test_what_is_chosen_is_composed_once(
+    engine: StandIn, argv: list[str], compositions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[object] = []
+    compose = Loader._compose_config_from_defaults_list
+
+    def counted(loader: Loader, *args: Any, **kwargs: Any) -> Any:
+        composed.append(loader)
+        return compose(loader, *args, **kwargs)
+
+    monkeypatch.setattr(Loader, "_compose_config_from_defaults_list", counted)
+    assert cli.main(argv) == 0
+    assert len(composed) == compositions
 
 
 def test_argv_is_left_alone(engine: StandIn) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from qatflow.door import cli
 from qatflow.door.inspection import inspect_recipe
 from qatflow.errors import DataError
 from qatflow.inspect import main
 from qatflow.recipe import Recipe
+from qatflow.report.read import read_result
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
@@ -41,9 +43,31 @@ def test_it_shows_the_graph_as_captured_without_folding(capsys: pytest.CaptureFi
     assert "target qnn: quantizers stand at each tensor's producer, biases are int32 at export" in lines
 
 
+def test_the_bits_of_set_precision_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, "recipe=tiny", "steps=[set_precision]", "steps.set_precision.layers={head: float, x: a4}")
+    assert "design: W8A8, head float, x a4, ranges by sqnr" in lines
+    told = [line for line in lines if "steps.set_precision" in line or "'head'" in line]
+    assert any("precision.overrides['head'] leaves it in float" in line for line in told)
+
+
+def test_the_best_candidate_of_a_run_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    steps = ["steps=[fold_batch_norms,set_precision]", "steps.set_precision.layers={head: w4}", "ladder.stop=end"]
+    line = ["recipe=tiny", f"run.dir={tmp_path}", "export.verify=false", "report=tables", "gate.max_drop=1", *steps]
+    before = shown(capsys, *line)
+    assert "design: W8A8, head w4, ranges by sqnr" in before
+    cli.main([*line])
+    capsys.readouterr()
+    best = read_result(tmp_path).best
+    after = shown(capsys, *line)
+    stated = "W8A8, head w4, ranges by sqnr" if best == "set_precision" else "W8A8, ranges by sqnr"
+    assert f"design: {stated}, as the best candidate of the run has it" in after
+
+
 def test_mistakes_are_told_as_a_run_tells_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe=tiny", "precision.overrides={steem: float}"]) == 1
-    assert "precision.overrides['steem']: matches no layer; did you mean 'stem'?" in capsys.readouterr().err
+    assert (
+        "precision.overrides['steem']: matches no layer and no tensor; did you mean 'stem'?" in capsys.readouterr().err
+    )
     assert main(["recipe=tiny", "target=qn", "precision.bits=4"]) == 1
     told = capsys.readouterr().err
     assert "target: 'qn' is not an option; did you mean 'qnn'?" in told

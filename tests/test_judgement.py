@@ -75,7 +75,7 @@ def test_a_second_start_finds_the_judgement_again(hopeless, monkeypatch: pytest.
     again = qatflow.run(digits(precision={"weights": 8, "activations": 2}), folder)
     assert again.activations_only == result.activations_only
     (found,) = json.loads((folder / "activations_only.json").read_text()).values()
-    assert found == {"judgement": result.activations_only.model_dump(mode="json"), "layers": []}
+    assert found == {"judgement": result.activations_only.model_dump(mode="json"), "tensors": []}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_more_bits_for_the_layers_that_hurt_most_are_climbed_as_a_rung(cured) ->
     named = str(rungs["set_precision"].notes["layers"]).split(", ")
     assert 1 <= len(named) <= 8
     judged = json.loads((folder / "activations_only.json").read_text())
-    assert [one.get("layers") for one in judged.values()] == [None, named]
+    assert [one.get("tensors") for one in judged.values()] == [None, named]
 
 
 def test_the_result_has_the_design_of_every_rung(cured) -> None:
@@ -145,7 +145,8 @@ def test_what_is_exported_has_the_bits_of_the_winner(cured) -> None:
 def test_a_second_start_does_not_look_for_it_again(cured, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, result, folder = cured
     monkeypatch.setattr("qatflow.ladder.judgement._Judge", None)
-    monkeypatch.setattr("qatflow.ladder.climb.STEPS", {})
+    monkeypatch.setattr("qatflow.steps.calibrate.calibrate", None)
+    monkeypatch.setattr("qatflow.steps.set_precision.set_precision", None)
     again = qatflow.run(recipe, folder)
     assert all(one.resumed for one in rungs_of(again).values() if one.id != "fp32")
     assert again.activations_only == result.activations_only

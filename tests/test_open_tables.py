@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 import qatflow
 
 PACKAGE = Path(qatflow.__file__).parent
+ROOT = PACKAGE.parent
 STEP = '''"""Do nothing."""
 
 
@@ -46,12 +49,23 @@ def test_a_step_and_a_target_are_two_files_each(tmp_path: Path) -> None:
     new = '    "npu": TargetEntry(about="an accelerator", road=Road(packed_int4=False)),\n}\n\n\ndef target_mistakes'
     edited(targets, "}\n\n\ndef target_mistakes", new)
 
+    for folder in ("conf", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    assert answer(tmp_path, "-c", TRIED) == "idle npu\n"
+    line = ("recipe=tiny", "steps=[fold_batch_norms,idle]", "steps.idle.rate=2", "target=npu", "--cfg", "job")
+    composed = yaml.safe_load(answer(tmp_path, "-m", "qatflow", *line))
+    assert (composed["target"], composed["steps"]) == ("npu", {"fold_batch_norms": {}, "idle": {"rate": 2}})
+
+
+def answer(folder: Path, *arguments: str) -> str:
+    """Return what Python says in a folder whose qatflow is imported."""
     done = subprocess.run(
-        [sys.executable, "-c", TRIED],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "idle npu\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

@@ -9,10 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from qatflow.door import composing
-from qatflow.door.composing import plan
+from qatflow.door.command_line import for_hydra
+from qatflow.door.composing import plan, recipe_of
 from qatflow.door.hydra_parts import hydra_at
 from qatflow.errors import RecipeError
 from qatflow.report.read import read_result
@@ -29,6 +35,27 @@ def sweep(folder: Path, *lines: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
+def test_a_plugins_jobs_are_those_that_were_checked() -> None:
+    lines = ["recipe=quickstart_qat,tiny", "steps=[fold_batch_norms],[fold_batch_norms,adaround]", "+seed=3"]
+    lines += ["model.kwargs.width=2", "precision=w8a8,w4a4", "steps.fold_batch_norms={}"]
+    checked = plan(lines, multirun=True)
+    loader = checked.hydra.config_loader
+    given = [*map(for_hydra, checked.overrides), "hydra.mode=MULTIRUN"]
+    master = loader.load_configuration("config", given, RunMode.MULTIRUN)
+    parser = OverridesParser.create(config_loader=loader)
+    task = parser.parse_overrides(list(master.hydra.overrides.task))
+    (batch,) = BasicSweeper.split_arguments(task, None)
+    recipes = []
+    for overrides in batch:
+        cfg = loader.load_sweep_config(master, list(overrides))
+        HydraConfig.instance().set_config(cfg)
+        recipes.append(recipe_of(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), ()))
+    HydraConfig.instance().cfg = None
+    assert len(recipes) == 8
+    assert recipes == [job.recipe for job in checked.jobs]
+
+
+@pytest.mark.slow
 def test_a_sweep_by_joblib_ends_as_one_of_ours(tmp_path: Path) -> None:
     done = sweep(tmp_path, "data.kwargs.what='',test:raise", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
     assert done.returncode == 1, done.stderr

@@ -101,3 +101,14 @@ def test_the_encodings_go_into_a_folder(tmp_path: Path) -> None:
     q = Quantizer(inverted_residuals(), X[:2], calibration=LOADER, target="qnn")
     folder = q.export(tmp_path / "pair")
     assert sorted(path.name for path in folder.iterdir()) == ["model.encodings", "model_float.onnx"]
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    model = inverted_residuals().train()
+    model.stem[1].eval()  # a frozen batch norm
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    q = Quantizer(model, X[:2], calibration=LOADER)
+    q.apply("fold_batch_norms")
+    assert q.sqnr_db(X) > 20
+    assert [module.training for module in model.stem] == [True, False, True]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

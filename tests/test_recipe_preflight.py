@@ -170,8 +170,23 @@ def test_the_jobs_of_a_sweep_may_not_share_a_folder() -> None:
 
 
 def test_sweeps_that_only_a_plugin_can_enumerate() -> None:
-    (sentence,) = told("recipe=tiny", "seed=interval(1,2)", multirun=True)
-    assert sentence == ("seed: interval(1,2) has no end of values; list the values, as in key=1,2,3 or key=range(1,4)")
+    assert told("recipe=tiny", "seed=interval(1,2)", "precision=glob(x*)", multirun=True) == [
+        "seed: interval(1,2) does not stand for a list of values; list them, as in key=1,2,3 or key=range(1,4)",
+        "precision: glob(x*) does not stand for a list of values; list them, as in key=1,2,3 or key=range(1,4)",
+    ]
+
+
+def test_a_sweeper_that_is_not_there() -> None:
+    assert told("recipe=tiny", "seed=1,2", "hydra/sweeper=nope", multirun=True) == [
+        "hydra/sweeper: 'nope' is not an option; allowed: basic"
+    ]
+
+
+def test_what_hydra_refuses_in_a_recipe_does_not_hide_the_rest(project: Project) -> None:
+    folder = project("recipes/mine.yaml", "defaults: [tiny]\nhydra: {nope: 1}\nseed: x\n")
+    first, second = told("recipe=mine", config_dir=folder)
+    assert first.startswith("recipe mine: cannot be composed: In 'recipe/mine': ")
+    assert second == "seed: 'x' is not an integer"
 
 
 def test_what_hydra_wants_a_plus_for_gets_one() -> None:

@@ -109,11 +109,12 @@ def for_hydra(override: Override) -> str:
     line = str(override.input_line)
     if USERS_STEP.fullmatch(line):
         raise RecipeError([Mistake(override.key_or_group, "is a key that Hydra cannot read", "write it in the recipe")])
+    if is_choice(override):
+        return line[1:] if override.type is OverrideType.ADD else line
     if override.type is OverrideType.ADD:
-        return line[1:] if is_choice(override) else f"+{line}"
-    if override.type is OverrideType.CHANGE and f"{override.key_or_group}.".startswith(OPEN_SECTIONS):
-        return f"++{line}"
-    return line
+        return f"+{line}"
+    is_open = override.type is OverrideType.CHANGE and f"{override.key_or_group}.".startswith(OPEN_SECTIONS)
+    return f"++{line}" if is_open else line
 
 
 def read_overrides(lines: Sequence[str], loader: ConfigLoader, multirun: bool) -> Overrides:
@@ -181,10 +182,11 @@ def _jobs(found: Overrides, parser: OverridesParser) -> list[list[Override]]:
             values[key] = [override]
         elif plugin:
             values.pop(key, None)
-        elif override.is_discrete_sweep():
-            lines = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            values[key] = [_parsed(parser, line, found.files) for line in lines]
         else:
-            problem = f"{override.get_value_string()} has no end of values"
-            found.mistakes.append(Mistake(key, problem, "list the values, as in key=1,2,3 or key=range(1,4)"))
+            listed = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+            values[key] = [_parsed(parser, f"{key}={value}", found.files) for value in listed]
+            if not listed:
+                problem = f"{override.get_value_string()} does not stand for a list of values"
+                found.mistakes.append(Mistake(key, problem, "list them, as in key=1,2,3 or key=range(1,4)"))
+                del values[key]
     return [list(job) for job in itertools.product(*values.values())]

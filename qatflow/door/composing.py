@@ -144,7 +144,7 @@ class _Planner:
 
     def _note_plugin(self, cfg: DictConfig) -> None:
         """Note which of Hydra's plugins the jobs are for, and tell of one that does not fit what is installed."""
-        if cfg.hydra.sweeper.get("params"):
+        if OmegaConf.select(cfg, "hydra.sweeper.params", throw_on_missing=False):
             self.plugin = "hydra.sweeper.params"
         for group in ("hydra/launcher", "hydra/sweeper"):
             choice = cfg.hydra.runtime.choices.get(group)

@@ -57,7 +57,7 @@ class Findings:
     """What was wrong on the way to one composed config. Hydra copies what holds it, and it stays one."""
 
     bare: int = 0
-    """1 where recipes are taken without their defaults, 2 without all else, because those cannot be composed."""
+    """What cannot be composed of recipes, and is left out: 1 their defaults and what they tell Hydra, 2 all."""
     mistakes: dict[str, Mistake] = field(default_factory=dict)
     """By the config that they are in."""
     absent: set[str] = field(default_factory=set)
@@ -111,7 +111,8 @@ class Options(ConfigRepository):
             if isinstance(node._get_node(key), ListConfig):
                 self.found.lists[str(key)] = OmegaConf.to_container(node.pop(key))
         if self.found.bare:
-            return OmegaConf.create({key: node[key] for key in node if key != "defaults" and self.found.bare == 1})
+            kept = [str(key) for key in node if key not in ("defaults", "hydra")] if self.found.bare == 1 else []
+            return OmegaConf.masked_copy(node, kept)
         if isinstance(node.get("defaults"), ListConfig):
             node.defaults = [
                 item for item in node.defaults if self._can_be_composed(item, f"defaults of recipe {name}")

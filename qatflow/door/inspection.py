@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from qatflow.graph.chains import pairs
 from qatflow.graph.layers import tensor, weighted_layers
 from qatflow.ladder.lookup import complete, target_of
 from qatflow.quant.design import Design
 from qatflow.quant.kernel_bits import bits_without_kernels
+from qatflow.quant.network import Network
 from qatflow.quant.placement import place
 from qatflow.quant.placement_rows import Row, placement_rows
 from qatflow.quant.prepare import captured_network
+from qatflow.quant.saved import load
 from qatflow.quant.target import Target
 from qatflow.recipe import Recipe
+from qatflow.report.read import read_result
 from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
 from qatflow.tasks.task import load_task
@@ -40,6 +44,7 @@ class Inspection:
         parameters: how many numbers it has.
         target: the table that was applied.
         folded: whether batch norms were folded first, because the recipe's steps do.
+        design: bits, and the way to find ranges, in words.
         layers: the weighted layers, in the order they run.
         chains: pairs of layers that `equalize` would take, with the ops between them.
         tensors: every tensor that is quantized, moved, fused or left in float, in the order of the graph.
@@ -50,10 +55,28 @@ class Inspection:
     parameters: int
     target: Target
     folded: bool
+    design: str
     layers: tuple[LayerRow, ...]
     chains: tuple[tuple[str, ...], ...]
     tensors: tuple[Row, ...]
     notes: tuple[str, ...]
+
+
+WITHOUT_DATA = ("fold_batch_norms", "set_precision")
+"""Steps that change what is quantized and need no sample for it."""
+
+
+def _winner(recipe: Recipe, base: Network) -> Network | None:
+    """Return the best candidate of the run in `run.dir`; None where there is none yet.
+
+    Raises:
+        RunFolderError: what is there is damaged.
+    """
+    folder = Path(recipe.run.dir) if recipe.run.dir is not None else None
+    if folder is None or not (folder / "result.json").exists():
+        return None
+    best = read_result(folder).best
+    return None if best is None else load(folder / "candidates" / best, base)[0]
 
 
 def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
@@ -67,10 +90,12 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
     target = target_of(recipe.target, trust)
     design = Design(target, recipe.precision, recipe.calibration)
     network = captured_network(task.model, *task.example(), design, recipe.data.mask)
-    folding = recipe.steps.get("fold_batch_norms")
-    if folding is not None:
-        context = StepContext(task.calibration_inputs)
-        network, _ = STEPS["fold_batch_norms"](network, folding, context)
+    best = _winner(recipe, network)
+    if best is None:
+        for name in [name for name in recipe.steps if name in WITHOUT_DATA]:
+            network, _ = STEPS[name](network, recipe.steps[name], StepContext(task.calibration_inputs))
+    else:
+        network = best
     placement = place(network)
     left = {one.tensor: one.reason for one in placement.float_layers}
     layers = tuple(
@@ -89,7 +114,8 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
         model=type(task.model).__name__,
         parameters=sum(parameter.numel() for parameter in task.model.parameters()),
         target=target,
-        folded=folding is not None,
+        folded="fold_batch_norms" in recipe.steps,
+        design=network.design.to_record().sentence + (", as the best candidate of the run has it" if best else ""),
         layers=layers,
         chains=chains,
         tensors=tuple(placement_rows(network.graph, placement)),

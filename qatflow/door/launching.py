@@ -27,6 +27,9 @@ from qatflow.results.result import RunResult
 from qatflow.results.signals import terminated_like_interrupted
 from qatflow.users_code import said
 
+OUTCOMES = {MET: "gate met", MISSED: "gate missed", ERROR: "did not finish"}
+"""What is said of a run that another process carried out."""
+
 
 @dataclass
 class Session:
@@ -142,6 +145,8 @@ def _by_plugin(session: Session, checked: Plan) -> int:
     finally:
         session.folders = run_folders(session.sweep) if session.sweep.is_dir() else []
         session.codes = [_code(_read(folder)) for folder in session.folders]
+        for folder, code in zip(session.folders, session.codes, strict=True):
+            say(Console(), f"{OUTCOMES[code]:<15}{folder}")
         session.codes += [ERROR] * (len(session.jobs) - len(session.folders))
     return MET
 

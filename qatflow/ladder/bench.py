@@ -31,6 +31,7 @@ from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, GateRecord, OutputRecord, Part, Verdict
 from qatflow.results.store import key_of, read_usable, write_json
 from qatflow.steps.context import StepContext
+from qatflow.steps.set_precision import with_precision
 from qatflow.tasks.evaluate import Evaluation, Evaluator
 from qatflow.tasks.evaluation_data import EvaluationData
 from qatflow.tasks.fitting import with_fitted_metric
@@ -334,9 +335,15 @@ class Bench:
 
 
 def designs_of(recipe: Recipe, base: Network) -> list[Network]:
-    """Return the captured network in every design that a recipe states: its own, and that of `set_precision`."""
+    """Return the captured network in every design that a recipe states: its own, and that of `set_precision`.
+
+    Raises:
+        PlacementError: the target quantizes no weighted layer.
+        RecipeError: a pattern matches nothing, or changes nothing.
+    """
+    place(base)  # its own mistakes are told first
     steps = [step for step in recipe.steps.values() if isinstance(step, SetPrecision)]
-    return [base, *(base.designed(base.design.with_overrides(step.layers)) for step in steps)]
+    return [base, *(with_precision(base, step) for step in steps)]
 
 
 def _outputs(evaluation: Evaluation) -> tuple[OutputRecord, ...]:

@@ -17,7 +17,7 @@ import torch
 
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
-from qatflow.ladder.judgement import judge, layers_in_need
+from qatflow.ladder.judgement import judge, tensors_in_need
 from qatflow.ladder.lookup import step_of
 from qatflow.recipe.steps import Calibrate, SetPrecision, StepConfig
 from qatflow.results.gate import is_worse
@@ -101,8 +101,8 @@ def _cured(bench: Bench, kept: Candidate, rungs: list[Candidate]) -> Candidate:
             kept = rungs[-1]
             if kept.record.passed or _activations_meet(bench, kept):
                 return kept
-    if "set_precision" not in bench.recipe.steps and (layers := layers_in_need(bench, kept)):
-        rungs.append(_rung(bench, "set_precision", SetPrecision(layers=layers), kept))
+    if "set_precision" not in bench.recipe.steps and (named := tensors_in_need(bench, kept)):
+        rungs.append(_rung(bench, "set_precision", SetPrecision(layers=named), kept))
     return rungs[-1] if rungs[-1].record.kept else kept
 
 

@@ -1,8 +1,8 @@
 """Judge quantized activations by themselves, with the weights in float, before weights are rounded better.
 
 Where activations alone miss the gate, rounding weights better can hardly be expected to meet it. What can help is other
-ranges, more bits for the layers whose activations hurt most, or training with range learning: the ladder climbs the
-first two as rungs, `calibrate` and `set_precision`. AIMET's AutoQuant judged in the same way, and gave up there.
+ranges, more bits for the activations that hurt most, or training with range learning: the ladder climbs the first two
+as rungs, `calibrate` and `set_precision`. AIMET's AutoQuant judged in the same way, and gave up there.
 
 What is judged is the network before anything was fitted to its weights: biases that make up for rounded weights are
 wrong beside float ones. Activations are observed once, whatever is tried with what was seen.
@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from qatflow.errors import RecipeError
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.layer_precision import layer_paths
@@ -28,10 +27,10 @@ from qatflow.results.gate import Decision, decide, meets
 from qatflow.results.result import Judgement
 from qatflow.results.store import key_of, read_usable, write_json
 
-FEW_LAYERS = (1, 2, 4, 8)
-"""How many layers get more bits, one try after the other."""
+FEW = (1, 2, 4, 8)
+"""How many activations get more bits, one try after the other."""
 SAMPLES = 8
-"""Calibration samples on which the layers are ranked."""
+"""Calibration samples on which activations are ranked."""
 MANY_BITS = 16
 
 
@@ -44,22 +43,22 @@ def judge(bench: Bench, kept: Candidate) -> Judgement:
     return Judgement.model_validate(stored)
 
 
-def layers_in_need(bench: Bench, kept: Candidate) -> dict[str, LayerPrecision]:
-    """Return the layers with which activations alone meet the gate, if theirs have more bits; none where 8 do not do.
+def tensors_in_need(bench: Bench, kept: Candidate) -> dict[str, LayerPrecision]:
+    """Return the activations with which all alone meet the gate, if they have more bits; none where 8 do not do.
 
     More bits are 16 where the target has integer kernels for them, and float elsewhere. What an earlier run stored is
     not looked for again.
     """
     relief = more_bits(bench.base.design.target)
-    stored = _stored(bench, "layers", kept)
+    stored = _stored(bench, "tensors", kept)
     if stored is None:
-        bench.progress.stage("sensitivity: which layers' activations hurt most")
-        stored = _keep(bench, "layers", kept, _Judge(bench, kept.network).layers_in_need(relief))
+        bench.progress.stage("sensitivity: which activations hurt most")
+        stored = _keep(bench, "tensors", kept, _Judge(bench, kept.network).tensors_in_need(relief))
     return dict.fromkeys(stored, relief)
 
 
 def more_bits(target: Target) -> LayerPrecision:
-    """Return the next better precision of a layer's activations that a target really runs."""
+    """Return the next better precision of an activation that a target really runs."""
     able = MANY_BITS in target.integer_activations
     return LayerPrecision(activations=MANY_BITS) if able else LayerPrecision(quantized=False)
 
@@ -104,17 +103,13 @@ class _Judge:
             sqnr_db=sqnr,
         )
 
-    def layers_in_need(self, relief: LayerPrecision) -> list[str]:
-        """Return the layers that need `relief` for the gate; none where 8 of them do not suffice."""
-        worst = self._worst_layers()
-        for count in FEW_LAYERS:
+    def tensors_in_need(self, relief: LayerPrecision) -> list[str]:
+        """Return the activations that need `relief` for the gate; none where 8 of them do not suffice."""
+        worst = self._worst()
+        for count in FEW:
             chosen = worst[:count]
             design = self.network.design.with_overrides(dict.fromkeys(chosen, relief))
-            try:
-                simulation = self._simulation(self.network.designed(design))
-            except RecipeError:
-                return []  # a name that the target's table gives no tensor
-            if self._measure(simulation)[0].passed:
+            if self._measure(self._simulation(self.network.designed(design)))[0].passed:
                 return chosen
             if count >= len(worst):
                 break
@@ -144,22 +139,23 @@ class _Judge:
         passed = meets(gate, fp32, evaluation.measurement)
         return replace(decision, passed=passed), finite(evaluation.sqnr_db)
 
-    def _worst_layers(self) -> list[str]:
-        """Return the layers that a recipe can name, by what their activation alone costs in SQNR, the worst first."""
+    def _worst(self) -> list[str]:
+        """Return the activations that a recipe can name, by what each alone costs in SQNR, the worst first."""
         self._settle(self.simulation)
         inputs = list(self._inputs(SAMPLES))
         points = [point for point in self.simulation.placement.points if point.parameter is None]
         quantizers = [self.simulation.quantizer(point.tensor) for point in points if point.shares is None]
         for one in quantizers:
             one.enabled = False
-        nameable = layer_paths(self.network.graph)
+        of_layers = layer_paths(self.network.graph)
         costs: dict[str, float] = {}
         for point in points:
-            if point.shares is not None or point.layer not in nameable:
-                continue
+            if point.shares is not None or point.tensor in of_layers:
+                continue  # a layer has that name
             quantizer = self.simulation.quantizer(point.tensor)
             quantizer.enabled = True
-            costs[point.layer] = min(self.simulation.closeness(inputs), costs.get(point.layer, math.inf))
+            found = self.simulation.closeness(inputs)
+            costs[point.tensor] = -math.inf if math.isnan(found) else found
             quantizer.enabled = False
         for one in quantizers:
             one.enabled = True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qatflow.graph.layers import tensor
 from qatflow.quant.grid import Encoding
-from qatflow.quant.quantizer import WeightQuantizer
+from qatflow.quant.quantizer import WeightFakeQuantize
 from qatflow.quant.simulation import Simulation
 
 MOMENTUM = 0.01
@@ -32,7 +32,7 @@ class _Track:
     """One weight tensor, or a sample of it, flat."""
 
     weight: nn.Parameter
-    quantizer: WeightQuantizer
+    quantizer: WeightFakeQuantize
     chosen: Tensor
     channel: Tensor
     integers: Tensor
@@ -56,7 +56,7 @@ class Oscillations:
             _track(weight, quantizer, freeze)
             for point in simulation.placement.points
             if point.parameter is not None
-            and isinstance(quantizer := simulation.quantizer(point.tensor), WeightQuantizer)
+            and isinstance(quantizer := simulation.quantizer(point.tensor), WeightFakeQuantize)
             and isinstance(weight := tensor(simulation.model, point.parameter), nn.Parameter)
         ]
 
@@ -109,7 +109,7 @@ STATE = ("integers", "last", "share", "mean", "frozen")
 
 
 @torch.no_grad()
-def _track(weight: nn.Parameter, quantizer: WeightQuantizer, freeze: bool) -> _Track:
+def _track(weight: nn.Parameter, quantizer: WeightFakeQuantize, freeze: bool) -> _Track:
     every = 1 if freeze else max(1, weight.numel() // SAMPLED)
     chosen = torch.arange(0, weight.numel(), every, device=weight.device)
     channel = torch.zeros_like(chosen)

@@ -97,7 +97,9 @@ class LayerPrecisions:
             named = ops if pattern in self._tensor_patterns else []
             if named:
                 reached = [node for node in named if node in tensors and (node.op == "get_attr") == by_weight]
-            if wanted.quantized and not set(ops) & set(reached):
+            if not wanted.quantized:
+                reached = ops if not named else [node for node in named if node in tensors]
+            if not set(ops) & set(reached):
                 what = "it" if named else "no weight of it" if by_weight else "no tensor of it"
                 problem = f"changes nothing: target {target} {'does not quantize' if named else 'quantizes'} {what}"
                 problem += _other_letter(named, tensors, by_weight)

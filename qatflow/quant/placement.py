@@ -106,7 +106,8 @@ class _Placer:
         self.fusion = find_chains(graph, target, computing)
         self.wanted = wanted_tensors(graph, target, self.active, self.constant, self.fusion)
         self.groups = self._groups()
-        self._leave_named_tensors()
+        self.quantized = {*self.wanted.readers, *self.wanted.moved}
+        self.left = self._leave_named_tensors()
         self.placement = Placement(inside=self._chain_ends())
 
     def _is_active(self, node: fx.Node) -> bool:
@@ -135,22 +136,23 @@ class _Placer:
             found.setdefault(self.wanted.leader(node), []).append(node)
         return found
 
-    def _leave_named_tensors(self) -> None:
-        """Take out tensors that a pattern leaves in float by their name, with all that are on the same grid."""
+    def _leave_named_tensors(self) -> dict[fx.Node, str]:
+        """Take out tensors that a pattern leaves in float by their name, with all on the same grid; returns why."""
+        left: dict[fx.Node, str] = {}
         for group in self.groups.values():
-            if any(map(self.special.float_tensor_because_of, group)):
-                for node in group:
-                    self.wanted.readers.pop(node, None)
-                    self.wanted.moved.pop(node, None)
+            if why := next(filter(None, map(self.special.float_tensor_because_of, group)), ""):
+                left |= dict.fromkeys(group, why)
+        for node in left:
+            self.wanted.readers.pop(node, None)
+            self.wanted.moved.pop(node, None)
+        return left
 
     def run(self) -> Placement:
         parameters = self._parameter_points()
         self._account_for_layers(parameters)
         weighted = {user for node in parameters for user in node.users}
         by = set().union(*self.wanted.by.values()) | set(self.wanted.readers) | set(self.fusion.ends)
-        self.special.check_effect(
-            weighted, by, {*parameters, *self.wanted.readers, *self.wanted.moved}, self.target.name
-        )
+        self.special.check_effect(weighted, by, self.quantized | self._parameters(), self.target.name)
         for node in self.graph.graph.nodes:
             if node.op == "get_attr" and node in parameters:
                 self.placement.points.append(parameters[node])
@@ -169,12 +171,15 @@ class _Placer:
             if node not in self.active:
                 continue
             for rule in self.target.parameters_of(kind(node)):
-                operand = node.args[rule.operand] if len(node.args) > rule.operand else None
-                if not isinstance(operand, fx.Node) or operand.op != "get_attr" or not is_float_tensor(operand):
-                    continue
-                if not self.special.float_tensor_because_of(operand):
+                operand = _parameter(node, rule)
+                if operand is not None and not self.special.float_tensor_because_of(operand):
                     found.setdefault(operand, self._parameter_point(node, operand, rule))
         return found
+
+    def _parameters(self) -> set[fx.Node]:
+        """Return the parameters that the table has quantized, those that a pattern leaves in float as well."""
+        ruled = ((node, rule) for node in self.active for rule in self.target.parameters_of(kind(node)))
+        return {operand for node, rule in ruled if (operand := _parameter(node, rule)) is not None}
 
     def _parameter_point(self, node: fx.Node, operand: fx.Node, rule: Parameter) -> Point:
         said = [one for one in (self.special.of_tensor(operand), self.special.of(node)) if one is not None]
@@ -265,8 +270,7 @@ class _Placer:
 
     def _reason(self, node: fx.Node) -> str:
         """Say why an op's result, or its weight, stays in float."""
-        special = self.special
-        said = special.float_because_of(node) or special.float_tensor_because_of(node) or self._float_weight(node)
+        said = self.special.float_because_of(node) or self.left.get(node) or self._float_weight(node)
         known = kind(node)
         if said:
             return f"{said} leaves it in float"
@@ -275,6 +279,13 @@ class _Placer:
         if node in self.fusion.ends.values() or known in self.target.integer_kinds:
             return "nothing that runs on integers reads it"
         return f"{self.target.name} runs {_op(node)} in float"
+
+
+def _parameter(node: fx.Node, rule: Parameter) -> fx.Node | None:
+    """Return the parameter that an op reads where a rule says; None where something else stands there."""
+    operand = node.args[rule.operand] if len(node.args) > rule.operand else None
+    stored = isinstance(operand, fx.Node) and operand.op == "get_attr" and is_float_tensor(operand)
+    return operand if stored else None  # type: ignore[return-value]
 
 
 def _op(node: fx.Node) -> str:

@@ -35,7 +35,7 @@ def clipped(x: Tensor, clip: Clip) -> Tensor:
     return torch.minimum(x.clamp(min=low), high) if isinstance(high, Tensor) else x.clamp(low, high)
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationFakeQuantize(nn.Module):
     """Simulates the encoding of an activation, one scale for the whole tensor.
 
     While it observes, it passes values on unchanged and counts them.
@@ -143,7 +143,7 @@ def _of_numbers(grid: Grid, low: float, high: float) -> Encoding:
     return encoding_of_range(grid, torch.tensor(low), torch.tensor(high))
 
 
-class WeightQuantizer(nn.Module):
+class WeightFakeQuantize(nn.Module):
     """Simulates the encoding of a weight, whose scale follows the weight.
 
     The scale grows and shrinks with the min-max scale of the weight as it is now; calibration finds where it starts,

@@ -26,7 +26,7 @@ from qatflow.quant.histogram import Histogram
 from qatflow.quant.network import Network, copy_graph
 from qatflow.quant.observing import Observer
 from qatflow.quant.placement import Placement, Point, place
-from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
+from qatflow.quant.quantizer import ActivationFakeQuantize, WeightFakeQuantize
 
 QUANTIZERS = "qatflow_quantizers"
 """Name of the submodule of `Simulation.model` that holds the quantizers, one per quantized tensor."""
@@ -77,19 +77,19 @@ class Simulation:
         self.model.graph.lint()
         self.model.recompile()
 
-    def _make(self, point: Point) -> ActivationQuantizer | WeightQuantizer:
+    def _make(self, point: Point) -> ActivationFakeQuantize | WeightFakeQuantize:
         if point.parameter is None:
             device = next(iter(self.model.parameters())).device
-            return ActivationQuantizer(point.grid, point.fixed_range, softmax=point.softmax).to(device)
+            return ActivationFakeQuantize(point.grid, point.fixed_range, softmax=point.softmax).to(device)
         weight = tensor(self.model, point.parameter)
         channels = 1 if point.axis is None else weight.shape[point.axis]
-        return WeightQuantizer(point.grid, point.axis, channels).to(weight.device)
+        return WeightFakeQuantize(point.grid, point.axis, channels).to(weight.device)
 
-    def quantizer(self, tensor_name: str) -> ActivationQuantizer | WeightQuantizer:
+    def quantizer(self, tensor_name: str) -> ActivationFakeQuantize | WeightFakeQuantize:
         """Return the quantizer of a tensor of the placement; tensors that share an encoding have the same one."""
         shared = next((point.shares for point in self.placement.points if point.tensor == tensor_name), None)
         module = self.model.get_submodule(f"{QUANTIZERS}.{_leaf(shared or tensor_name)}")
-        assert isinstance(module, (ActivationQuantizer, WeightQuantizer))
+        assert isinstance(module, (ActivationFakeQuantize, WeightFakeQuantize))
         return module
 
     def calibrate(self, batches: Iterable[Inputs]) -> None:
@@ -121,9 +121,9 @@ class Simulation:
         self.settle_weights()
         for point in self.placement.points:
             quantizer = self.quantizer(point.tensor)
-            if isinstance(quantizer, ActivationQuantizer):
+            if isinstance(quantizer, ActivationFakeQuantize):
                 found = fp32.quantizer(point.tensor)
-                assert isinstance(found, ActivationQuantizer)
+                assert isinstance(found, ActivationFakeQuantize)
                 quantizer.encoding = found.encoding
 
     def observe(self, batches: Iterable[Inputs]) -> dict[str, Histogram]:
@@ -138,7 +138,7 @@ class Simulation:
         quantizers = {
             point.tensor: quantizer
             for point in self.placement.points
-            if point.shares is None and isinstance(quantizer := self.quantizer(point.tensor), ActivationQuantizer)
+            if point.shares is None and isinstance(quantizer := self.quantizer(point.tensor), ActivationFakeQuantize)
         }
         observers = {name: Observer(nodes[name]) for name in quantizers}
         for name, quantizer in quantizers.items():
@@ -178,7 +178,7 @@ class Simulation:
             if point.tensor not in histograms:
                 continue
             quantizer = self.quantizer(point.tensor)
-            assert isinstance(quantizer, ActivationQuantizer)
+            assert isinstance(quantizer, ActivationFakeQuantize)
             try:
                 quantizer.settle(histograms[point.tensor], design.calibration_of(point.tensor))
             except ValueError as error:
@@ -209,7 +209,7 @@ class Simulation:
         method = (design or self.design).calibration.weights
         for point in self.placement.points:
             quantizer = self.quantizer(point.tensor)
-            if isinstance(quantizer, WeightQuantizer):
+            if isinstance(quantizer, WeightFakeQuantize):
                 assert point.parameter is not None
                 weight, fixed = tensor(self.model, point.parameter), self.network.encodings.get(point.parameter)
                 if fixed is not None and fixed.grid == point.grid and fixed.axis == point.axis:
@@ -222,7 +222,7 @@ class Simulation:
         found = {}
         for point in self.placement.points:
             quantizer = self.quantizer(point.tensor)
-            if isinstance(quantizer, WeightQuantizer):
+            if isinstance(quantizer, WeightFakeQuantize):
                 assert point.parameter is not None
                 found[point.tensor] = quantizer.encoding_of(tensor(self.model, point.parameter))
             else:
@@ -237,7 +237,7 @@ class Simulation:
         """
         for point in self.placement.points:
             quantizer, encoding = self.quantizer(point.tensor), encodings[point.tensor]
-            if isinstance(quantizer, WeightQuantizer):
+            if isinstance(quantizer, WeightFakeQuantize):
                 assert point.parameter is not None
                 quantizer.adopt(tensor(self.model, point.parameter), encoding)
             else:

@@ -1,8 +1,8 @@
 """The ladder's steps by name: their configs, and the order rules between them.
 
 They stand apart from the functions because a recipe is checked before torch is imported. A step of ours is an entry of
-the table below and the function of its name in `qatflow/steps/NAME.py`. A user's is one function, and its config, a
-`StepConfig` as well, is the annotation of its second parameter.
+the table below, which Hydra's options are made from as well, and the function of its name in `qatflow/steps/NAME.py`. A
+user's is one function, and its config, a `StepConfig` as well, is the annotation of its second parameter.
 """
 
 from __future__ import annotations

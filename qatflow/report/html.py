@@ -57,6 +57,7 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         precision=numbers.precision_label(result.tensors),
         allowed=wording.allowed(result.gate, form) if result.gate else numbers.MISSING,
         groups=_groups(result),
+        designs=_other_designs(result),
         ladder=ladder_charts(ladder_info(result), form),
         verdicts=ladder_charts(judged_info(result), form),
         curves=curve_chart(trials, form),
@@ -84,6 +85,12 @@ def _groups(result: RunResult) -> list[tuple[str, list[CandidateRecord]]]:
     part = result.gate.chosen_on if result.gate else "test"
     groups = [(f"Chosen on {part}", chosen(result)), ("Judged on test", judged(result))]
     return [(title, rows) for title, rows in groups if rows]
+
+
+def _other_designs(result: RunResult) -> dict[str, str]:
+    """Return the designs of the candidates that have another one than the first, in words, by their names."""
+    known = [one for one in chosen(result) if one.design is not None]
+    return {one.id: one.design.sentence for one in known if one.design and one.design != known[0].design}
 
 
 def page(template: str, **values: Any) -> str:

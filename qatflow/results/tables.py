@@ -31,6 +31,7 @@ RESULTS: Columns = {
     "sqnr_db": "float64",
     "kept": "bool",
     "seconds": "float64",
+    "design": "string",
 }
 LAYERS: Columns = {
     "layer": "string",
@@ -80,7 +81,13 @@ def results(result: RunResult) -> pd.DataFrame:
     """
     metric = result.gate.metric if result.gate else None
     rows = [
-        {**candidate.model_dump(), "candidate": candidate.id, "metric": metric, "verdict": candidate.verdict.value}
+        {
+            **candidate.model_dump(),
+            "candidate": candidate.id,
+            "metric": metric,
+            "verdict": candidate.verdict.value,
+            "design": None if candidate.design is None else candidate.design.sentence,
+        }
         for candidate in result.candidates
     ]
     return _frame(rows, RESULTS)

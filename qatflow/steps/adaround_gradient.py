@@ -24,7 +24,7 @@ from qatflow.graph.ops import kind
 from qatflow.graph.surgery import sole_user
 from qatflow.quant.grid import Encoding, along
 from qatflow.quant.network import Network
-from qatflow.quant.quantizer import WeightQuantizer
+from qatflow.quant.quantizer import WeightFakeQuantize
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.streams import Chunks, joined, walk
 from qatflow.recipe.steps import AdaRound
@@ -56,7 +56,7 @@ class _Solver:
         if point is None or layer.weight in self.encodings:
             return
         quantizer = self.simulation.quantizer(point.tensor)
-        assert isinstance(quantizer, WeightQuantizer)
+        assert isinstance(quantizer, WeightFakeQuantize)
         weight = self.simulation.network.fp32(layer.weight)
         problem = _Problem.of(self.simulation, layer, joined(float_inputs), joined(quantized_inputs), self.config)
         encoding = quantizer.encoding_of(tensor(self.simulation.network.graph, layer.weight))

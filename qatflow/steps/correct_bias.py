@@ -22,7 +22,7 @@ from qatflow.graph.columns import weight_rows
 from qatflow.graph.layers import Layer, shared_parameters, tensor, weighted_layers
 from qatflow.graph.ops import argument, clip_bounds, kind
 from qatflow.quant.network import Network
-from qatflow.quant.quantizer import WeightQuantizer
+from qatflow.quant.quantizer import WeightFakeQuantize
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe.steps import CorrectBias
 from qatflow.results.result import Note
@@ -63,7 +63,7 @@ def _analytic(network: Network, context: StepContext) -> tuple[Network, dict[str
             left += 1
             continue
         quantizer = simulation.quantizer(points[layer.weight].tensor)
-        assert isinstance(quantizer, WeightQuantizer)
+        assert isinstance(quantizer, WeightFakeQuantize)
         assert layer.bias is not None
         weight, start = network.fp32(layer.weight), tensor(network.graph, layer.weight).detach()
         encoding = quantizer.encoding_of(start)

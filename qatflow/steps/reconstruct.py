@@ -22,7 +22,7 @@ from qatflow.graph.surgery import finish, give_bias
 from qatflow.quant.grid import Encoding
 from qatflow.quant.moments import Collector, Moments
 from qatflow.quant.network import Network
-from qatflow.quant.quantizer import WeightQuantizer
+from qatflow.quant.quantizer import WeightFakeQuantize
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.streams import Chunks, walk
 from qatflow.steps.context import StepContext
@@ -164,7 +164,7 @@ class _Reconstruction:
         if point is None:
             return
         quantizer = self.simulation.quantizer(point.tensor)
-        assert isinstance(quantizer, WeightQuantizer)
+        assert isinstance(quantizer, WeightFakeQuantize)
         weight, start = self.network.fp32(layer.weight), tensor(self.graph, layer.weight).detach()
         fit, held = _moments(layer, weight, floats, quantized, self.masks)
         encoding = quantizer.encoding_of(start)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qatflow.errors import RecipeError
 from qatflow.graph.layers import weighted_layers
 from qatflow.quant.network import Network, with_tensors
 from qatflow.quant.placement import Placement, Point, place
 from qatflow.recipe.steps import SetPrecision
 from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
+
+PATH = "steps.set_precision.layers"
+"""Where a recipe states what the design has as an override."""
 
 
 def set_precision(network: Network, config: SetPrecision, context: StepContext) -> tuple[Network, dict[str, Note]]:
@@ -26,13 +30,28 @@ def set_precision(network: Network, config: SetPrecision, context: StepContext) 
     """
     if not config.layers:
         return network, {"weights": 0, "activations": 0, "reason": "it names no layer"}
-    designed = network.designed(network.design.with_overrides(config.layers))
+    designed = with_precision(network, config)
     changed = _changed(place(network), place(designed))
     weights = {point.parameter for point in changed if point.parameter is not None}
     notes: dict[str, Note] = {"weights": len(weights), "activations": sum(one.parameter is None for one in changed)}
     if not changed:
         return network, {**notes, "reason": "all that it names is so already"}
     return _unfitted(designed, weights), {**notes, "layers": ", ".join(config.layers)}
+
+
+def with_precision(network: Network, config: SetPrecision) -> Network:
+    """Return the network with the design that the step gives it.
+
+    Raises:
+        RecipeError: a pattern matches no layer and no tensor, or changes nothing.
+    """
+    designed = network.designed(network.design.with_overrides(config.layers))
+    try:
+        place(designed)
+    except RecipeError as error:
+        own = [replace(one, path=one.path.replace("precision.overrides", PATH)) for one in error.mistakes]
+        raise RecipeError(own) from error
+    return designed
 
 
 def _changed(before: Placement, after: Placement) -> list[Point]:

@@ -13,6 +13,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import qatflow
+
 CONFIG = """
 defaults:
   - steps: []
@@ -122,3 +124,9 @@ def test_an_unknown_group_in_a_recipe_names_the_group(tree: Path) -> None:
     (tree / "recipe" / "own.yaml").write_text("# @package _global_\ndefaults: [{override /step: a}]\n")
     with pytest.raises(ConfigCompositionException, match=r"In 'recipe/own': Could not override 'step'\."):
         composed(tree, recipe="own")
+
+
+def test_one_file_knows_hydras_private_parts() -> None:
+    package = Path(qatflow.__file__).parent
+    files = [path for path in package.rglob("*.py") if "hydra._internal" in path.read_text(encoding="utf-8")]
+    assert files == [package / "door" / "hydra_parts.py"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.quant.design import Design
 from qatflow.quant.prepare import captured_network
-from qatflow.quant.quantizer import WeightQuantizer
+from qatflow.quant.quantizer import WeightFakeQuantize
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Calibration, Precision
@@ -123,7 +123,9 @@ def stepped(simulation: Simulation) -> None:
 
 def adopted(simulation: Simulation) -> None:
     weight = tensor(simulation.model, "0.weight")
-    (quantizer,) = (one for one in simulation.model.modules() if isinstance(one, WeightQuantizer) and one.scale.dim())
+    (quantizer,) = (
+        one for one in simulation.model.modules() if isinstance(one, WeightFakeQuantize) and one.scale.dim()
+    )
     encoding = quantizer.encoding_of(weight)
     quantizer.adopt(weight, type(encoding)(encoding.grid, encoding.scale * 3, encoding.zero_point, encoding.axis))
 

@@ -15,7 +15,7 @@ from qatflow.graph.layers import set_tensor, tensor
 from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding, Grid, sqnr_db
 from qatflow.quant.network import Network
-from qatflow.quant.quantizer import ActivationQuantizer, WeightQuantizer
+from qatflow.quant.quantizer import ActivationFakeQuantize, WeightFakeQuantize
 from qatflow.quant.saved import load, save
 from qatflow.quant.simulation import QUANTIZERS, Simulation
 from qatflow.recipe import Calibration, Precision
@@ -252,7 +252,7 @@ def test_weight_scales_follow_the_weights_and_activation_scales_stay(folded: Net
 
 
 def test_a_channel_of_zeros_gets_a_range_once_it_moves() -> None:
-    quantizer, grid = WeightQuantizer(Grid(8, True, True), 0, 2), Grid(8, True, True)
+    quantizer, grid = WeightFakeQuantize(Grid(8, True, True), 0, 2), Grid(8, True, True)
     weight = torch.tensor([[0.0, 0.0], [1.0, -0.5]])
     fixed = Encoding(grid, torch.tensor([0.02, 0.01]), torch.zeros(2), 0)
     quantizer.adopt(weight, fixed)
@@ -261,13 +261,13 @@ def test_a_channel_of_zeros_gets_a_range_once_it_moves() -> None:
     torch.testing.assert_close(quantizer(moved)[0], moved[0], rtol=0, atol=0.3 / 127)
 
 
-def correction(quantizer: ActivationQuantizer | WeightQuantizer) -> nn.Parameter:
-    return quantizer.widened if isinstance(quantizer, WeightQuantizer) else quantizer.log_ratio
+def correction(quantizer: ActivationFakeQuantize | WeightFakeQuantize) -> nn.Parameter:
+    return quantizer.widened if isinstance(quantizer, WeightFakeQuantize) else quantizer.log_ratio
 
 
 def test_the_end_of_a_weight_range_moves_as_far_as_its_correction_and_small_channels_do_not_leap() -> None:
     weight = torch.tensor([[0.5, -0.25], [7.0, 3.0], [1e-7, 0.0], [0.0, 0.0]])
-    quantizer = WeightQuantizer(Grid(4, True, True), axis=0, channels=4)
+    quantizer = WeightFakeQuantize(Grid(4, True, True), axis=0, channels=4)
     quantizer.settle(weight, "minmax")
     ends = quantizer.encoding_of(weight).scale * 7
     with torch.no_grad():
@@ -288,14 +288,14 @@ def test_learn_ranges_lets_ranges_be_trained_but_not_fixed_or_symmetric_ones(fol
         quantizer = simulation.quantizer(point.tensor)
         learned = point.tensor != given or bits < 8
         assert correction(quantizer).requires_grad == learned
-        if isinstance(quantizer, ActivationQuantizer):
+        if isinstance(quantizer, ActivationFakeQuantize):
             assert quantizer.shift.requires_grad == learned
     simulation.learn_ranges(False)
     names = [name for name, one in simulation.model.named_parameters() if one.requires_grad]
     assert names
     assert not [name for name in names if name.startswith(f"{QUANTIZERS}.")]
-    fixed = ActivationQuantizer(Grid(8, False, False), (0.0, 1.0))
-    symmetric = ActivationQuantizer(Grid(8, True, True))
+    fixed = ActivationFakeQuantize(Grid(8, False, False), (0.0, 1.0))
+    symmetric = ActivationFakeQuantize(Grid(8, True, True))
     for quantizer in (fixed, symmetric):
         quantizer.learn_range(True)
     assert (fixed.log_ratio.requires_grad, fixed.shift.requires_grad) == (False, False)

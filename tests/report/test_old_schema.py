@@ -148,7 +148,7 @@ def test_a_second_start_takes_nothing_of_it_over(number: int, folder: Path) -> N
     old.enqueue_trial({"lr": 1.0})
     settings = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     settings["search"].update(max_trials=1, epochs=[1, 1], decay_period=[1, 1])
-    settings.update(report={"html": False}, export={"verify": False})
+    settings.update(report={"html": False}, export={"verify": False}, ladder={"judge": False})
     told = Told()
     result = qatflow.run(Recipe.model_validate(settings), folder, trust=("tests",), progress=told)
     assert not any(record.resumed for record in told.records)

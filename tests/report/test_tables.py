@@ -14,7 +14,8 @@ from qatflow.results.result import RunResult
 
 GOLDEN = Path(__file__).parent / "golden"
 RESULT_COLUMNS = (
-    "candidate stage part look metric value fp32 drop drop_low drop_high lost gained verdict sqnr_db kept seconds"
+    "candidate stage part look metric value fp32 drop drop_low drop_high lost gained verdict sqnr_db kept seconds "
+    "design"
 )
 LAYER_COLUMNS = (
     "layer tensor kind bits signed symmetric channels scale_min scale_max range_min range_max zero_point sqnr_db"
