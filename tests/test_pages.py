@@ -132,6 +132,13 @@ def test_files_that_are_named_exist(page: str) -> None:
     ] == []
 
 
+def test_the_readme_quotes_figures_that_are_in_the_tables() -> None:
+    table = TEXTS["README.md"].partition("## Beside other tools")[2].partition("By `python")[0]
+    figures = re.findall(r"-?\d+\.\d+(?= (?:dB|%|times))", table)
+    assert len(figures) == 18
+    assert [one for one in figures if one not in re.findall(r"-?\d+\.\d+", TEXTS["docs/benchmarks.md"])] == []
+
+
 # -- recipes
 
 
