@@ -180,6 +180,7 @@ def test_a_result_shows_itself(tmp_path: Path) -> None:
     result = qatflow.quantize(network(), parts(), name="tiny", gate=0.1, folder=tmp_path, progress=Silent(), **FAST)
     assert repr(result).startswith("<RunResult tiny: gate met; naive: accuracy ")
     assert repr(result).endswith(f"; in {tmp_path}>")
+    assert str(result) == repr(result)
     html = result._repr_html_()
     assert html.count("<tr>") == 1 + len(result.candidates)
     assert "W8A8" in html

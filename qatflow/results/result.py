@@ -306,6 +306,9 @@ class RunResult(Record):
 
         return f"<RunResult {summary(self)}>"
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def _repr_html_(self) -> str:
         """The ladder as a table, for notebooks."""
         from qatflow.results.notebook import ladder_table
