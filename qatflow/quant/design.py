@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from qatflow.quant.target import Target
 from qatflow.quant.targets.onnxruntime import ONNXRUNTIME
 from qatflow.recipe import Calibration, LayerPrecision, Precision
+from qatflow.recipe.calibration import Method, WeightMethod
 from qatflow.results.result import DesignRecord
-
-Method = Literal["minmax", "percentile", "sqnr", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Design:
     def found_by(
         self,
         activations: Method | None = None,
-        weights: Literal["minmax", "sqnr"] | None = None,
+        weights: WeightMethod | None = None,
         ranges: Mapping[str, Method] | None = None,
     ) -> Design:
         """Return the design with other ways to find ranges; None leaves one as it is."""

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from qatflow.errors import allowed_values
+from qatflow.recipe.calibration import Calibration as Calibration
 from qatflow.recipe.config import Config
 from qatflow.recipe.gate import Drop as Drop
 from qatflow.recipe.gate import Gate as Gate
@@ -82,24 +83,6 @@ class Data(Source):
     mask: str = ATTENTION_MASK
     """The input, shape `[samples, positions]`, that is nonzero where a position counts and is no padding; an attention
     mask is found by itself, and empty means none."""
-
-
-class Calibration(Config):
-    """How ranges are found from calibration samples."""
-
-    samples: Annotated[int, Field(ge=1)] = 512
-    activations: Literal["minmax", "percentile", "sqnr", "entropy"] = "sqnr"
-    """The step `calibrate` tries them all, for single tensors as well."""
-    weights: Literal["minmax", "sqnr"] = "sqnr"
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
-    """Share of values, in percent, that a range found by `percentile` covers on each side."""
-
-    @field_validator("activations", "weights", mode="before")
-    @classmethod
-    def _no_auto(cls, value: Any) -> Any:
-        if value == "auto":
-            raise ValueError("drop it and add the step `calibrate`, which tries all ways to find ranges")
-        return value
 
 
 class Ladder(Config):

@@ -7,10 +7,11 @@ user's is one function, and its config, a `StepConfig` as well, is the annotatio
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
+from qatflow.recipe.calibration import Method, WeightMethod
 from qatflow.recipe.config import Config
 from qatflow.recipe.precision import ShortLayerPrecision
 
@@ -93,14 +94,9 @@ class Smooth(StepConfig):
 class Calibrate(StepConfig):
     """The way to find ranges whose outputs are nearest to FP32's, for single tensors as well where that pays."""
 
-    activations: tuple[Literal["sqnr", "minmax", "percentile", "entropy"], ...] = (
-        "sqnr",
-        "minmax",
-        "percentile",
-        "entropy",
-    )
+    activations: tuple[Method, ...] = get_args(Method)
     """Ways that are tried for activations."""
-    weights: tuple[Literal["sqnr", "minmax"], ...] = ("sqnr", "minmax")
+    weights: tuple[WeightMethod, ...] = get_args(WeightMethod)
     """Ways that are tried for weights."""
     tensors: Annotated[int, Field(ge=0)] = 8
     """Most activations that may get a way of their own, those that hurt most first; 0 is one way for all."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from qatflow.recipe.calibration import Method
 from qatflow.results.record import Record
 
 
@@ -17,7 +18,7 @@ class DesignRecord(Record):
     """As a recipe's section `precision` has it."""
     calibration: dict[str, Any]
     """As a recipe's section `calibration` has it."""
-    ranges: dict[str, Literal["minmax", "percentile", "sqnr", "entropy"]] = Field(default_factory=dict)
+    ranges: dict[str, Method] = Field(default_factory=dict)
     """Activations whose range another method finds than the section says, by tensor."""
 
     @property

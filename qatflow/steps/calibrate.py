@@ -15,9 +15,10 @@ from typing import cast
 from torch import Tensor
 
 from qatflow.graph.tree import tree_leaves, tree_map_only
-from qatflow.quant.design import Design, Method
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
+from qatflow.recipe.calibration import Method
 from qatflow.recipe.steps import Calibrate
 from qatflow.results.result import Note
 from qatflow.steps.context import Inputs, StepContext
