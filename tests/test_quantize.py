@@ -186,7 +186,9 @@ def test_a_result_shows_itself(tmp_path: Path) -> None:
     assert "W8A8" in html
     again = qatflow.read_result(tmp_path)
     assert again.folder == tmp_path
-    assert again == result
+    assert again == result == again.in_folder(tmp_path / "elsewhere")
+    assert "folder" not in again.model_dump()
+    assert str(tmp_path) not in again.model_copy(update={"command": ""}).model_dump_json()
     assert "_folder" not in (tmp_path / "result.json").read_text()
 
 

@@ -69,7 +69,7 @@ def told(*lines: str, multirun: bool = False, config_dir: Path | None = None) ->
         ("target=onnx_runtime", "target: 'onnx_runtime' is not an option; did you mean 'onnxruntime'? "
          "allowed: onnxruntime, openvino, qnn, tensorrt, xnnpack"),
         ("calibration=min_max", "calibration: 'min_max' is not an option; did you mean 'minmax'? "
-         "allowed: auto, entropy, minmax, percentile, sqnr"),
+         "allowed: entropy, minmax, percentile, sqnr"),
         ("gate=acuracy", "gate: 'acuracy' is not an option; did you mean 'accuracy'? "
          "allowed: accuracy, accuracy_strict, agreement, mean_squared_error, sqnr_db, top5_accuracy"),
         ("ladder=all", "ladder: 'all' is not an option; allowed: all_rungs, stop_at_gate"),

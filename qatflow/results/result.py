@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from qatflow.results.design import DesignRecord as DesignRecord
 from qatflow.results.latency import LatencyRecord as LatencyRecord
@@ -280,17 +280,16 @@ class RunResult(Record):
     """ISO 8601, UTC."""
     seconds: float
 
-    _folder: Path | None = PrivateAttr(default=None)
-
     @property
     def folder(self) -> Path | None:
         """The run folder; None where the result was not read from one or left in one."""
-        return self._folder
+        found: Path | None = self.__dict__.get("folder")
+        return found
 
     def in_folder(self, folder: Path) -> RunResult:
         """Return the same result, which knows its folder; that is not stored."""
         found = self.model_copy()
-        found._folder = folder
+        found.__dict__["folder"] = folder  # beside the fields: neither stored nor compared
         return found
 
     @property

@@ -42,6 +42,7 @@ def recipe(data: str = "data", **search: object) -> Recipe:
         data={"factory": f"{HERE}:{data}", "batch_size": 32},
         precision={"weights": 2, "activations": 3},
         calibration={"samples": 64},
+        ladder={"judge": False},
         qat={"when": "always"},
         search={**space, **search},
         export={"verify": False, "onnx": False},

@@ -91,12 +91,12 @@ def test_damaged_json(met_folder: Path) -> None:
     assert "results.csv" not in contents(met_folder)
 
 
-@pytest.mark.parametrize(("version", "shown"), [(3, "3"), (None, "None"), ("1", "1"), (0, "0")])
+@pytest.mark.parametrize(("version", "shown"), [(4, "4"), (None, "None"), ("1", "1"), (0, "0")])
 def test_another_schema_version(version: object, shown: str, met_folder: Path) -> None:
     path = met_folder / "result.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**values, "schema_version": version, "new_field": 1}), encoding="utf-8")
-    with pytest.raises(RunFolderError, match=rf"has schema_version {shown}, this qatflow reads up to 2; rebuild"):
+    with pytest.raises(RunFolderError, match=rf"has schema_version {shown}, this qatflow reads up to 3; rebuild"):
         write(met_folder)
 
 

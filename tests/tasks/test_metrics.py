@@ -185,7 +185,7 @@ def test_real_targets_may_be_whole_or_double() -> None:
 
 
 def test_what_is_no_metric_is_refused() -> None:
-    with pytest.raises(DataError, match="no_function returned a int"):
+    with pytest.raises(DataError, match="no_function is a int; it has to be a function"):
         load_metric(Gate(metric=f"{HERE}:no_function", direction="higher"), ("tests",))
     with pytest.raises(RecipeError, match="'tests' is not trusted"):
         load_metric(Gate(metric=f"{HERE}:negative_error", direction="higher"))
