@@ -62,7 +62,8 @@ def test_the_run_folder_keeps_its_contract(quickstart: tuple[RunResult, Path]) -
     assert RunResult.model_validate_json((folder / "result.json").read_text()) == result
     table = pandas.read_csv(folder / "results.csv")
     columns = (
-        "candidate stage part look metric value fp32 drop drop_low drop_high lost gained verdict sqnr_db kept seconds"
+        "candidate stage part look metric value fp32 drop drop_low drop_high lost gained verdict sqnr_db kept seconds "
+        "design"
     )
     assert list(table.columns) == columns.split()
     assert list(table["candidate"]) == [record.id for record in result.candidates]

@@ -22,6 +22,13 @@ RELU, RELU6, HALF_OFF = (0.0, math.inf), (0.0, 6.0), (-1.0, 40.0)
 CHANNELS = 64
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_compiler() -> None:
+    """What other tests of this process had compiled would count against the limit that is looked at here."""
+    torch._dynamo.reset()
+    kernels.cache_clear()
+
+
 def values(grid: Grid, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
     """Values over the whole grid and beyond it, exact ties, zeros, and an empty channel where there are channels."""
     shape = (CHANNELS, SMALLEST // CHANNELS + 7)
