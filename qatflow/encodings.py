@@ -17,36 +17,19 @@ from qatflow.export.encodings import (
     EncodingsFile,
     Findings,
     ModelFacts,
-    TensorEncoding,
     convert,
-    from_json,
     misfits,
     read,
     read_model,
-    to_json,
     validate,
     with_model,
     write,
 )
+from qatflow.export.encodings import TensorEncoding as TensorEncoding
+from qatflow.export.encodings import __all__ as __all__
+from qatflow.export.encodings import from_json as from_json
+from qatflow.export.encodings import to_json as to_json
 from qatflow.export.encodings.files import WRITERS
-
-__all__ = [
-    "EncodingsFile",
-    "Findings",
-    "ModelFacts",
-    "TensorEncoding",
-    "convert",
-    "from_json",
-    "main",
-    "misfits",
-    "read",
-    "read_model",
-    "to_json",
-    "validate",
-    "with_model",
-    "write",
-]
-
 
 OK, MISTAKE, FOUND = 0, 1, 2
 

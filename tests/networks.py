@@ -60,3 +60,15 @@ class TwoInputs(nn.Module):
         pooled = torch.relu(self.left(x)).mean(-1)
         total = pooled + self.right(y)
         return {"sum": total, "parts": (pooled, total.softmax(-1))}
+
+
+class Classifier(nn.Module):
+    """Two convolutions and two linear layers, in parts of those names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.classifier = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).amax((2, 3)))

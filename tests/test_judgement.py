@@ -71,7 +71,7 @@ def test_what_does_not_help_is_left_out_and_no_rung_is_skipped_for_it(hopeless) 
 
 def test_a_second_start_finds_the_judgement_again(hopeless, monkeypatch: pytest.MonkeyPatch) -> None:
     result, folder = hopeless
-    monkeypatch.setattr("qatflow.ladder.judgement._Judge", None)
+    monkeypatch.setattr("qatflow.ladder.judgement._Trials", None)
     again = qatflow.run(digits(precision={"weights": 8, "activations": 2}), folder)
     assert again.activations_only == result.activations_only
     (found,) = json.loads((folder / "activations_only.json").read_text()).values()
@@ -144,7 +144,7 @@ def test_what_is_exported_has_the_bits_of_the_winner(cured) -> None:
 
 def test_a_second_start_does_not_look_for_it_again(cured, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, result, folder = cured
-    monkeypatch.setattr("qatflow.ladder.judgement._Judge", None)
+    monkeypatch.setattr("qatflow.ladder.judgement._Trials", None)
     monkeypatch.setattr("qatflow.steps.calibrate.calibrate", None)
     monkeypatch.setattr("qatflow.steps.set_precision.set_precision", None)
     again = qatflow.run(recipe, folder)

@@ -17,7 +17,7 @@ import torch
 
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
-from qatflow.ladder.judgement import judge, tensors_in_need
+from qatflow.ladder.judgement import Judge
 from qatflow.ladder.lookup import step_of
 from qatflow.recipe.steps import Calibrate, SetPrecision, StepConfig
 from qatflow.results.gate import is_worse
@@ -93,22 +93,26 @@ def _cured(bench: Bench, kept: Candidate, rungs: list[Candidate]) -> Candidate:
 
     A step that the recipe has itself is left to it.
     """
-    if kept.record.passed or not bench.recipe.ladder.judge or _activations_meet(bench, kept):
+    if kept.record.passed or not bench.recipe.ladder.judge:
+        return kept
+    judge = Judge(bench, kept)
+    if _activations_meet(bench, judge):
         return kept
     if "calibrate" not in bench.recipe.steps:
         rungs.append(_rung(bench, "calibrate", Calibrate(), kept))
         if rungs[-1].record.kept:
             kept = rungs[-1]
-            if kept.record.passed or _activations_meet(bench, kept):
+            judge = Judge(bench, kept)
+            if kept.record.passed or _activations_meet(bench, judge):
                 return kept
-    if "set_precision" not in bench.recipe.steps and (named := tensors_in_need(bench, kept)):
+    if "set_precision" not in bench.recipe.steps and (named := judge.tensors_in_need()):
         rungs.append(_rung(bench, "set_precision", SetPrecision(layers=named), kept))
     return rungs[-1] if rungs[-1].record.kept else kept
 
 
-def _activations_meet(bench: Bench, kept: Candidate) -> bool:
+def _activations_meet(bench: Bench, judge: Judge) -> bool:
     """Tell whether activations alone meet the gate."""
-    judgement = judge(bench, kept)
+    judgement = judge.judgement()
     bench.progress.judgement(judgement)
     return judgement.passed
 

@@ -11,8 +11,9 @@ wrong beside float ones. Activations are observed once, whatever is tried with w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from qatflow.ladder.bench import Bench
@@ -34,27 +35,43 @@ SAMPLES = 8
 MANY_BITS = 16
 
 
-def judge(bench: Bench, kept: Candidate) -> Judgement:
-    """Return what quantized activations alone do to a candidate; one that an earlier run stored is not made again."""
-    stored = _stored(bench, "judgement", kept)
-    if stored is None:
-        bench.progress.stage("activations only: weights in float, to see what rounding them can reach")
-        stored = _keep(bench, "judgement", kept, _Judge(bench, kept.network).judgement().model_dump(mode="json"))
-    return Judgement.model_validate(stored)
+class Judge:
+    """Judges one candidate; what an earlier run found of it and stored is not looked for again."""
 
+    def __init__(self, bench: Bench, kept: Candidate) -> None:
+        self._bench = bench
+        self._kept = kept
+        self._path = bench.run_folder / "activations_only.json"
+        self._key = key_of(kept.key, "activations only", bench.recipe.gate.model_dump(mode="json"))
 
-def tensors_in_need(bench: Bench, kept: Candidate) -> dict[str, LayerPrecision]:
-    """Return the activations with which all alone meet the gate, if they have more bits; none where 8 do not do.
+    @cached_property
+    def _trials(self) -> _Trials:
+        return _Trials(self._bench, self._kept.network)
 
-    More bits are 16 where the target has integer kernels for them, and float elsewhere. What an earlier run stored is
-    not looked for again.
-    """
-    relief = more_bits(bench.base.design.target)
-    stored = _stored(bench, "tensors", kept)
-    if stored is None:
-        bench.progress.stage("sensitivity: which activations hurt most")
-        stored = _keep(bench, "tensors", kept, _Judge(bench, kept.network).tensors_in_need(relief))
-    return dict.fromkeys(stored, relief)
+    def judgement(self) -> Judgement:
+        """Return what quantized activations alone cost."""
+        said = "activations only: weights in float, to see what rounding them can reach"
+        found = self._found("judgement", said, lambda: self._trials.judgement().model_dump(mode="json"))
+        return Judgement.model_validate(found)
+
+    def tensors_in_need(self) -> dict[str, LayerPrecision]:
+        """Return the activations with which all alone meet the gate, if they have more bits; none where 8 do not do.
+
+        More bits are 16 where the target has integer kernels for them, and float elsewhere.
+        """
+        relief, said = more_bits(self._bench.base.design.target), "sensitivity: which activations hurt most"
+        return dict.fromkeys(self._found("tensors", said, lambda: self._trials.tensors_in_need(relief)), relief)
+
+    def _found(self, what: str, stage: str, look: Callable[[], Any]) -> Any:
+        """Return what is stored under a name; where nothing is, look for it and store it."""
+        stored = read_usable(self._path, self._bench.progress.note)
+        every = {key: one for key, one in stored.items() if isinstance(one, dict)} if isinstance(stored, dict) else {}
+        own = every.get(self._key, {})
+        if what not in own:
+            self._bench.progress.stage(stage)
+            own = {**own, what: look()}
+            write_json(self._path, {**every, self._key: own})
+        return own[what]
 
 
 def more_bits(target: Target) -> LayerPrecision:
@@ -63,27 +80,7 @@ def more_bits(target: Target) -> LayerPrecision:
     return LayerPrecision(activations=MANY_BITS) if able else LayerPrecision(quantized=False)
 
 
-def _key(bench: Bench, kept: Candidate) -> str:
-    return key_of(kept.key, "activations only", bench.recipe.gate.model_dump(mode="json"))
-
-
-def _stored(bench: Bench, what: str, kept: Candidate) -> Any:
-    """Return what an earlier run found of a candidate; None where nothing is stored."""
-    stored = read_usable(bench.run_folder / "activations_only.json", bench.progress.note)
-    found = stored.get(_key(bench, kept)) if isinstance(stored, dict) else None
-    return found.get(what) if isinstance(found, dict) else None
-
-
-def _keep(bench: Bench, what: str, kept: Candidate, value: Any) -> Any:
-    """Store what was found of a candidate, and return it."""
-    path, key = bench.run_folder / "activations_only.json", _key(bench, kept)
-    stored = read_usable(path, bench.progress.note)
-    every = {name: one for name, one in stored.items() if isinstance(one, dict)} if isinstance(stored, dict) else {}
-    write_json(path, {**every, key: {**every.get(key, {}), what: value}})
-    return value
-
-
-class _Judge:
+class _Trials:
     """Measures one network with its weights in float, with several precisions of activations."""
 
     def __init__(self, bench: Bench, network: Network) -> None:

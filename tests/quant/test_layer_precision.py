@@ -14,22 +14,13 @@ from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import LayerPrecision, Precision
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
-        self.classifier = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).amax((2, 3)))
+from tests.networks import Classifier
 
 
 @cache
 def network() -> Network:
     torch.manual_seed(0)
-    return captured_network(Net().eval(), (torch.randn(2, 3, 8, 8),))
+    return captured_network(Classifier().eval(), (torch.randn(2, 3, 8, 8),))
 
 
 def designed(target: str = "qnn", **precision: object) -> Network:

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qatflow import STEPS, Network, Simulation
 from qatflow.errors import RecipeError
@@ -15,16 +15,7 @@ from qatflow.recipe.steps import STEP_CONFIGS, SetPrecision
 from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
 from qatflow.steps.set_precision import set_precision
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
-        self.classifier = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).amax((2, 3)))
+from tests.networks import Classifier
 
 
 def inputs(count: int) -> Tensor:
@@ -34,7 +25,7 @@ def inputs(count: int) -> Tensor:
 @cache
 def base() -> Network:
     torch.manual_seed(0)
-    return captured_network(Net().eval(), (inputs(2),))
+    return captured_network(Classifier().eval(), (inputs(2),))
 
 
 @cache
