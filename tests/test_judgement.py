@@ -227,7 +227,7 @@ def test_sentences_say_what_to_make_of_it() -> None:
     missed = Judgement(drop=0.2, drop_low=0.1, passed=False, hopeless=True, sqnr_db=3.0)
     assert missed.sentence == (
         "activations alone (weights in float) miss the gate, which better rounding of weights seldom mends; "
-        "other ranges, or more bits for the layers that hurt most, may"
+        "other ranges, or more bits for the activations that hurt most, may"
     )
     met = missed.model_copy(update={"passed": True})
     assert met.sentence == "activations alone (weights in float) meet the gate: rounding weights better can help"

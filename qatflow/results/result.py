@@ -233,7 +233,7 @@ class Judgement(Record):
         if self.passed:
             return "activations alone (weights in float) meet the gate: rounding weights better can help"
         said = "activations alone (weights in float) miss the gate, which better rounding of weights seldom mends"
-        return f"{said}; {self.advice or 'other ranges, or more bits for the layers that hurt most, may'}"
+        return f"{said}; {self.advice or 'other ranges, or more bits for the activations that hurt most, may'}"
 
 
 class RunResult(Record):
