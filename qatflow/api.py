@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from qatflow import engine
+from qatflow.errors import Mistake, RecipeError
 from qatflow.ladder.environment import Origin
 from qatflow.recipe import Data, Recipe
 from qatflow.recipe.check import session_recipe
@@ -63,12 +64,12 @@ def quantize(
     loss: Any = "auto",
     target: str = "onnxruntime",
     precision: Any = "w8a8",
-    steps: Sequence[str] | Mapping[str, Any] = STEPS,
+    steps: str | Sequence[str] | Mapping[str, Any] | None = STEPS,
     gate: Any = None,
     labels: bool = True,
     name: str | None = None,
     folder: Path | str | None = None,
-    trust: tuple[str, ...] = (),
+    trust: str | Sequence[str] = (),
     progress: Progress | None = None,
     **sections: Any,
 ) -> RunResult:
@@ -82,18 +83,19 @@ def quantize(
         data: `calibration` and `test`, and for QAT `train` and `validation`: loaders, datasets or lists of
             `(inputs, target)`, that share no sample.
         metric: a name of ours, `package.module:function`, a torchmetrics metric, or a function
-            `(outputs, target) -> one score per sample`, with FP32's outputs as a third argument if it takes one.
+            `(outputs, target) -> one score per sample`, with FP32's outputs as a third argument if it has to have one;
+            of a function, `gate={"direction": "higher"}` or `"lower"` says which is better.
         loss: for QAT: a name of ours, `package.module:function`, or a function `(outputs, target) -> scalar`.
         target: name of a target.
         precision: such as `w8a8` or `w4a8_per_tensor`, or what a recipe's section holds.
-        steps: names in order, or a mapping from each to its options.
+        steps: names in order, or a mapping from each to its options; None is none.
         gate: the largest drop, such as 0.01 or `1%`, or what a recipe's section holds.
         labels: false where a sample is the inputs alone.
         name: of the run; None is the model's class.
         folder: the run folder; None makes a new one under `reports/`.
         trust: packages that functions may be named from.
         progress: who is told how it gets on; None shows it on the terminal or in the notebook.
-        sections: other sections and values of a recipe, such as `qat={"when": "never"}`, `search={"max_trials": 4}` or
+        sections: other sections and values of a recipe, such as `qat="never"`, `search={"max_trials": 4}` or
             `seed=1`; `data_options` and `model_options` hold further keys of `data` and `model`.
 
     Raises:
@@ -101,7 +103,12 @@ def quantize(
         UserCodeError: code of the user's raised.
         QatflowError: the model or the data cannot be used.
     """
-    parts = Parts(model, live_splits(data), _live(metric), _live(loss))
+    if not isinstance(model, nn.Module):
+        found = f"{model.__name__} is a class" if isinstance(model, type) else f"it is a {type(model).__name__}"
+        raise RecipeError([Mistake("model", found, "give a torch.nn.Module, the trained FP32 model")])
+    parts = Parts(model, live_splits(data), _live(metric, "metric"), _live(loss, "loss"))
+    trust = (trust,) if isinstance(trust, str) else tuple(trust)
+    qat = sections.pop("qat", None)
     mapping: dict[str, Any] = {
         "name": name or type(model).__name__,
         "model": {"factory": live_name(model), **sections.pop("model_options", {})},
@@ -112,10 +119,14 @@ def quantize(
         },
         "target": target,
         "precision": precision,
-        "steps": dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(steps),
+        "steps": _steps(steps),
         "gate": {**({"max_drop": gate} if not isinstance(gate, Mapping) else gate), "metric": _named(metric)},
         **sections,
-        "qat": {"when": "missed" if "train" in data else "never", **sections.get("qat", {}), "loss": _named(loss)},
+        "qat": {
+            "when": "missed" if "train" in data else "never",
+            **(qat if isinstance(qat, Mapping) else {} if qat is None else {"when": qat}),
+            "loss": _named(loss),
+        },
     }
     recipe = session_recipe(mapping, trust)
     home = Path(folder or new_folder(recipe.name))
@@ -124,8 +135,27 @@ def quantize(
         return _carried_out(recipe, home, trust, shown, Origin(again), parts)
 
 
-def _live(value: Any) -> Live | None:
-    return None if isinstance(value, str) else Live.of(value)
+def _live(value: Any, what: str) -> Live | None:
+    return None if isinstance(value, str) else Live.of(value, what)
+
+
+def _steps(steps: str | Sequence[str] | Mapping[str, Any] | None) -> Any:
+    """Return steps as a recipe has them.
+
+    Raises:
+        RecipeError: they are something else, or one is there twice.
+    """
+    if steps is None or isinstance(steps, Mapping):
+        return steps
+    names = [steps] if isinstance(steps, str) else list(steps)
+    odd = [name for name in names if not isinstance(name, str)]
+    if odd:
+        fix = "write a mapping from names to options, as in {'adaround': {'samples': 64}}"
+        raise RecipeError([Mistake("steps", f"{odd[0]!r} is not a name", fix)])
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise RecipeError([Mistake("steps", f"{twice[0]!r} is there twice", "a step runs once: list it once")])
+    return dict.fromkeys(names)
 
 
 def _named(value: Any) -> str:

@@ -12,13 +12,14 @@ It is a thin face: the network, its design and the simulation behind it are attr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from qatflow.errors import DataError, ExportError, allowed_values
 from qatflow.export.onnx_export import export_onnx
@@ -34,9 +35,11 @@ from qatflow.quant.simulation import Inputs, Simulation
 from qatflow.recipe.check import session_recipe
 from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
-from qatflow.tasks.batches import arguments
+from qatflow.tasks.batches import arguments, at_least_two
 
 WRITERS = (".onnx", ".pt2", ".pte")
+BATCH_SIZE = 32
+"""Of a dataset that comes without a loader."""
 
 
 @contextmanager
@@ -51,6 +54,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _batches(calibration: Any) -> Iterable[Any]:
+    """Return what calibration is given as, in batches."""
+    if isinstance(calibration, Tensor):
+        return [calibration]
+    if isinstance(calibration, Dataset) and not isinstance(calibration, IterableDataset):
+        return DataLoader(calibration, batch_size=BATCH_SIZE)
+    return calibration  # type: ignore[no-any-return]
+
+
 class Quantizer:
     """A model being quantized.
 
@@ -60,9 +72,9 @@ class Quantizer:
 
     Args:
         model: the trained FP32 model; it is left as it is.
-        example: its inputs, at least 2 samples: a tensor, a tuple (positional) or a dict (keyword inputs).
-        calibration: batches to find ranges and to fit weights on: a loader, or any iterable that can be gone through
-            more than once, of inputs in the form of `example`, or of `(inputs, target)`.
+        example: its inputs, a batch of them: a tensor, a tuple (positional) or a dict (keyword inputs).
+        calibration: batches to find ranges and to fit weights on: a loader, a dataset, one tensor, or any iterable that
+            can be gone through more than once, of inputs in the form of `example`, or of `(inputs, target)`.
         target: name of a target.
         precision: such as `w8a8` or `w4a8_per_tensor`, or what a recipe's section holds.
         ranges: what a recipe's section `calibration` holds.
@@ -85,14 +97,15 @@ class Quantizer:
         precision: Any = "w8a8",
         ranges: Any = None,
         seed: int = 0,
-        trust: tuple[str, ...] = (),
+        trust: str | Sequence[str] = (),
     ) -> None:
+        trust = (trust,) if isinstance(trust, str) else tuple(trust)
         stated = session_recipe({"target": target, "precision": precision, "calibration": ranges or {}}, trust)
-        args, kwargs = arguments(example)
+        args, kwargs = at_least_two(*arguments(example))
         design = Design(target_of(stated.target, trust), stated.precision, stated.calibration)
         self.example: Inputs = (args, kwargs)
         self.notes: dict[str, dict[str, Note]] = {}
-        self._batches = calibration
+        self._batches = _batches(calibration)
         self._seed = seed
         self._trust = trust
         self._simulation: Simulation | None = None

@@ -7,12 +7,20 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torchmetrics.classification import MulticlassF1Score
 
 import qatflow
 from qatflow.errors import DataError, RecipeError
 from qatflow.results.progress import Silent
+from qatflow.tasks.live import live_splits
 
 
 class Told(Silent):
@@ -145,6 +153,83 @@ def test_a_loader_with_its_own_collate_is_taken_apart(tmp_path: Path) -> None:
         doubled[0].weight.div_(2)
     result = qatflow.quantize(doubled, data, folder=tmp_path, progress=Silent(), steps=[], **FAST)
     assert (result.fp32, result.candidates[0].samples) == (1.0, 64)
+
+
+def some_right(outputs: Tensor, target: Tensor, scale: float = 0.5) -> Tensor:
+    return right(outputs, target) * scale
+
+
+class Right(nn.Module):
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return right(outputs, target)
+
+
+def same_as(outputs: Tensor, target: Tensor, fp32_outputs: Tensor | None = None) -> Tensor:
+    assert fp32_outputs is not None
+    return (outputs.argmax(1) == fp32_outputs.argmax(1)).float()
+
+
+@pytest.mark.parametrize(("metric", "fp32"), [(some_right, 0.5), (Right(), 1.0), (same_as, 1.0)])
+def test_an_option_of_a_metric_is_not_given_the_fp32_outputs(metric: Any, fp32: float, tmp_path: Path) -> None:
+    result = qatflow.quantize(
+        network(), parts(), metric=metric, gate=UP, folder=tmp_path, progress=Silent(), steps=None, **FAST
+    )
+    assert result.fp32 == fp32
+
+
+def test_loaders_that_choose_are_judged_on_what_they_give(tmp_path: Path) -> None:
+    whole, chosen = samples(200, 1), torch.arange(50)
+    loaders = {
+        "sampler": DataLoader(whole, batch_size=16, sampler=SubsetRandomSampler(chosen.tolist())),
+        "order": DataLoader(whole, batch_size=16, sampler=SequentialSampler(chosen)),
+        "number": DataLoader(whole, batch_size=16, sampler=RandomSampler(whole, num_samples=50)),
+        "batches": DataLoader(whole, batch_sampler=[list(range(25)), list(range(25, 50))]),
+        "samples": DataLoader(Subset(whole, chosen.tolist()), batch_size=None),
+        "all": DataLoader(whole, batch_size=16, shuffle=True),
+    }
+    counts = {
+        name: len(live_splits({"calibration": samples(8, 0), "test": loader}).test) for name, loader in loaders.items()
+    }
+    assert counts == {**dict.fromkeys(loaders, 50), "all": 200}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": nn.Linear}, "model: Linear is a class"),
+        ({"model": lambda x: x}, "model: it is a function"),
+        ({"metric": Right}, "metric: Right is a class"),
+        ({"metric": 3}, "metric: int is neither a name nor a function"),
+        ({"loss": nn.CrossEntropyLoss}, "loss: CrossEntropyLoss is a class"),
+        ({"steps": ["equalize", "equalize"]}, "steps: 'equalize' is there twice"),
+        ({"steps": [{"adaround": {}}]}, r"steps: \{'adaround': \{\}\} is not a name"),
+        ({"data": []}, "data is a list; give its parts"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_objects_of_the_wrong_kind_are_sentences(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    every = {"model": network(), "data": parts(), "folder": tmp_path / "none", **given}
+    with pytest.raises((RecipeError, DataError), match=said):
+        qatflow.quantize(**every)
+    assert not (tmp_path / "none").exists()
+
+
+def test_short_forms_and_a_model_in_doubles(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).double()
+    x = torch.randn(64, 1, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        target = model(x).argmax(1)
+    data = {"calibration": TensorDataset(x[:32], target[:32]), "test": TensorDataset(x[32:], target[32:])}
+    report = {"html": False}
+    result = qatflow.quantize(
+        model, data, steps="equalize", qat="never", gate="50%", folder=tmp_path, progress=Silent(), report=report
+    )
+    assert result.verification is not None
+    assert result.verification.agreement == 1.0
+    assert result.verification.latency is not None
+    assert [one.stage for one in result.candidates][-1] == "deployed"
+    assert qatflow.read_result(str(tmp_path)).fp32 == result.fp32 == 1.0
 
 
 def test_all_mistakes_are_sentences_with_near_matches(tmp_path: Path) -> None:

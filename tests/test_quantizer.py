@@ -82,6 +82,16 @@ def test_forms_of_batches(calibration: object) -> None:
     assert q.sqnr_db(example) > 10
 
 
+def test_one_sample_a_dataset_and_one_tensor_do(tmp_path: Path) -> None:
+    model = inverted_residuals()
+    wanted = Quantizer(model, X[:2], calibration=[X]).sqnr_db(X)
+    for calibration in (X, LOADER.dataset, LOADER):
+        q = Quantizer(model, X[:1], calibration=calibration)
+        assert abs(q.sqnr_db(X) - wanted) < 1e-6
+    session = onnxruntime.InferenceSession(str(q.export(tmp_path / "model.onnx")), providers=["CPUExecutionProvider"])
+    assert session.run(None, {session.get_inputs()[0].name: X[:5].numpy()})[0].shape[0] == 5
+
+
 def test_mistakes_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         Quantizer(inverted_residuals(), X[:2], calibration=LOADER, target="onxruntime", precision="w1a8")

@@ -26,12 +26,15 @@ from qatflow.export.processor import exact_on, processor_name
 from qatflow.export.runtime import OnnxModel
 from qatflow.export.runtimes import LoadedFile, runtime_of
 from qatflow.export.signature import Example
+from qatflow.export.single_precision import in_single_precision
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import padding_of
 from qatflow.graph.sqnr import OutputSqnr, decibel, part_powers
+from qatflow.graph.surgery import finish
 from qatflow.graph.tree import tree_map_only
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
+from qatflow.quant.network import copy_graph
 from qatflow.results.latency import SHORT_CALL
 from qatflow.results.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
 from qatflow.tasks.metrics import logits
@@ -158,7 +161,7 @@ def _timed(bench: Bench, exported: Exported, found: Verification) -> Verificatio
         kernels = layer_kernels(exported.path, optimized)
         counts = kernel_counts(optimized)
         example = bench.task.example()
-        write_onnx(bench.base.graph, exported.signature, example, fp32, OnnxOptions())
+        write_onnx(_single(bench.base.graph), exported.signature, example, fp32, OnnxOptions())
         latency = _latency(model, OnnxModel(fp32, exported.signature), example)
         fp32_bytes = _size(fp32)
     return found.model_copy(
@@ -173,6 +176,13 @@ def _timed(bench: Bench, exported: Exported, found: Verification) -> Verificatio
             "fp32_bytes": fp32_bytes,
         }
     )
+
+
+def _single(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy in single precision, as the exported file is: the runtime has few kernels for doubles."""
+    copied = copy_graph(graph)
+    in_single_precision(copied)
+    return finish(copied)
 
 
 def _latency(int8: OnnxModel, fp32: OnnxModel, two: Example) -> LatencyRecord:

@@ -16,12 +16,13 @@ from qatflow.errors import RunFolderError
 from qatflow.results.result import SCHEMA_VERSION, RunResult
 
 
-def read_result(folder: Path) -> RunResult:
+def read_result(folder: Path | str) -> RunResult:
     """Return the result that a run left in its folder.
 
     Raises:
         RunFolderError: there is none, or it is damaged or of a newer version.
     """
+    folder = Path(folder)
     path = folder / "result.json"
     if not folder.is_dir():
         message = f"{folder} is not a folder; give the folder of a run, such as reports/quickstart/20260131-120000"

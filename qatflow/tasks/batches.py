@@ -27,6 +27,7 @@ from torch.utils.data import (
 
 from qatflow import recipe
 from qatflow.errors import DataError
+from qatflow.graph.tree import tree_map_only
 from qatflow.tasks.splits import Samples, naming
 from qatflow.users_code import users_code
 
@@ -204,6 +205,15 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), {str(name): value for name, value in inputs.items()}
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+def at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs to capture a model with: one sample alone is taken twice, or its size would count as fixed."""
+
+    def two(value: Tensor) -> Tensor:
+        return value if value.shape[0] > 1 else torch.cat([value, value])
+
+    return tree_map_only(Tensor, two, (args, kwargs))  # type: ignore[no-any-return]
 
 
 def _collate(samples: list[Any]) -> Any:

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
-from qatflow.errors import DataError
+from qatflow.errors import DataError, Mistake, RecipeError
 from qatflow.graph.tree import tree_flatten, tree_unflatten
 from qatflow.recipe.trust import LIVE
 from qatflow.tasks.identity import identity
@@ -40,8 +48,22 @@ class Live:
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @staticmethod
-    def of(value: Any) -> Live:
-        """Return a live object with its name and identity."""
+    def of(value: Any, what: str) -> Live:
+        """Return a live object with its name and identity.
+
+        Args:
+            value: the object.
+            what: where a recipe has it, for messages.
+
+        Raises:
+            RecipeError: it is a class, or nothing that could be called.
+        """
+        if inspect.isclass(value):
+            problem = f"{value.__name__} is a class"
+            raise RecipeError([Mistake(what, problem, f"give an object, as in {value.__name__}(...)")])
+        if not callable(value):
+            problem = f"{type(value).__name__} is neither a name nor a function"
+            raise RecipeError([Mistake(what, problem, "give a name, a function or an object that can be called")])
         return Live(value, _name(value), identity(value))
 
     @property
@@ -88,12 +110,15 @@ def _name(value: Any) -> str:
 def live_splits(data: Mapping[str, Any]) -> Splits:
     """Return data that is given as loaders, datasets or lists, in its parts.
 
-    Of a loader that stacks samples in PyTorch's own way the dataset is taken; any other is gone through once, and its
-    batches are taken apart again, in memory.
+    Of a loader that goes through all of a dataset and stacks samples in PyTorch's own way the dataset is taken,
+    whatever its last batch; any other is gone through once, and its batches are taken apart again, in memory.
 
     Raises:
         DataError: a part is unknown, missing or empty, or a loader's batches cannot be taken apart.
     """
+    if not isinstance(data, Mapping):
+        message = f"data is a {type(data).__name__}; give its parts, as in {{'calibration': ..., 'test': ...}}"
+        raise DataError(message)
     found = {}
     for name, part in data.items():
         with naming(str(name)):
@@ -112,10 +137,20 @@ def _samples(part: Any) -> Samples:
         return list(part)
     if not isinstance(part, DataLoader):
         return part  # type: ignore[no-any-return]  # whether it is a dataset is checked with all parts
-    plain = part.collate_fn is default_collate and isinstance(part.sampler, (SequentialSampler, RandomSampler))
-    if plain and not isinstance(part.dataset, IterableDataset):
+    if part.batch_size is None and part.batch_sampler is None:
+        return list(part)  # it gives samples, not batches
+    if not isinstance(part.dataset, IterableDataset) and _takes_all(part):
         return part.dataset  # type: ignore[return-value]
     return [sample for batch in part for sample in _apart(batch)]
+
+
+def _takes_all(loader: DataLoader[Any]) -> bool:
+    """Tell whether a loader gives every sample of its dataset once, stacked in PyTorch's own way."""
+    sampler, batches = loader.sampler, loader.batch_sampler
+    ordinary = type(sampler) in (SequentialSampler, RandomSampler) and type(batches) is BatchSampler
+    if loader.collate_fn is not default_collate or not ordinary or sampler.data_source is not loader.dataset:  # type: ignore[attr-defined]
+        return False
+    return len(sampler) == len(loader.dataset) and not getattr(sampler, "replacement", False)  # type: ignore[arg-type]
 
 
 def _apart(batch: Any) -> Iterator[Any]:

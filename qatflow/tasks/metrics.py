@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qatflow.errors import DataError, RecipeError
 from qatflow.recipe import Gate
@@ -235,7 +235,7 @@ def _whole(name: str, higher: bool, make: Callable[[], Any], arguments: Argument
 def _told(name: str, function: PerSample) -> PerSample:
     """Return a function of the user's that tells in a sentence where it fails."""
 
-    compares = takes(function, 3)
+    compares = takes_fp32(function)
 
     @functools.wraps(function)
     def scores(outputs: Any, target: Any, fp32_outputs: Any) -> Tensor:
@@ -245,15 +245,20 @@ def _told(name: str, function: PerSample) -> PerSample:
     return scores
 
 
-def takes(function: Callable[..., Any], count: int) -> bool:
-    """Tell whether a function can be called with so many positional arguments; true where it does not tell."""
+def takes_fp32(function: Callable[..., Any]) -> bool:
+    """Tell whether a metric's third argument is for FP32's outputs; true where it does not tell its arguments.
+
+    One with a default is an option of the metric's own, unless it is called after FP32.
+    """
     try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        return False
-    except ValueError:
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
         return True
-    return True
+    every = list(signature.parameters.values())
+    placed = [one for one in every if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if len(placed) < 3:
+        return any(one.kind is one.VAR_POSITIONAL for one in every)
+    return placed[2].default is placed[2].empty or placed[2].name.startswith("fp32")
 
 
 def _higher(gate: Gate) -> bool:

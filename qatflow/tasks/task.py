@@ -9,14 +9,14 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qatflow.errors import DataError, Mistake, RecipeError
 from qatflow.graph.fingerprint import graph_fingerprint
-from qatflow.graph.tree import tree_map
 from qatflow.recipe import Recipe
 from qatflow.results.result import Part
 from qatflow.results.store import code_version, key_of
+from qatflow.tasks.batches import at_least_two
 from qatflow.tasks.code import code_fingerprint
 from qatflow.tasks.data import Batch, Batches, Samples, Splits, batches, load_data
 from qatflow.tasks.evaluation_data import random_sentence
@@ -65,11 +65,7 @@ class Task:
         """Return the inputs of two calibration samples; one sample alone is taken twice."""
         few = batches(self.splits.calibration, self._data(batch_size=2), limit=2, part="calibration")
         batch = next(iter(few)).to(self.device)
-
-        def two(value: Tensor) -> Tensor:
-            return value if value.shape[0] > 1 else torch.cat([value, value])
-
-        return tree_map(two, (batch.args, batch.kwargs))  # type: ignore[no-any-return]
+        return at_least_two(batch.args, batch.kwargs)
 
     def calibration_inputs(self, limit: int | None) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Yield batches of calibration inputs, at most `limit` samples, in a fixed order."""
