@@ -20,6 +20,7 @@ from qatflow.errors import Mistake, RecipeError
 from qatflow.ladder.environment import Origin
 from qatflow.recipe import Data, Recipe
 from qatflow.recipe.check import session_recipe
+from qatflow.recipe.variables import as_written
 from qatflow.report.console import shown_on
 from qatflow.report.write import write
 from qatflow.results.progress import Progress
@@ -171,7 +172,7 @@ def _carried_out(
     parts: Parts | None = None,
 ) -> RunResult:
     home.mkdir(parents=True, exist_ok=True)
-    with _log_to(home / "log.txt"):
+    with _log_to(home / "log.txt", recipe):
         try:
             return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:
@@ -208,11 +209,23 @@ def new_folder(name: str, root: Path | None = None) -> Path:
     raise AssertionError
 
 
+class _AsWritten(logging.Formatter):
+    """Writes lines, tracebacks as well, with a recipe's environment variables as the recipe has them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._recipe = recipe.model_dump(mode="json")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one entry."""
+        return as_written(super().format(record), self._recipe)
+
+
 @contextmanager
-def _log_to(path: Path) -> Iterator[None]:
+def _log_to(path: Path, recipe: Recipe) -> Iterator[None]:
     """Add what qatflow logs to a file, while the block runs."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_AsWritten(recipe))
     logger = logging.getLogger("qatflow")
     level = logger.level
     logger.addHandler(handler)

@@ -60,7 +60,7 @@ def run(
         UserCodeError: code of the user's raised; `result.json` says so as well, and `log.txt` has the traceback.
         QatflowError: the recipe, model or data cannot be used; likewise.
     """
-    origin = origin or Origin(commands.again(folder, trust))
+    origin = origin or Origin(commands.again(folder, trust, recipe.search.storage))
     journal = Journal(recipe, folder, progress or Silent(), origin.again)
     with journal.to_the_end():
         _tell_older(journal, folder)

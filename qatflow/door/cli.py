@@ -18,6 +18,7 @@ from qatflow.door import listing
 from qatflow.door.command_line import Flags, for_hydra, read_flags
 from qatflow.door.composing import plan
 from qatflow.door.endings import MET, guarded, stopped
+from qatflow.door.environment_variables import as_written
 from qatflow.door.files import find_recipes
 from qatflow.door.hydra_parts import PRIMARY, get_args_parser, hydra_at
 from qatflow.door.launching import launch
@@ -54,7 +55,8 @@ def _command(argv: list[str]) -> int:
             return launch(flags, checked)
         if args.cfg:
             checked.hydra.prepared = checked.jobs[0].cfg
-            checked.hydra.show_cfg(PRIMARY, [], args.cfg, args.package, args.resolve)
+            with as_written():
+                checked.hydra.show_cfg(PRIMARY, [], args.cfg, args.package, args.resolve)
         else:
             checked.hydra.show_info(args.info, PRIMARY, [for_hydra(override) for override in checked.overrides])
     return MET

@@ -25,13 +25,16 @@ from packaging.requirements import Requirement
 from yaml import YAMLError
 
 from qatflow.door.command_line import is_choice, read_overrides
+from qatflow.door.environment_variables import as_written, plain
 from qatflow.door.files import GROUP, find_recipes, hidden_options
 from qatflow.door.hydra_parts import PRIMARY, Findings, Loader, Prepared, hydra_at, with_overrides
 from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
 from qatflow.recipe import Recipe
 from qatflow.recipe.check import check, recipe_from
+from qatflow.recipe.places import place_mistakes
 from qatflow.recipe.sentences import shown
 from qatflow.recipe.steps import STEP_CONFIGS
+from qatflow.recipe.variables import WRITTEN
 
 STAND_IN = "quickstart"
 """The recipe that is taken where none or an unknown one is given, so that the rest can still be checked."""
@@ -96,12 +99,11 @@ def recipe_of(cfg: DictConfig, trust: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: it has mistakes; all of them are in the error.
     """
-    mapping: Any = OmegaConf.to_container(cfg, resolve=True)
-    return _with_absolute_paths(recipe_from(mapping, trust))
+    return _with_absolute_paths(recipe_from(plain(cfg), trust))
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    if recipe.model.weights is None:
+    if recipe.model.weights is None or WRITTEN.match(recipe.model.weights):
         return recipe
     weights = str(Path(recipe.model.weights).expanduser().absolute())
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
@@ -136,6 +138,7 @@ class _Planner:
         if number is not None and isinstance(run, dict) and run.get("dir") is not None:
             fix = "drop it; hydra.sweep.dir=FOLDER says where the whole sweep goes"
             mistakes.append(Mistake("run.dir", "is one folder, and each job of a sweep has its own", fix))
+        mistakes += place_mistakes(mapping, {override.key_or_group for override in values})
         told = found.broken | {mistake.path for mistake in lost}
         self._mistakes += [*lost, *(mistake for mistake in mistakes if mistake.path not in told)]
         if number is not None:
@@ -281,8 +284,9 @@ def _mapping(cfg: DictConfig) -> tuple[dict[str, Any], list[Mistake]]:
     del mapping["hydra"]
     for key in mapping:
         try:
-            value = cfg[key]
-            mapping[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            with as_written():
+                value = cfg[key]
+            mapping[key] = plain(value) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
             path = str(error.full_key or key)
             mistakes.append(Mistake(path, str(error).splitlines()[0], "correct the ${...} in it"))

@@ -28,7 +28,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from yaml import YAMLError
@@ -42,6 +42,10 @@ from qatflow.recipe.steps import STEP_CONFIGS
 PACKAGE = "_global_"
 VERSION_BASE = "1.3"
 PRIMARY = "config"
+HYDRA = "hydra"
+"""The node of Hydra's own settings."""
+USERS = "command-line"
+"""What Hydra calls a folder that `--config-dir` names."""
 SOURCES = {"defaults": [{"override /model": "digits_mobilenet"}, {"override /data": "digits"}]}
 """What stands for a recipe that cannot be read, so that the rest can still be checked."""
 
@@ -135,6 +139,20 @@ class Options(ConfigRepository):
             return False
         return True
 
+    def is_users(self, config_path: str) -> bool:
+        """Tell whether a config is a recipe, or lies in a user's `--config-dir`."""
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        return config_path.startswith(f"{GROUP}/") or (source is not None and source.provider == USERS)
+
+    def _find_object_source(self, config_path: str, object_type: ObjectType | None) -> ConfigSource | None:
+        """Return where a config or group is; Hydra's own and the tree itself are not looked for in a user's folder."""
+        if config_path != PRIMARY and config_path.split("/")[0] != HYDRA:
+            return super()._find_object_source(config_path, object_type)
+        for source in (one for one in self.sources if one.provider != USERS):
+            if (source.is_config if object_type is ObjectType.CONFIG else source.is_group)(config_path):
+                return source
+        return None
+
     def group_exists(self, config_path: str) -> bool:
         return config_path == GROUP or super().group_exists(config_path)
 
@@ -145,7 +163,9 @@ class Options(ConfigRepository):
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's loader, which goes on where an option is missing, and knows which steps were chosen."""
+    """Hydra's loader, which goes on where an option is missing, knows which steps were chosen, and keeps Hydra's own
+    node, with which code could be run, out of the reach of recipes and options.
+    """
 
     def __init__(self, path: ConfigSearchPath, recipes: Mapping[str, Path]) -> None:
         super().__init__(path)
@@ -171,6 +191,18 @@ class Loader(ConfigLoaderImpl):
                     for step in [step for step in cfg.steps if step not in self.selected]:
                         del cfg.steps[step]
             return cfg
+
+    def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
+        found = super()._load_single_config(default, repo)
+        is_users = self.options.is_users(str(default.config_path))
+        is_chosen = default.parent is not None and self.options.is_users(default.parent)
+        if (is_users or is_chosen) and HYDRA in found.config:
+            who = str(default.config_path if is_users else default.parent).replace(f"{GROUP}/", f"{GROUP} ")
+            problem = f"{who} says something to Hydra, which no recipe and no option may"
+            fix = "drop it; what is meant for Hydra stands on the command line, as in hydra.verbose=true"
+            self.options.found.mistakes[f"{HYDRA} {who}"] = Mistake(HYDRA, problem, fix)
+            del found.config[HYDRA]
+        return found
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         steps = [default for default in defaults if str(default.config_path).startswith("steps/")]
@@ -209,7 +241,7 @@ def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Prepared:
     path = create_config_search_path(str(shipped("conf")))
     if config_dir is not None:
         anchor = SearchPathQuery(provider="schema")
-        path.prepend(provider="command-line", path=f"file://{config_dir.absolute()}", anchor=anchor)
+        path.prepend(provider=USERS, path=f"file://{config_dir.absolute()}", anchor=anchor)
     return Prepared("qatflow", Loader(path, recipes))
 
 

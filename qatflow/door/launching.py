@@ -65,7 +65,7 @@ class Session:
         if self.sweep is not None:
             say(Console(), f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")
             folder = Path(hydra.runtime.output_dir)
-            origin = commands.again(folder, trust), file
+            origin = commands.again(folder, trust, recipe.search.storage), file
         else:
             folder = Path(recipe.run.dir) if recipe.run.dir else new_folder(recipe.name)
             origin = self.again("run.dir", folder), file

@@ -18,6 +18,7 @@ import torch
 
 from qatflow import __version__
 from qatflow.recipe import Recipe
+from qatflow.recipe.variables import as_written
 from qatflow.results import commands
 from qatflow.results.store import sha256
 from qatflow.users_code import owner_of
@@ -64,7 +65,9 @@ def environment(recipe: Recipe, origin: Origin, device: torch.device, weights: P
         "device": str(device),
         "gpu": _gpu() if torch.cuda.is_available() else None,
         "seed": recipe.seed,
-        "weights": None if weights is None else {"file": str(weights), "sha256": sha256(weights)},
+        "weights": None
+        if weights is None
+        else {"file": as_written(str(weights), recipe.model.weights), "sha256": sha256(weights)},
         "git_revisions": git_revisions(_users_folders(recipe, origin.recipe_file)),
         "packages": imported_packages(),
     }

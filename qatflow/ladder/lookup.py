@@ -8,7 +8,7 @@ of `qatflow.quant.target.Target`. Their modules import torch, so that the recipe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -79,7 +79,7 @@ class NamedStep:
         return _config_of(self.function, self.name) if self.name not in STEPS else STEP_CONFIGS[self.name]
 
 
-def step_of(name: str, trust: Iterable[str] = ()) -> NamedStep:
+def step_of(name: str, trust: Collection[str] = ()) -> NamedStep:
     """Return a step by its name in a recipe.
 
     Raises:
@@ -87,13 +87,13 @@ def step_of(name: str, trust: Iterable[str] = ()) -> NamedStep:
     """
     path = f"steps.{name}"
     if is_outside(name):
-        return NamedStep(name, load_factory(name, trust, path))
+        return NamedStep(name, load_factory(name, trust, path, "step"))
     if name not in STEPS:
         raise RecipeError([Mistake(path, "unknown step", allowed_values(name, STEPS))])
     return NamedStep(name, STEPS[name])
 
 
-def target_of(name: str, trust: Iterable[str] = ()) -> Target:
+def target_of(name: str, trust: Collection[str] = ()) -> Target:
     """Return the table of a target, by its name in a recipe.
 
     Raises:
@@ -103,14 +103,14 @@ def target_of(name: str, trust: Iterable[str] = ()) -> Target:
         if name not in TARGETS:
             raise RecipeError([Mistake("target", f"{name!r} is not an option", allowed_values(name, TARGETS))])
         return TARGETS[name]
-    found = load_object(name, trust, "target", lambda value: isinstance(value, Target), "TABLE")
+    found = load_object(name, trust, "target", "target", lambda value: isinstance(value, Target), "TABLE")
     if not isinstance(found, Target):
         problem = f"{name!r} is a {type(found).__name__}, and a target is a qatflow.quant.target.Target"
         raise RecipeError([Mistake("target", problem, "name the table itself, as in my_package.npu:TABLE")])
     return found
 
 
-def complete(recipe: Recipe, trust: Iterable[str] = ()) -> Recipe:
+def complete(recipe: Recipe, trust: Collection[str] = ()) -> Recipe:
     """Return a recipe whose steps from outside have their options typed, defaults included.
 
     Raises:
@@ -131,7 +131,7 @@ def complete(recipe: Recipe, trust: Iterable[str] = ()) -> Recipe:
     return recipe.model_copy(update={"steps": steps})
 
 
-def _typed(name: str, config: StepConfig, trust: Iterable[str], mistakes: list[Mistake]) -> StepConfig:
+def _typed(name: str, config: StepConfig, trust: Collection[str], mistakes: list[Mistake]) -> StepConfig:
     """Return a step's config as the step wants it."""
     if not is_outside(name):
         return config

@@ -25,6 +25,7 @@ from qatflow.qat.label_losses import (
     with_tensors,
 )
 from qatflow.recipe import Qat, Recipe
+from qatflow.recipe.trust import package_of
 from qatflow.tasks.classes import AUTOMATIC, Reading, classes_second, logits
 from qatflow.tasks.factory import call, load_factory
 from qatflow.tasks.live import Live
@@ -186,10 +187,10 @@ def _reading(recipe: Recipe, target: Any, outputs: Any) -> Reading:
 
 
 def _made(qat: Qat, name: str, trust: tuple[str, ...]) -> Any:
-    from_torch = name.startswith("torch.nn:")
-    kwargs = with_tensors(qat.loss_kwargs) if from_torch else qat.loss_kwargs
-    factory = load_factory(name, (*trust, "torch") if from_torch else trust, "qat.loss")
-    made = call(factory, kwargs, "qat.loss_kwargs", "qat.loss", name)
+    path, kwargs_path = "qat.loss", "qat.loss_kwargs"
+    factory = load_factory(name, trust, path, "loss", qat.loss_kwargs, kwargs_path)
+    kwargs = with_tensors(qat.loss_kwargs) if package_of(name) == "torch" else qat.loss_kwargs
+    made = call(factory, kwargs, kwargs_path, path, name)
     if not callable(made):
         message = f"qat.loss: {name} returned a {type(made).__name__}; return a function (outputs, target) -> a scalar"
         raise DataError(message)

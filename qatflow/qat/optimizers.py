@@ -33,8 +33,8 @@ def choose_optimizer(qat: Qat, trust: tuple[str, ...] = ()) -> MakeOptimizer:
     if qat.optimizer in OPTIMIZERS:
         function, kwargs = OPTIMIZERS[qat.optimizer]
     else:
-        trusted = (*trust, "torch") if qat.optimizer.startswith("torch.optim:") else trust
-        function, kwargs = load_factory(qat.optimizer, trusted, "qat.optimizer"), {}
+        path, kwargs_path = "qat.optimizer", "qat.optimizer_kwargs"
+        function, kwargs = load_factory(qat.optimizer, trust, path, "optimizer", qat.optimizer_kwargs, kwargs_path), {}
     kwargs = {**kwargs, **qat.optimizer_kwargs}
 
     def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from qatflow.errors import Mistake, RecipeError, RunFolderError
 from qatflow.qat import notes
 from qatflow.qat.ending import START
+from qatflow.recipe.variables import read
 
 BEAT = 30
 """Seconds between two signs of life of a running trial."""
@@ -39,7 +40,7 @@ STARTUP = 4
 
 def storage_url(configured: str | None, folder: Path) -> str:
     """Return the storage of a run: the recipe's, or a file in its folder."""
-    return configured or f"sqlite:///{(folder / 'study.db').resolve()}"
+    return read(configured, "search.storage") if configured else f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
 def open_storage(url: str) -> RDBStorage:

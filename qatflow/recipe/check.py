@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -31,13 +31,20 @@ from qatflow.recipe.names import (
 from qatflow.recipe.sentences import mistake_of, shown
 from qatflow.recipe.step_checks import order_mistakes, typed_steps
 from qatflow.recipe.targets import TARGETS, target_mistakes
-from qatflow.recipe.trust import LIVE, form_mistakes, is_outside, outside_mistakes, package_mistakes
+from qatflow.recipe.trust import (
+    LIVE,
+    Role,
+    argument_mistakes,
+    form_mistakes,
+    is_outside,
+    outside_mistakes,
+    package_mistakes,
+)
+from qatflow.recipe.variables import WRITTEN, variable_mistakes
 
-SOURCES = {"model": MODELS, "data": DATASETS}
+SOURCES: dict[Literal["model", "data"], Mapping[str, str]] = {"model": MODELS, "data": DATASETS}
 LEFT_OPEN = "???"
 FACTORY = "package.module:function"
-TORCH_MODULES = {"loss": ("torch.nn",), "optimizer": ("torch.optim",)}
-"""Modules of torch itself that a recipe may take a loss or an optimizer from."""
 BITS = ("weights", "activations")
 OPSET_OF_FEW_AND_MANY_BITS = 21
 """The first ONNX opset whose QuantizeLinear has 4 and 16 bits."""
@@ -48,7 +55,7 @@ def recipe_from(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> Recipe
 
     Args:
         mapping: sections and scalars as in a recipe's YAML, without `defaults`.
-        trust: top packages, besides `OPEN_PACKAGES`, whose functions the recipe may name.
+        trust: top packages, besides what is open to all, whose functions the recipe may name.
 
     Raises:
         RecipeError: it has mistakes; all of them are in the error.
@@ -65,7 +72,9 @@ def session_recipe(sections: Mapping[str, Any], trust: Sequence[str] = ()) -> Re
     Raises:
         RecipeError: it has mistakes; all of them are in the error.
     """
-    named = {section: {"factory": f"{LIVE}:{section}", **sections.get(section, {})} for section in SOURCES}
+    named: dict[str, Any] = {
+        section: {"factory": f"{LIVE}:{section}", **sections.get(section, {})} for section in SOURCES
+    }
     recipe, mistakes = check({**sections, **named}, (*trust, LIVE))
     mistakes += _process_mistakes(_section(sections, "search"))
     if recipe is None or mistakes:
@@ -111,10 +120,11 @@ def _place(path: str) -> int:
 
 
 def _data_only(value: Any, path: str, mistakes: list[Mistake]) -> Any:
-    """Copy a value without its `_target_`s and what it leaves open, telling of both."""
+    """Copy a value without its `_target_`s, what it leaves open, and variables that cannot be read, telling of all."""
     if isinstance(value, (list, tuple)):
         return [_data_only(item, f"{path}[{index}]", mistakes) for index, item in enumerate(value)]
     if not isinstance(value, Mapping):
+        mistakes += variable_mistakes(value, path)
         return value
     cleaned: dict[str, Any] = {}
     for key, item in value.items():
@@ -125,6 +135,8 @@ def _data_only(value: Any, path: str, mistakes: list[Mistake]) -> Any:
             mistakes.append(Mistake(place, problem, fix))
         elif isinstance(item, str) and item == LEFT_OPEN:
             mistakes.append(Mistake(place, "is left open (???)", f"give it on the command line as {place}=VALUE"))
+        elif unread := variable_mistakes(item, place):
+            mistakes += unread
         else:
             cleaned[key] = _data_only(item, place, mistakes)
     return cleaned
@@ -153,7 +165,9 @@ def _is_told_elsewhere(error: ErrorDetails) -> bool:
     return is_source and (error["type"] in {"missing", "value_error"} or error["input"] is None)
 
 
-def _source_mistakes(section: str, value: Any, names: Mapping[str, str], trust: Sequence[str]) -> Iterator[Mistake]:
+def _source_mistakes(
+    section: Literal["model", "data"], value: Any, names: Mapping[str, str], trust: Sequence[str]
+) -> Iterator[Mistake]:
     """Tell what is wrong with where the model or the data come from."""
     if value is not None and not isinstance(value, Mapping):
         return
@@ -168,8 +182,8 @@ def _source_mistakes(section: str, value: Any, names: Mapping[str, str], trust: 
     if isinstance(name, str) and name not in names:
         yield Mistake(f"{section}.name", f"unknown name {name!r}", allowed_values(name, names))
     if isinstance(factory, str):
-        yield from _factory_mistakes(f"{section}.factory", factory, trust)
-    if isinstance(weights, str) and not Path(weights).expanduser().is_file():
+        yield from _factory_mistakes(f"{section}.factory", factory, trust, section, f"{section}.kwargs", source)
+    if isinstance(weights, str) and not WRITTEN.search(weights) and not Path(weights).expanduser().is_file():
         fix = f"relative paths start at {Path.cwd()}"
         yield Mistake(f"{section}.weights", f"there is no file {weights!r}", fix)
 
@@ -179,7 +193,7 @@ def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Se
     if not isinstance(metric, str):
         return
     if ":" in metric:
-        yield from _factory_mistakes("gate.metric", metric, trust)
+        yield from _factory_mistakes("gate.metric", metric, trust, "metric", "gate.metric_kwargs", gate)
     elif metric not in METRICS:
         fix = f"{allowed_values(metric, METRICS)}, or package.module:function"
         yield Mistake("gate.metric", f"unknown metric {metric!r}", fix)
@@ -224,13 +238,14 @@ def _training_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iter
     """Tell of losses, optimizers and engines that are not there, before a ladder is climbed for them."""
     qat, search = _section(cleaned, "qat"), _section(cleaned, "search")
     labels = _section(cleaned, "data").get("labels")
-    for key, names in (("loss", ("auto", *LOSSES)), ("optimizer", OPTIMIZERS)):
+    named: tuple[tuple[Literal["loss", "optimizer"], tuple[str, ...]], ...]
+    named = (("loss", ("auto", *LOSSES)), ("optimizer", OPTIMIZERS))
+    for key, names in named:
         value = qat.get(key, names[0])
         if not isinstance(value, str):
             continue
         if ":" in value:
-            if value.partition(":")[0] not in TORCH_MODULES[key]:
-                yield from _factory_mistakes(f"qat.{key}", value, trust)
+            yield from _factory_mistakes(f"qat.{key}", value, trust, key, f"qat.{key}_kwargs", qat)
         elif value not in names:
             yield Mistake(f"qat.{key}", f"unknown {key} {value!r}", f"{allowed_values(value, names)}, or {FACTORY}")
         elif key == "loss" and qat.get("loss_kwargs"):
@@ -246,7 +261,7 @@ def _target_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterat
     """Tell of a target that is not there, and of what it does not have; one from outside is not looked into here."""
     target = cleaned.get("target", Recipe.model_fields["target"].default)
     if is_outside(target):
-        yield from outside_mistakes("target", target, trust, "TABLE")
+        yield from outside_mistakes("target", target, trust, "target", "TABLE")
     elif isinstance(target, str) and target not in TARGETS:
         yield Mistake("target", f"{shown(target)} is not an option", allowed_values(target, TARGETS))
     elif isinstance(target, str):
@@ -264,11 +279,16 @@ def _opset_mistakes(precision: Mapping[str, Any], export: Mapping[str, Any]) -> 
             yield Mistake("export.opset", f"{opset} has no INT4, which export.packed_int4 asks for", fix)
 
 
-def _factory_mistakes(path: str, factory: str, trust: Sequence[str]) -> Iterator[Mistake]:
-    """Tell whether the package of `package.module:function` is unknown or not trusted, without importing it."""
+def _factory_mistakes(
+    path: str, factory: str, trust: Sequence[str], role: Role, kwargs_path: str, section: Mapping[str, Any]
+) -> Iterator[Mistake]:
+    """Tell whether `package.module:function` is not trusted, or given what it may not be, without importing it."""
     module, _, function = factory.partition(":")
     misformed = list(form_mistakes(path, factory))
     if misformed and (path == "gate.metric" or (module and function and ":" not in function)):
         yield from misformed  # what else is wrong with the form, the types tell
     elif not misformed:
-        yield from package_mistakes(path, factory, trust)
+        yield from package_mistakes(path, factory, trust, role)
+        kwargs = section.get(kwargs_path.partition(".")[2])
+        if isinstance(kwargs, Mapping):
+            yield from argument_mistakes(kwargs_path, factory, kwargs, trust, role)

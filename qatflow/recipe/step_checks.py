@@ -32,7 +32,7 @@ def typed_steps(steps: Any, trust: Sequence[str], mistakes: list[Mistake]) -> di
             mistakes.append(Mistake(f"steps.{name}", "unknown step", allowed_values(str(name), STEP_CONFIGS)))
             continue
         if config is UntypedStep:
-            mistakes += outside_mistakes(f"steps.{name}", name, trust, "function")
+            mistakes += outside_mistakes(f"steps.{name}", name, trust, "step")
         typed[name] = typed_step(name, config, options, mistakes)
     return typed
 

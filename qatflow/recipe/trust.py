@@ -1,24 +1,104 @@
 """What a recipe may name besides our own things: `package.module:name`, of a package that is trusted.
 
-A recipe is data and may come from anyone. So it may name things of a few well-known packages only; any other package
-has to be trusted by whoever runs the recipe. Nothing is imported here: a recipe is checked before torch is imported,
-and the packages that it names import torch.
+A recipe is data and may come from anyone. So what it may name is a table: constructors of models, metrics, losses and
+optimizers of a few well-known packages. Anything else has to be trusted, package by package, by whoever runs the
+recipe. Nothing is imported here: a recipe is checked before torch is imported, and the packages that it names import
+torch. Whether a name is of the kind that the table says shows when it is imported: `qatflow.tasks.factory`.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from qatflow.errors import Mistake, near_match
+from qatflow.errors import Mistake, allowed_values, near_match
+from qatflow.recipe import names
 
-OPEN_PACKAGES = ("qatflow", "torchvision", "timm", "transformers", "torchmetrics")
-"""Top packages whose things a recipe may name without being trusted on the command line."""
+Role = Literal["model", "data", "metric", "loss", "optimizer", "step", "target"]
+Kind = Literal[
+    "a model's class, or a builder that the package lists",
+    "the package's own maker of models",
+    "a pretrained model's class",
+    "a metric's class",
+    "a loss's class",
+    "an optimizer's class",
+]
 
+OURS = "qatflow"
 LIVE = "live"
 """Stands for a package where a recipe names an object of a Python session: `live:ResNet`."""
+REMOTE_CODE = "remote_code"
+"""Trusted like a package: code that lies beside a model's weights, on a hub or in a folder."""
+REMOTE_ARGUMENTS = ("trust_remote_code", "code_revision")
+PLACES = re.compile(r".*_(path|dir|file|url)|cache_dir|pretrained_cfg(_overlay)?|proxies|token")
+"""Arguments by which a constructor would read or write files, or reach servers, that the recipe chooses."""
+OF_PRETRAINED: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("pretrained_model_name_or_path", "revision", "subfolder", "variant"), ()),
+    **dict.fromkeys(("ignore_mismatched_sizes", "local_files_only", "use_safetensors"), ()),
+    **dict.fromkeys(("num_labels", "id2label", "label2id", "problem_type", "add_pooling_layer"), ()),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "return_dict"), ()),
+    "attn_implementation": ("eager", "sdpa"),
+    **dict.fromkeys(("dtype", "torch_dtype"), ("auto", "float32", "float16", "bfloat16")),
+}
+"""Arguments of `from_pretrained`, with the values that each may have where not all are allowed; the others fetch code,
+kernels or adapters, or say where to."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Something that every recipe may name.
+
+    Attributes:
+        role: what it is for.
+        module: where it is, or below it.
+        name: in that module; NAME stands for any.
+        kind: what it has to be.
+        arguments: those it may be given, with their values, where that is less than all but `PLACES`.
+    """
+
+    role: Role
+    module: str
+    name: str
+    kind: Kind
+    arguments: Mapping[str, tuple[object, ...]] | None = None
+
+    @property
+    def written(self) -> str:
+        """How a recipe has it."""
+        return f"{self.module}:{self.name}"
+
+    def fits(self, module: str, name: str) -> bool:
+        """Tell whether it opens a name of a module."""
+        is_there = module == self.module or (self.name != "create_model" and module.startswith(f"{self.module}."))
+        return is_there and re.fullmatch(self.name.replace(".", r"\.").replace("NAME", r"\w+"), name) is not None
+
+
+OPEN = (
+    Opening("model", "torchvision.models", "NAME", "a model's class, or a builder that the package lists"),
+    Opening("model", "timm", "create_model", "the package's own maker of models"),
+    Opening("model", "timm.models", "NAME", "a model's class, or a builder that the package lists"),
+    Opening("model", "transformers", "NAME.from_pretrained", "a pretrained model's class", OF_PRETRAINED),
+    Opening("metric", "torchmetrics", "NAME", "a metric's class"),
+    Opening("loss", "torch.nn", "NAME", "a loss's class"),
+    Opening("loss", "timm.loss", "NAME", "a loss's class"),
+    Opening("optimizer", "torch.optim", "NAME", "an optimizer's class"),
+    Opening("optimizer", "timm.optim", "NAME", "an optimizer's class"),
+    Opening("optimizer", "transformers", "NAME", "an optimizer's class"),
+)
+"""All that a recipe may name without being trusted, besides the names in our own tables."""
+PACKAGES = tuple(dict.fromkeys(opening.module.split(".")[0] for opening in OPEN))
+OWN: dict[Role, Iterable[str]] = {
+    "model": names.MODELS,
+    "data": names.DATASETS,
+    "metric": names.METRICS,
+    "loss": names.LOSSES,
+    "optimizer": names.OPTIMIZERS,
+}
 
 
 def is_outside(name: object) -> bool:
@@ -26,38 +106,117 @@ def is_outside(name: object) -> bool:
     return isinstance(name, str) and ":" in name
 
 
+def package_of(written: str) -> str:
+    """Return the top package of `package.module:name`."""
+    return written.split(":")[0].split(".")[0]
+
+
+def opening_of(written: str, role: Role) -> Opening | None:
+    """Return what opens `package.module:name` to every recipe; None where nothing does."""
+    module, _, name = written.partition(":")
+    if any(part.startswith("_") for part in (*module.split("."), *name.split("."))):
+        return None
+    return next((one for one in OPEN if one.role == role and one.fits(module, name)), None)
+
+
 def form_mistakes(path: str, written: str, what: str = "function") -> Iterator[Mistake]:
     """Tell whether something is not written as `package.module:name`."""
     module, _, name = written.partition(":")
-    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+    if not all(part.isidentifier() for part in (*name.split("."), *module.split("."))):
         yield Mistake(path, f"{written!r} names no {what}", f"write it as package.module:{what}")
 
 
-def trust_mistakes(path: str, written: str, trust: Iterable[str]) -> Iterator[Mistake]:
-    """Tell whether the package of `package.module:name` is neither well known nor trusted."""
-    package = written.split(":")[0].split(".")[0]
-    if package not in OPEN_PACKAGES and package not in trust:
-        hint = near_match(package, OPEN_PACKAGES)
-        trusting = f"if you trust it, add trust=[{package}] on the command line"
-        fix = f"{hint or trusting}; open to all: {', '.join(OPEN_PACKAGES)}"
-        yield Mistake(path, f"the package {package!r} is not trusted", fix)
+def trust_mistakes(path: str, written: str, trust: Iterable[str], role: Role) -> Iterator[Mistake]:
+    """Tell whether `package.module:name` is neither open to every recipe nor of a trusted package."""
+    package = package_of(written)
+    if package == OURS:
+        own = OWN.get(role, ())
+        fix = f"write the name alone; {allowed_values(written.rpartition(':')[2], own)}" if own else "write another one"
+        yield Mistake(path, f"{written!r} is within qatflow, whose own things go by their names", fix)
+    elif package not in trust and opening_of(written, role) is None:
+        known = package in PACKAGES
+        problem = f"{written!r} is not open to every recipe" if known else f"the package {package!r} is not trusted"
+        hint = "" if known else near_match(package, PACKAGES)
+        fix = hint or f"if you trust it, add trust=[{package}] on the command line"
+        yield Mistake(path, problem, f"{fix}{open_to_all(role)}")
+    elif package not in trust and _lies_here(package):
+        problem = f"the folder {Path.cwd()} has a {package!r} of its own, which would be taken for the well-known one"
+        fix = f"rename it, or install {package}; if you trust what lies here, add trust=[{package}]"
+        yield Mistake(path, problem, f"{fix} on the command line")
 
 
-def package_mistakes(path: str, written: str, trust: Iterable[str]) -> Iterator[Mistake]:
-    """Tell whether the package of `package.module:name` is unknown or not trusted, without importing it."""
-    package = written.split(":")[0].split(".")[0]
+def open_to_all(role: Role) -> str:
+    """Return what every recipe may name for something, as the end of a sentence; empty where that is nothing."""
+    article = "an" if role == "optimizer" else "a"
+    listed = ", ".join(opening.written for opening in OPEN if opening.role == role)
+    return f"; open to all for {article} {role}: {listed}" if listed else ""
+
+
+def argument_mistakes(
+    path: str, written: str, kwargs: Mapping[str, Any], trust: Iterable[str], role: Role
+) -> Iterator[Mistake]:
+    """Tell of arguments with which something that is open to every recipe would do more than make its object.
+
+    Args:
+        path: where the arguments stand in the recipe.
+        written: `package.module:name`.
+        kwargs: its arguments.
+        trust: top packages that are trusted, and `REMOTE_CODE`.
+        role: what it is for.
+    """
+    package, opening = package_of(written), opening_of(written, role)
+    if package in trust or opening is None:
+        return
+    for name, value in kwargs.items():
+        place, fix = f"{path}.{name}", f"if you trust this recipe, add trust=[{package}] on the command line"
+        values = () if opening.arguments is None else opening.arguments.get(name)
+        if name in REMOTE_ARGUMENTS:
+            if value and REMOTE_CODE not in trust:
+                remote = f"if you trust it, add trust=[{REMOTE_CODE}] on the command line"
+                yield Mistake(place, "would run code that lies beside the weights", remote)
+        elif values is None or PLACES.fullmatch(name):
+            weights = "a checkpoint is model.weights; " if role == "model" else ""
+            yield Mistake(place, f"no recipe may say this to {written} without trust", f"{weights}{fix}")
+        elif values and value not in values:
+            yield Mistake(
+                place, f"{value!r} is not an option", f"{allowed_values(str(value), map(str, values))}; {fix}"
+            )
+
+
+def package_mistakes(path: str, written: str, trust: Iterable[str], role: Role) -> Iterator[Mistake]:
+    """Tell whether `package.module:name` is not trusted or its package is not there, without importing it."""
+    package = package_of(written)
     if package == LIVE:
         if LIVE not in trust:
             problem = f"{written!r} was an object of a Python session, which no command line has"
             yield Mistake(path, problem, "call qatflow.quantize with folder=FOLDER again, or name a factory")
         return
-    yield from trust_mistakes(path, written, trust)
-    here = importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd())])
-    if here is None and importlib.util.find_spec(package) is None:
+    mistakes = list(trust_mistakes(path, written, trust, role))
+    yield from mistakes
+    if not mistakes and _here(package) is None and _installed(package) is None:
         fix = "install it, or run qatflow in the folder that holds it"
         yield Mistake(path, f"the package {package!r} is not installed", fix)
 
 
-def outside_mistakes(path: str, written: str, trust: Iterable[str], what: str) -> list[Mistake]:
+def outside_mistakes(
+    path: str, written: str, trust: Iterable[str], role: Role, what: str = "function"
+) -> list[Mistake]:
     """Return what is wrong with `package.module:name`, as far as it shows without importing it."""
-    return list(form_mistakes(path, written, what)) or list(package_mistakes(path, written, trust))
+    return list(form_mistakes(path, written, what)) or list(package_mistakes(path, written, trust, role))
+
+
+def _here(package: str) -> importlib.machinery.ModuleSpec | None:
+    return importlib.machinery.PathFinder.find_spec(package, [str(Path.cwd())])
+
+
+def _installed(package: str) -> importlib.machinery.ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+
+
+def _lies_here(package: str) -> bool:
+    """Tell whether a package would be imported from the current directory."""
+    here, found = _here(package), _installed(package)
+    return here is not None and (found is None or found.origin == here.origin)

@@ -31,7 +31,14 @@ def setting(key: str, value: object) -> str:
     return f"{key}={text}"
 
 
-def again(folder: Path, trust: Sequence[str] = ()) -> str:
-    """Return the command that goes on with the run in a folder, made from the folder alone."""
+def again(folder: Path, trust: Sequence[str] = (), storage: str | None = None) -> str:
+    """Return the command that goes on with the run in a folder, made from the folder alone.
+
+    Args:
+        folder: of the run.
+        trust: packages that its recipe may import from.
+        storage: of its study; null is the one in the folder.
+    """
     trusted = [f"trust=[{','.join(trust)}]"] if trust else []
-    return shell([setting("recipe", folder / "recipe.yaml"), setting("run.dir", folder), *trusted])
+    stored = [setting("search.storage", storage)] if storage else []
+    return shell([setting("recipe", folder / "recipe.yaml"), setting("run.dir", folder), *stored, *trusted])

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from qatflow.errors import RunFolderError
 from qatflow.recipe import Recipe
+from qatflow.recipe.variables import as_written
 from qatflow.results.gate import rank
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, Judgement, RunResult, TrialRecord
@@ -40,6 +41,7 @@ class Journal:
 
     def __init__(self, recipe: Recipe, folder: Path, progress: Progress, command: str = "") -> None:
         self._plan = _plan(recipe)
+        self._recipe = recipe.model_dump(mode="json")
         self._folder = folder
         self._progress = progress
         self._start = self._mark = time.perf_counter()
@@ -83,7 +85,8 @@ class Journal:
 
     def _ended_by(self, error: BaseException) -> None:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        why = str(error) or ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+        said = as_written(str(error), self._recipe)
+        why = said or ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
         logger.error("the run %s: %s", "was stopped" if stopped else "failed", why, exc_info=None if stopped else error)
         self.close_stage()
         try:
@@ -151,8 +154,9 @@ class Journal:
 
     def note(self, text: str) -> None:
         """Pass it on."""
-        logger.warning("%s", text)
-        self._progress.note(text)
+        told = as_written(text, self._recipe)
+        logger.warning("%s", told)
+        self._progress.note(told)
 
 
 def _plan(recipe: Recipe) -> dict[str, str]:

@@ -5,7 +5,7 @@ Names are in one literal table; a factory of the user's returns `Splits`, or a d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from qatflow import recipe
 from qatflow.errors import DataError
@@ -21,7 +21,7 @@ DATASETS: dict[str, Callable[..., Splits]] = {
 }
 
 
-def load_data(config: recipe.Data, trust: Iterable[str] = ()) -> Splits:
+def load_data(config: recipe.Data, trust: Collection[str] = ()) -> Splits:
     """Return the data that a recipe names, in its parts.
 
     Args:

@@ -1,48 +1,64 @@
-"""Make what a recipe names: look a name up in our table, or import and call a user's factory.
+"""Make what a recipe names: look a name up in our table, or import and call a factory.
 
-What may be imported is said in `qatflow.recipe.trust`. A well-known package may not lend out what it merely imports
-either: `package.module:run` is refused where `run` is subprocess's.
+What may be imported is said in `qatflow.recipe.trust`. No package lends out what it merely imports: `package.module:run`
+is refused where `run` is subprocess's.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from qatflow.errors import Mistake, QatflowError, RecipeError, allowed_values, near_match
 from qatflow.recipe import Source
-from qatflow.recipe.trust import OPEN_PACKAGES, form_mistakes, trust_mistakes
+from qatflow.recipe.trust import (
+    Role,
+    argument_mistakes,
+    form_mistakes,
+    opening_of,
+    package_of,
+    trust_mistakes,
+)
+from qatflow.recipe.variables import read
+from qatflow.tasks.openings import is_open, opened
 from qatflow.users_code import said
 
 Made = TypeVar("Made")
 
 
-def make(source: Source, section: str, table: Mapping[str, Callable[..., Made]], trust: Iterable[str]) -> Made | Any:
+def make(
+    source: Source,
+    section: Literal["model", "data"],
+    table: Mapping[str, Callable[..., Made]],
+    trust: Collection[str],
+) -> Made | Any:
     """Return what a section of the recipe names, made with its `kwargs`.
 
     Args:
         source: the section.
-        section: its name in the recipe, for messages.
+        section: its name in the recipe.
         table: our own names and the functions behind them.
-        trust: packages that may be imported besides the well-known ones.
+        trust: packages that may be imported besides what is open to every recipe.
 
     Raises:
         RecipeError: the name or factory is unknown, not trusted, does not take the arguments, or fails.
     """
+    kwargs_path = f"{section}.kwargs"
     if source.factory is not None:
         path, called = f"{section}.factory", source.factory
-        function = load_factory(source.factory, trust, path)
+        function = load_factory(source.factory, trust, path, section, source.kwargs, kwargs_path)
     else:
         path, called = f"{section}.name", source.name or ""
         if called not in table:
             raise RecipeError([Mistake(path, f"unknown name {called!r}", allowed_values(called, table))])
         function = table[called]
-    return call(function, source.kwargs, f"{section}.kwargs", path, called)
+    return call(function, source.kwargs, kwargs_path, path, called)
 
 
 def call(
@@ -52,7 +68,7 @@ def call(
 
     Args:
         function: the user's, or ours.
-        kwargs: its arguments, from the recipe.
+        kwargs: its arguments, from the recipe, as they are written there.
         kwargs_path: where they stand in the recipe, for messages.
         path: where the function stands in it.
         called: its name there.
@@ -61,8 +77,9 @@ def call(
         RecipeError: it does not take the arguments, or fails.
     """
     _check_arguments(function, kwargs, kwargs_path, called)
+    arguments = read(kwargs, kwargs_path)
     try:
-        return function(**kwargs)
+        return function(**arguments)
     except QatflowError:
         raise
     except Exception as error:  # a factory raises whatever the user's code does
@@ -70,62 +87,101 @@ def call(
         raise RecipeError([Mistake(path, f"{called!r} failed: {said(error)}", fix)]) from error
 
 
-def load_factory(factory: str, trust: Iterable[str] = (), path: str = "factory") -> Callable[..., Any]:
+def load_factory(
+    factory: str,
+    trust: Collection[str],
+    path: str,
+    role: Role,
+    kwargs: Mapping[str, Any] | None = None,
+    kwargs_path: str = "kwargs",
+) -> Callable[..., Any]:
     """Return the function or class that `package.module:function` names.
 
     Args:
         factory: `package.module:function`.
-        trust: top packages to trust besides `OPEN_PACKAGES`.
+        trust: top packages to trust besides what is open to every recipe.
         path: where in the recipe it stands, for messages.
+        role: what it makes.
+        kwargs: the arguments that it is to be given; None where it is not going to be called.
+        kwargs_path: where they stand.
 
     Raises:
-        RecipeError: see `load_object`; or it cannot be called.
+        RecipeError: see `load_object`; or it cannot be called, or may not be given these arguments.
     """
-    function = load_object(factory, trust, path, callable)
+    mistakes = list(argument_mistakes(kwargs_path, factory, kwargs or {}, trust, role))
+    if mistakes:
+        raise RecipeError(mistakes)
+    function = load_object(factory, trust, path, role, callable)
     if not callable(function):
         problem = f"{factory!r} is a {type(function).__name__} and cannot be called"
         raise RecipeError([Mistake(path, problem, "name a function or a class")])
-    return function  # type: ignore[no-any-return]  # callable() says so
+    return function if package_of(factory) in trust else opened(function, factory)
 
 
 def load_object(
-    written: str, trust: Iterable[str], path: str, fits: Callable[[Any], bool], what: str = "function"
+    written: str, trust: Collection[str], path: str, role: Role, fits: Callable[[Any], bool], what: str = "function"
 ) -> Any:
     """Return what `package.module:name` names, whether or not it fits.
 
-    Its module is imported only if its top package is well known or in `trust`. The current directory is a place to
-    import trusted packages from, after all others.
+    Its module is imported only if its package is in `trust`, or the name is open to every recipe. The current directory
+    is a place to import trusted packages from, after all others.
 
     Args:
-        written: `package.module:name`.
-        trust: top packages to trust besides `OPEN_PACKAGES`.
+        written: `package.module:name`, or `package.module:Class.method`.
+        trust: top packages to trust besides what is open to every recipe.
         path: where in the recipe it stands, for messages.
+        role: what it is for.
         fits: tells what could have been meant, where the name is not there.
         what: what it should be, for messages.
 
     Raises:
         RecipeError: it is not so written, not trusted, cannot be imported, or is not there.
     """
-    trusted = (*OPEN_PACKAGES, *trust)
-    mistakes = list(form_mistakes(path, written, what)) or list(trust_mistakes(path, written, trusted))
+    mistakes = list(form_mistakes(path, written, what)) or list(trust_mistakes(path, written, trust, role))
     if mistakes:
         raise RecipeError(mistakes)
     module_name, _, name = written.partition(":")
-    module, package = _import(module_name, path), module_name.split(".")[0]
-    if not hasattr(module, name):
-        problem = f"the module {module_name!r} has no {name!r}"
-        raise RecipeError([Mistake(path, problem, _what_it_has(module, name, fits, what))])
-    found = getattr(module, name)
-    home = str(getattr(found, "__module__", None)).split(".")[0]
-    if package in OPEN_PACKAGES and home not in trusted:
-        problem = f"{written!r} is not {package}'s own but comes from {home!r}, which is not trusted"
-        raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
+    is_trusted = package_of(written) in trust
+    found: Any = _import(module_name, path, is_trusted)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            problem = f"{_called(found)} has no {part!r}"
+            raise RecipeError([Mistake(path, problem, _what_it_has(found, part, fits, what))])
+        found = getattr(found, part)
+    if is_trusted and role != "target":
+        _check_home(found, written, trust, path, role)
+    opening = opening_of(written, role)
+    if not is_trusted and opening is not None and not is_open(found, opening, written):
+        fix = f"if you trust it, add trust=[{package_of(written)}] on the command line"
+        raise RecipeError([Mistake(path, f"{written!r} is not {opening.kind}", fix)])
     return found
 
 
-def _import(module: str, path: str) -> ModuleType:
+def _called(found: Any) -> str:
+    kind = "module" if isinstance(found, ModuleType) else "class" if inspect.isclass(found) else type(found).__name__
+    return f"the {kind} {getattr(found, '__name__', found)!r}"
+
+
+def _check_home(found: Any, written: str, trust: Collection[str], path: str, role: Role) -> None:
+    """Check that a trusted package does not lend out what is another package's, unless that is open to all.
+
+    Raises:
+        RecipeError: it does.
+    """
+    while isinstance(found, functools.partial):
+        found = found.func
+    module = str(getattr(found, "__module__", None) or type(found).__module__)
+    home, name = module.split(".")[0], str(getattr(found, "__qualname__", ""))
+    opening = opening_of(f"{module}:{name}", role)
+    if home in trust or (opening is not None and is_open(found, opening, f"{module}:{name}")):
+        return
+    problem = f"{written!r} is not {package_of(written)}'s own but comes from {home!r}, which is not trusted"
+    raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
+
+
+def _import(module: str, path: str, is_trusted: bool) -> ModuleType:
     here = str(Path.cwd())
-    if not {here, ""} & set(sys.path):
+    if is_trusted and not {here, ""} & set(sys.path):
         sys.path.append(here)
     try:
         return importlib.import_module(module)
@@ -140,9 +196,9 @@ def _import(module: str, path: str) -> ModuleType:
         raise RecipeError([Mistake(path, problem, f"make `python -c 'import {module}'` work")]) from error
 
 
-def _what_it_has(module: ModuleType, name: str, fits: Callable[[Any], bool], what: str) -> str:
-    """Return a near match among those of a module's names that fit, or else the first few of them."""
-    names = [key for key, value in vars(module).items() if fits(value) and not key.startswith("_")]
+def _what_it_has(place: Any, name: str, fits: Callable[[Any], bool], what: str) -> str:
+    """Return a near match among those of a module's or class's names that fit, or else the first few of them."""
+    names = [key for key, value in vars(place).items() if fits(value) and not key.startswith("_")]
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return near_match(name, names) or (f"it has: {shown}" if names else f"it has no {what} at all")
 

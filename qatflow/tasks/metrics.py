@@ -201,8 +201,9 @@ def _ours(gate: Gate, ignore_index: int | None) -> Metric:
 
 def _maker(gate: Gate, trust: tuple[str, ...]) -> Callable[[], Any]:
     """Return what calls the factory that a gate names."""
-    factory = load_factory(gate.metric, trust, "gate.metric")
-    return lambda: call(factory, gate.metric_kwargs, "gate.metric_kwargs", "gate.metric", gate.metric)
+    path, kwargs_path = "gate.metric", "gate.metric_kwargs"
+    factory = load_factory(gate.metric, trust, path, "metric", gate.metric_kwargs, kwargs_path)
+    return lambda: call(factory, gate.metric_kwargs, kwargs_path, path, gate.metric)
 
 
 def _made(gate: Gate, make: Callable[[], Any]) -> Metric:

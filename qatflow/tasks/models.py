@@ -7,13 +7,14 @@ and `model.weights` names a file to load into it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from torch import nn
 
 from qatflow import recipe
 from qatflow.errors import Mistake, RecipeError
+from qatflow.recipe.variables import read
 from qatflow.tasks.digits_mobilenet import digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin
 from qatflow.tasks.factory import make
 from qatflow.tasks.weights_file import check_values, put_weights, read_weights
@@ -28,7 +29,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the weights that ship with qatflow: one safetensors file per name."""
 
 
-def load_model(config: recipe.Model, trust: Iterable[str] = ()) -> nn.Module:
+def load_model(config: recipe.Model, trust: Collection[str] = ()) -> nn.Module:
     """Return the model that a recipe names, with its weights, on the CPU unless its factory says otherwise.
 
     It is in evaluation mode.
@@ -66,7 +67,7 @@ def taken_over(model: nn.Module) -> nn.Module:
 def weights_file(config: recipe.Model) -> Path | None:
     """Return the file whose weights a model gets; None where its factory brings them."""
     if config.weights is not None:
-        return Path(config.weights).expanduser()
+        return Path(read(config.weights, "model.weights")).expanduser()
     return None if config.name is None else shipped_weights(config.name)
 
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 from qatflow.errors import DataError, Mistake, RecipeError
 from qatflow.graph.fingerprint import graph_fingerprint
 from qatflow.recipe import Recipe
+from qatflow.recipe.trust import Role
 from qatflow.results.result import Part
 from qatflow.results.store import code_version, key_of
 from qatflow.tasks.batches import at_least_two
@@ -160,7 +161,7 @@ class Task:
             _versions("torch", "numpy"),
             hashes["model"],
             hashes["calibration"],
-            self._code_key(recipe.gate.metric, None if self.parts is None else self.parts.metric, self.trust),
+            self._code_key(recipe.gate.metric, None if self.parts is None else self.parts.metric, "metric"),
             recipe.model_dump(mode="json", include={"precision", "target", "calibration", "seed"}),
             recipe.gate.model_dump(mode="json", include={"metric", "metric_kwargs", "direction"}),
             data.model_dump(mode="json", exclude=READING),
@@ -187,15 +188,14 @@ class Task:
         return key_of(
             code_version("qat"),
             _versions("optuna", "lightning-fabric"),
-            self._code_key(qat.loss, self.loss, (*self.trust, "torch")),
-            self._code_key(qat.optimizer, None, (*self.trust, "torch")),
+            self._code_key(qat.loss, self.loss, "loss"),
+            self._code_key(qat.optimizer, None, "optimizer"),
             form,
         )
 
-    @staticmethod
-    def _code_key(name: str, live: Live | None, trust: tuple[str, ...]) -> str:
+    def _code_key(self, name: str, live: Live | None, role: Role) -> str:
         """Return a hash of the code behind what a recipe names, or behind the live object in its place."""
-        return factory_fingerprint(name, trust) if live is None else live.key
+        return factory_fingerprint(name, self.trust, role) if live is None else live.key
 
     def _training_parts(self) -> tuple[Samples, Samples]:
         if self.splits.train is None:
@@ -245,13 +245,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def factory_fingerprint(name: str, trust: tuple[str, ...]) -> str:
+def factory_fingerprint(name: str, trust: tuple[str, ...], role: Role) -> str:
     """Return a hash of the code behind `package.module:function`; empty for a name of ours.
 
     Raises:
         RecipeError: it is not trusted or not there.
     """
-    return code_fingerprint(load_factory(name, trust)) if ":" in name else ""
+    return code_fingerprint(load_factory(name, trust, role, role)) if ":" in name else ""
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -1,0 +1,34 @@
+"""Where a recipe may write, and to whom it may send what it reads: elsewhere only the command line may say so."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qatflow.errors import Mistake
+from qatflow.recipe.variables import WRITTEN
+
+DATABASE_FILE = "sqlite"
+
+
+def place_mistakes(recipe: Mapping[str, Any], said: Collection[str]) -> Iterator[Mistake]:
+    """Tell of files that a recipe would write outside of the current folder, and of secrets that it would send away.
+
+    Args:
+        recipe: as plain values, right or wrong.
+        said: the keys that the command line gives, of which nothing is told.
+    """
+    for section, key in (("run", "dir"), ("search", "storage")):
+        path, values = f"{section}.{key}", recipe.get(section)
+        value = values.get(key) if isinstance(values, Mapping) else None
+        if not isinstance(value, str) or path in said:
+            continue
+        fix = f"give it on the command line: {path}=..."
+        scheme, has_scheme, file = value.partition(":///")
+        if WRITTEN.search(value):
+            yield Mistake(path, "a recipe may not name an environment variable here", fix)
+        elif path == "run.dir" or (has_scheme and scheme.startswith(DATABASE_FILE)):
+            place = Path(file.partition("?")[0] if has_scheme else value).expanduser()
+            if not place.resolve().is_relative_to(Path.cwd().resolve()):
+                yield Mistake(path, f"{value!r} is outside of the current folder, where no recipe may write", fix)
