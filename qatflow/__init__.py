@@ -80,8 +80,8 @@ __all__ = [
 def _leave_the_current_folder() -> None:
     """Take the current folder from where `python -m qatflow...` imports from.
 
-    Python puts it first, and a file called `yaml.py` beside somebody's recipe would be run. A package that is trusted is
-    found there all the same.
+    Python puts it first, and a file called `yaml.py` beside somebody's recipe would be run. A package that is trusted
+    is found there all the same.
     """
     ran = any(one.removeprefix("-m").split(".")[0] == __name__ for one in sys.orig_argv[1:])
     if sys.argv[:1] != ["-m"] or not ran or getattr(sys.flags, "safe_path", False):

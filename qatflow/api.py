@@ -46,7 +46,7 @@ def run(
     Args:
         recipe: what to do.
         folder: the run folder; None takes `recipe.run.dir`, or makes `reports/<recipe>/<time>`.
-        trust: packages that factories may be imported from, besides torchvision, timm, transformers and torchmetrics.
+        trust: packages that factories may be imported from, besides what `qatflow.recipe.trust.OPEN` opens to all.
         progress: who is told how it gets on.
         origin: how it was asked for; None where it was from Python.
 

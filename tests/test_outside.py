@@ -24,7 +24,6 @@ from tests.users_task import DATA, MODEL
 
 TRUST = ("tests",)
 SHRINK = "tests.outside:shrink"
-OPEN = "open to all: qatflow, torchvision, timm, transformers, torchmetrics"
 SETTINGS = {
     "model": {"factory": MODEL},
     "data": {"factory": DATA, "batch_size": 8},
@@ -48,15 +47,15 @@ def told(**changes: object) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"target": "os:TABLE"}, f"target: the package 'os' is not trusted; if you trust it, add trust=[os] on the "
-         f"command line; {OPEN}"),
+        ({"target": "os:TABLE"}, "target: the package 'os' is not trusted; if you trust it, add trust=[os] on the "
+         "command line"),
         ({"target": "tests.npu:"}, "target: 'tests.npu:' names no TABLE; write it as package.module:TABLE"),
         ({"target": "nowhere.npu:TABLE"}, "target: the package 'nowhere' is not installed; install it, or run qatflow "
          "in the folder that holds it"),
-        ({"steps": {"os:prune": {}}}, f"steps.os:prune: the package 'os' is not trusted; if you trust it, add "
-         f"trust=[os] on the command line; {OPEN}"),
-        ({"steps": {"torchvison.x:prune": {}}}, f"steps.torchvison.x:prune: the package 'torchvison' is not trusted; "
-         f"did you mean 'torchvision'?; {OPEN}"),
+        ({"steps": {"os:prune": {}}}, "steps.os:prune: the package 'os' is not trusted; if you trust it, add "
+         "trust=[os] on the command line"),
+        ({"steps": {"torchvison.x:prune": {}}}, "steps.torchvison.x:prune: the package 'torchvison' is not trusted; "
+         "if you trust it, add trust=[torchvison] on the command line"),
         ({"steps": {"tests:a:b": {}}}, "steps.tests:a:b: 'tests:a:b' names no function; "
          "write it as package.module:function"),
         ({"steps": {SHRINK: 3}}, f"steps.{SHRINK}: 3 is not a section; write its keys below it"),

@@ -15,7 +15,7 @@ from qatflow.recipe.steps import STEP_CONFIGS
 GOOD: dict[str, Any] = {"model": {"name": "digits_mobilenet"}, "data": {"name": "digits"}}
 STEPS = ", ".join(STEP_CONFIGS)
 MODELS = "digits_mobilenet, digits_mobilenet_skewed, digits_mobilenet_thin"
-OPEN = "qatflow, torchvision, timm, transformers, torchmetrics"
+OPEN = "torchvision.models:NAME, timm:create_model, timm.models:NAME, transformers:NAME.from_pretrained"
 CWD = Path.cwd()
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -40,9 +40,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         f"model: is missing; choose one of {MODELS} (model=NAME), or give `factory: package.module:function`",
     ),
     (
-        {"data": {"factory": "torchvision.datasets:MNIST"}},
-        "data: has both a name ('digits') and a factory ('torchvision.datasets:MNIST'); "
-        "keep one, for instance with data.name=null",
+        {"model": {"factory": "torchvision.models:resnet18"}},
+        "model: has both a name ('digits_mobilenet') and a factory ('torchvision.models:resnet18'); "
+        "keep one, for instance with model.name=null",
     ),
     (
         {"model": {"weights": "nope.pt"}},
@@ -202,8 +202,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"qat": {"loss": "torch.hub:load"}},
-        "qat.loss: the package 'torch' is not trusted; did you mean 'torchvision'?; open to all: qatflow, torchvision, "
-        "timm, transformers, torchmetrics",
+        "qat.loss: 'torch.hub:load' is not open to every recipe; if you trust it, add trust=[torch] on the command "
+        "line; open to all for a loss: torch.nn:NAME, timm.loss:NAME",
     ),
     (
         {"search": {"max_time": "soon"}},
@@ -291,14 +291,14 @@ def test_the_order_of_the_table_keeps_all_order_rules() -> None:
     assert told(merged({"steps": dict.fromkeys(STEP_CONFIGS)})) == []
 
 
-@pytest.mark.parametrize("package", ["torchvision", "torchmetrics"])
-def test_open_packages_need_no_trust(package: str) -> None:
-    assert told({**GOOD, "model": {"factory": f"{package}.models:resnet18"}}) == []
+def test_what_is_open_to_all_needs_no_trust() -> None:
+    assert told({**GOOD, "model": {"factory": "torchvision.models:resnet18"}}) == []
+    assert told(merged({"gate": {"metric": "torchmetrics.regression:R2Score"}})) == []
 
 
 def test_other_packages_need_trust() -> None:
     mapping = {**GOOD, "model": {"factory": "json.decoder:loads"}}
-    fix = f"if you trust it, add trust=[json] on the command line; open to all: {OPEN}"
+    fix = f"if you trust it, add trust=[json] on the command line; open to all for a model: {OPEN}"
     assert told(mapping) == [f"model.factory: the package 'json' is not trusted; {fix}"]
     assert told(mapping, trust=("json",)) == []
 

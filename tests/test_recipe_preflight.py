@@ -185,7 +185,7 @@ def test_a_sweeper_that_is_not_there() -> None:
 def test_what_hydra_refuses_in_a_recipe_does_not_hide_the_rest(project: Project) -> None:
     folder = project("recipes/mine.yaml", "defaults: [tiny]\nhydra: {nope: 1}\nseed: x\n")
     first, second = told("recipe=mine", config_dir=folder)
-    assert first.startswith("recipe mine: cannot be composed: In 'recipe/mine': ")
+    assert first.startswith("hydra: recipe mine says something to Hydra, which no recipe and no option may; drop it")
     assert second == "seed: 'x' is not an integer"
 
 

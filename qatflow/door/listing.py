@@ -36,8 +36,8 @@ Flags:
   --info [WHAT]         show how Hydra composes: defaults, defaults-tree, searchpath, ...
   --hydra-help          Hydra's own flags
   --version             qatflow's version
-  trust=[a,b]           let recipes name functions of these packages (torchvision, timm, transformers and torchmetrics
-                        are open to all)
+  trust=[a,b]           let recipes name functions of these packages (constructors of torch, torchvision, timm,
+                        transformers and torchmetrics are open to all); remote_code: run code beside weights
 """
 
 

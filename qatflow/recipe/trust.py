@@ -91,7 +91,7 @@ OPEN = (
     Opening("optimizer", "transformers", "NAME", "an optimizer's class"),
 )
 """All that a recipe may name without being trusted, besides the names in our own tables."""
-PACKAGES = tuple(dict.fromkeys(opening.module.split(".")[0] for opening in OPEN))
+PACKAGES = frozenset(opening.module.split(".")[0] for opening in OPEN)
 OWN: dict[Role, Iterable[str]] = {
     "model": names.MODELS,
     "data": names.DATASETS,
@@ -136,7 +136,7 @@ def trust_mistakes(path: str, written: str, trust: Iterable[str], role: Role) ->
     elif package not in trust and opening_of(written, role) is None:
         known = package in PACKAGES
         problem = f"{written!r} is not open to every recipe" if known else f"the package {package!r} is not trusted"
-        hint = "" if known else near_match(package, PACKAGES)
+        hint = "" if known else near_match(package, {package_of(one.module) for one in OPEN if one.role == role})
         fix = hint or f"if you trust it, add trust=[{package}] on the command line"
         yield Mistake(path, problem, f"{fix}{open_to_all(role)}")
     elif package not in trust and _lies_here(package):

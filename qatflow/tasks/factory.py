@@ -1,7 +1,7 @@
 """Make what a recipe names: look a name up in our table, or import and call a factory.
 
-What may be imported is said in `qatflow.recipe.trust`. No package lends out what it merely imports: `package.module:run`
-is refused where `run` is subprocess's.
+What may be imported is said in `qatflow.recipe.trust`. No package lends out what it merely imports:
+`package.module:run` is refused where `run` is subprocess's.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def load_factory(
     if not callable(function):
         problem = f"{factory!r} is a {type(function).__name__} and cannot be called"
         raise RecipeError([Mistake(path, problem, "name a function or a class")])
-    return function if package_of(factory) in trust else opened(function, factory)
+    return function if package_of(factory) in trust else opened(function)
 
 
 def load_object(
@@ -148,7 +148,7 @@ def load_object(
             problem = f"{_called(found)} has no {part!r}"
             raise RecipeError([Mistake(path, problem, _what_it_has(found, part, fits, what))])
         found = getattr(found, part)
-    if is_trusted and role != "target":
+    if is_trusted and role != "target" and fits(found):
         _check_home(found, written, trust, path, role)
     opening = opening_of(written, role)
     if not is_trusted and opening is not None and not is_open(found, opening, written):

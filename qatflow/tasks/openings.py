@@ -34,9 +34,9 @@ def is_open(found: Any, opening: Opening, written: str) -> bool:
     return KINDS[opening.kind](found, package_of(opening.module), written.rpartition(":")[2])
 
 
-def opened(function: Callable[..., Any], written: str) -> Callable[..., Any]:
+def opened(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function or class that is called with `torch.load` held to weights, and asks for no remote code."""
-    if package_of(written) == "transformers" and getattr(function, "__self__", None).__module__ == AUTO_CLASSES:
+    if getattr(getattr(function, "__self__", None), "__module__", None) == AUTO_CLASSES:
         function = functools.wraps(function)(functools.partial(function, trust_remote_code=False))
 
     @functools.wraps(function, updated=())

@@ -118,7 +118,7 @@ def test_a_loss_of_the_users() -> None:
         (f"{__name__}:user_loss", {"power": 1, "colour": 2}, RecipeError, "no such argument"),
         (f"{__name__}:user_lost", {}, RecipeError, "did you mean 'user_loss'"),
         (f"{__name__}:no_loss", {}, DataError, "returned a int"),
-        ("torch.hub:load", {"repo_or_dir": "evil"}, RecipeError, "'torch' is not trusted"),
+        ("torch.hub:load", {"repo_or_dir": "evil"}, RecipeError, "'torch.hub:load' is not open to every recipe"),
     ],
 )
 def test_losses_that_cannot_be_used(loss: str, kwargs: dict[str, object], error: type[Exception], said: str) -> None:
