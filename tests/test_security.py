@@ -253,6 +253,26 @@ class Touch:
         return Path.touch, (self.path,)
 
 
+def test_control_characters_do_not_reach_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, recipe(description="red\x1b[31m, over\rwritten, \x1b]0;title\x07"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config-dir", "theirs"]) == 0
+    assert r"red\x1b[31m, over\rwritten, \x1b]0;title\x07" in capsys.readouterr().out
+
+
+def test_words_of_trust_are_no_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, named("model", "remote_code:touch"))
+    (tmp_path / "remote_code.py").write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config-dir", "theirs", "recipe=theirs", "trust=[remote_code]"]) == 1
+    assert "the package 'remote_code' is not trusted" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
 def test_weights_are_not_unpickled(tmp_path: Path) -> None:
     torch.save({"weight": Touch(tmp_path / "ran")}, tmp_path / "weights.pt")
     with pytest.raises(QatflowError, match=r"model\.weights"):

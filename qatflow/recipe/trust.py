@@ -111,6 +111,11 @@ def package_of(written: str) -> str:
     return written.split(":")[0].split(".")[0]
 
 
+def is_trusted(written: str, trust: Iterable[str]) -> bool:
+    """Tell whether the package of `package.module:name` is trusted."""
+    return package_of(written) in trust and package_of(written) not in (OURS, REMOTE_CODE)
+
+
 def opening_of(written: str, role: Role) -> Opening | None:
     """Return what opens `package.module:name` to every recipe; None where nothing does."""
     module, _, name = written.partition(":")
@@ -133,13 +138,15 @@ def trust_mistakes(path: str, written: str, trust: Iterable[str], role: Role) ->
         own = OWN.get(role, ())
         fix = f"write the name alone; {allowed_values(written.rpartition(':')[2], own)}" if own else "write another one"
         yield Mistake(path, f"{written!r} is within qatflow, whose own things go by their names", fix)
-    elif package not in trust and opening_of(written, role) is None:
+    elif is_trusted(written, trust):
+        return
+    elif opening_of(written, role) is None:
         known = package in PACKAGES
         problem = f"{written!r} is not open to every recipe" if known else f"the package {package!r} is not trusted"
         hint = "" if known else near_match(package, {package_of(one.module) for one in OPEN if one.role == role})
         fix = hint or f"if you trust it, add trust=[{package}] on the command line"
         yield Mistake(path, problem, f"{fix}{open_to_all(role)}")
-    elif package not in trust and _lies_here(package):
+    elif _shadows(package):
         problem = f"the folder {Path.cwd()} has a {package!r} of its own, which would be taken for the well-known one"
         fix = f"rename it, or install {package}; if you trust what lies here, add trust=[{package}]"
         yield Mistake(path, problem, f"{fix} on the command line")
@@ -165,7 +172,7 @@ def argument_mistakes(
         role: what it is for.
     """
     package, opening = package_of(written), opening_of(written, role)
-    if package in trust or opening is None:
+    if is_trusted(written, trust) or opening is None:
         return
     for name, value in kwargs.items():
         place, fix = f"{path}.{name}", f"if you trust this recipe, add trust=[{package}] on the command line"
@@ -193,7 +200,7 @@ def package_mistakes(path: str, written: str, trust: Iterable[str], role: Role) 
         return
     mistakes = list(trust_mistakes(path, written, trust, role))
     yield from mistakes
-    if not mistakes and _here(package) is None and _installed(package) is None:
+    if not mistakes and not lies_here(package) and _installed(package) is None:
         fix = "install it, or run qatflow in the folder that holds it"
         yield Mistake(path, f"the package {package!r} is not installed", fix)
 
@@ -203,6 +210,11 @@ def outside_mistakes(
 ) -> list[Mistake]:
     """Return what is wrong with `package.module:name`, as far as it shows without importing it."""
     return list(form_mistakes(path, written, what)) or list(package_mistakes(path, written, trust, role))
+
+
+def lies_here(package: str) -> bool:
+    """Tell whether a package lies in the current directory."""
+    return _here(package) is not None
 
 
 def _here(package: str) -> importlib.machinery.ModuleSpec | None:
@@ -216,7 +228,7 @@ def _installed(package: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
 
-def _lies_here(package: str) -> bool:
+def _shadows(package: str) -> bool:
     """Tell whether a package would be imported from the current directory."""
     here, found = _here(package), _installed(package)
     return here is not None and (found is None or found.origin == here.origin)

@@ -7,6 +7,7 @@ Names of candidates, models and files come from users and are never read as rich
 from __future__ import annotations
 
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ WORDS = {
     Verdict.ANOMALOUS: ("anomalous", "magenta"),
     Verdict.BASELINE: ("FP32", "dim"),
 }
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 COLUMNS = ("candidate", "metric", "drop (interval)", "verdict", "SQNR dB", "seconds")
 
 
@@ -163,8 +165,11 @@ class PlainProgress:
 
 
 def say(console: Console, text: str) -> None:
-    """Print text as it is: no markup, no colours guessed, no line broken."""
-    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    """Print text as it is: no markup, no colours guessed, no line broken; control characters, which could move the
+    cursor or set the window's title, are spelt out.
+    """
+    spelt = CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    console.print(spelt, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def number(value: float | None) -> str:

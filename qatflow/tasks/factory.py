@@ -21,6 +21,8 @@ from qatflow.recipe.trust import (
     Role,
     argument_mistakes,
     form_mistakes,
+    is_trusted,
+    lies_here,
     opening_of,
     package_of,
     trust_mistakes,
@@ -115,7 +117,7 @@ def load_factory(
     if not callable(function):
         problem = f"{factory!r} is a {type(function).__name__} and cannot be called"
         raise RecipeError([Mistake(path, problem, "name a function or a class")])
-    return function if package_of(factory) in trust else opened(function)
+    return function if is_trusted(factory, trust) else opened(function)
 
 
 def load_object(
@@ -141,17 +143,17 @@ def load_object(
     if mistakes:
         raise RecipeError(mistakes)
     module_name, _, name = written.partition(":")
-    is_trusted = package_of(written) in trust
-    found: Any = _import(module_name, path, is_trusted)
+    trusted = is_trusted(written, trust)
+    found: Any = _import(module_name, path, trusted)
     for part in name.split("."):
         if not hasattr(found, part):
             problem = f"{_called(found)} has no {part!r}"
             raise RecipeError([Mistake(path, problem, _what_it_has(found, part, fits, what))])
         found = getattr(found, part)
-    if is_trusted and role != "target" and fits(found):
+    if trusted and role != "target" and fits(found):
         _check_home(found, written, trust, path, role)
     opening = opening_of(written, role)
-    if not is_trusted and opening is not None and not is_open(found, opening, written):
+    if not trusted and opening is not None and not is_open(found, opening, written):
         fix = f"if you trust it, add trust=[{package_of(written)}] on the command line"
         raise RecipeError([Mistake(path, f"{written!r} is not {opening.kind}", fix)])
     return found
@@ -179,9 +181,9 @@ def _check_home(found: Any, written: str, trust: Collection[str], path: str, rol
     raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
 
 
-def _import(module: str, path: str, is_trusted: bool) -> ModuleType:
+def _import(module: str, path: str, trusted: bool) -> ModuleType:
     here = str(Path.cwd())
-    if is_trusted and not {here, ""} & set(sys.path):
+    if trusted and lies_here(package_of(module)) and not {here, ""} & set(sys.path):
         sys.path.append(here)
     try:
         return importlib.import_module(module)
