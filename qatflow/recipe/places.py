@@ -9,8 +9,6 @@ from typing import Any
 from qatflow.errors import Mistake
 from qatflow.recipe.variables import WRITTEN
 
-DATABASE_FILE = "sqlite"
-
 
 def place_mistakes(recipe: Mapping[str, Any], said: Collection[str]) -> Iterator[Mistake]:
     """Tell of files that a recipe would write outside of the current folder, and of secrets that it would send away.
@@ -25,10 +23,10 @@ def place_mistakes(recipe: Mapping[str, Any], said: Collection[str]) -> Iterator
         if not isinstance(value, str) or path in said:
             continue
         fix = f"give it on the command line: {path}=..."
-        scheme, has_scheme, file = value.partition(":///")
+        _, is_file_of_a_database, file = value.partition(":///")
         if WRITTEN.search(value):
             yield Mistake(path, "a recipe may not name an environment variable here", fix)
-        elif path == "run.dir" or (has_scheme and scheme.startswith(DATABASE_FILE)):
-            place = Path(file.partition("?")[0] if has_scheme else value).expanduser()
+        elif path == "run.dir" or is_file_of_a_database:
+            place = Path(file.partition("?")[0] or value).expanduser()
             if not place.resolve().is_relative_to(Path.cwd().resolve()):
                 yield Mistake(path, f"{value!r} is outside of the current folder, where no recipe may write", fix)

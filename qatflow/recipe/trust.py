@@ -176,12 +176,13 @@ def argument_mistakes(
         return
     for name, value in kwargs.items():
         place, fix = f"{path}.{name}", f"if you trust this recipe, add trust=[{package}] on the command line"
-        values = () if opening.arguments is None else opening.arguments.get(name)
+        may = opening.arguments
+        values = (None if PLACES.fullmatch(name) else ()) if may is None else may.get(name)
         if name in REMOTE_ARGUMENTS:
             if value and REMOTE_CODE not in trust:
                 remote = f"if you trust it, add trust=[{REMOTE_CODE}] on the command line"
                 yield Mistake(place, "would run code that lies beside the weights", remote)
-        elif values is None or PLACES.fullmatch(name):
+        elif values is None:
             weights = "a checkpoint is model.weights; " if role == "model" else ""
             yield Mistake(place, f"no recipe may say this to {written} without trust", f"{weights}{fix}")
         elif values and value not in values:
