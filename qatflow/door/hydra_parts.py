@@ -19,6 +19,7 @@ from typing import Any
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra._internal.utils import get_args_parser as get_args_parser
@@ -31,9 +32,8 @@ from hydra.errors import MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
-from yaml import YAMLError
 
-from qatflow.door.files import GROUP, TABLES, load_recipe, shipped, unreadable
+from qatflow.door.files import GROUP, TABLES, load_recipe, shipped
 from qatflow.errors import Mistake, RecipeError, allowed_values
 from qatflow.recipe import Data, Model, Recipe
 from qatflow.recipe.sentences import shown
@@ -73,11 +73,31 @@ class Findings:
         return groups() if self.bare else frozenset(path.rpartition("/")[0] for path in {*self.absent, *self.mistakes})
 
 
+class OptionFiles(FileConfigSource):
+    """A folder of options, whose files are looked through before Hydra builds anything of them."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return an option.
+
+        Raises:
+            RecipeError: the file cannot be read, or holds more than any option.
+        """
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        load_recipe(path)
+        try:
+            return super().load_config(config_path)
+        except ValueError as error:
+            raise RecipeError([Mistake(str(path), f"cannot be read: {error}")]) from error
+
+
 class Options(ConfigRepository):
     """All options there are, and those that stand in for others."""
 
     def __init__(self, path: ConfigSearchPath, recipes: Mapping[str, Path]) -> None:
         super().__init__(path)
+        self.sources = [
+            OptionFiles(one.provider, one.path) if type(one) is FileConfigSource else one for one in self.sources
+        ]
         self.recipes = recipes
         self.found = Findings()
 
@@ -91,8 +111,8 @@ class Options(ConfigRepository):
             return self._given(config_path, {})
         try:
             return super().load_config(config_path)
-        except YAMLError as error:
-            self.found.mistakes[config_path] = unreadable(error)
+        except RecipeError as error:
+            self.found.mistakes[config_path] = error.mistakes[0]
             return self._given(config_path, {})
 
     def _given(self, path: str, mapping: Any) -> ConfigResult:
@@ -123,7 +143,10 @@ class Options(ConfigRepository):
         """Tell whether an entry overrides a group that there is with an option that YAML read as a word."""
         for key, value in item.items() if isinstance(item, DictConfig) else ():
             group = str(key).split()[-1].partition("@")[0].lstrip("/")
-            if isinstance(value, bool):
+            if group == GROUP:
+                fix = "to build on another recipe, write its name alone: `- quickstart`"
+                mistake = Mistake(where, "a recipe cannot choose one", fix)
+            elif isinstance(value, bool):
                 fix = "quote words such as off, on, yes and no: YAML reads them as true and false"
                 mistake = Mistake(where, f"{shown(value)} is not an option of {group}", fix)
             elif str(key).startswith("override") and not group.startswith("hydra/") and not self.group_exists(group):
