@@ -17,8 +17,10 @@ from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from qatflow.door.files import GROUP
 from qatflow.door.hydra_parts import get_args_parser, groups
@@ -133,7 +135,7 @@ def read_overrides(lines: Sequence[str], loader: ConfigLoader, multirun: bool) -
             continue
         try:
             override = _parsed(parser, line, found.files)
-        except (HydraException, ValueError, ArithmeticError):
+        except (HydraException, OmegaConfBaseException, ValueError, ArithmeticError):
             found.mistakes.append(_unreadable(line))
             continue
         found.mistakes += value_mistakes(override.key_or_group, override.value())
@@ -156,6 +158,7 @@ def _parsed(parser: OverridesParser, line: str, files: dict[str, Path]) -> Overr
         key = override.key_or_group.replace(".users_step", f"[{users['name']}]")
         return replace(override, key_or_group=key, input_line=line)
     override = parser.parse_overrides([line])[0]
+    OmegaConf.create([line])  # where Hydra keeps it, a `${` that is not closed cannot stand
     if override.key_or_group != GROUP or ".yaml" not in line:
         return override
     values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
@@ -193,9 +196,10 @@ def _jobs(found: Overrides, parser: OverridesParser) -> list[list[Override]]:
         elif plugin:
             values.pop(key, None)
         else:
-            every = override.sweep_string_iterator() if override.is_discrete_sweep() else ()
-            listed = list(itertools.islice(every, MOST_JOBS + 1))
+            listed = _listed(override)
             values[key] = [_parsed(parser, f"{key}={value}", found.files) for value in listed]
+            for one in values[key]:
+                found.mistakes += value_mistakes(key, one.value())
             if not listed:
                 problem = f"{override.get_value_string()} does not stand for a list of values"
                 found.mistakes.append(Mistake(key, problem, "list them, as in key=1,2,3 or key=range(1,4)"))
@@ -204,3 +208,18 @@ def _jobs(found: Overrides, parser: OverridesParser) -> list[list[Override]]:
         found.mistakes.append(Mistake("-m", f"asks for more than {MOST_JOBS:,} jobs", "give fewer values"))
         return []
     return [list(job) for job in itertools.product(*values.values())]
+
+
+def _listed(override: Override) -> list[str]:
+    """Return the values that a sweep goes through, as far as they are not too many; none where they are no list."""
+    value = override.value()
+    try:
+        if isinstance(value, RangeSweep):
+            override = replace(override, _value=replace(value, shuffle=False)) if _is_long(value) else override
+        return list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+    except (HydraException, ValueError, ArithmeticError):  # an interval, or a range without end
+        return []
+
+
+def _is_long(values: RangeSweep) -> bool:
+    return sum(1 for _ in itertools.islice(values.range(), MOST_JOBS + 1)) > MOST_JOBS

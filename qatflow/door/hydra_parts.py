@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
@@ -28,7 +28,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
@@ -36,12 +36,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from qatflow.door.files import GROUP, TABLES, load_recipe, shipped
 from qatflow.errors import Mistake, RecipeError, allowed_values
 from qatflow.recipe import Data, Model, Recipe
+from qatflow.recipe.limits import link_problem
 from qatflow.recipe.sentences import shown
 from qatflow.recipe.steps import STEP_CONFIGS
 
 PACKAGE = "_global_"
 VERSION_BASE = "1.3"
 PRIMARY = "config"
+MOST_VISITS = 1_000
 SOURCES = {"defaults": [{"override /model": "digits_mobilenet"}, {"override /data": "digits"}]}
 """What stands for a recipe that cannot be read, so that the rest can still be checked."""
 
@@ -95,11 +97,15 @@ class Options(ConfigRepository):
 
     def __init__(self, path: ConfigSearchPath, recipes: Mapping[str, Path]) -> None:
         super().__init__(path)
-        self.sources = [
-            OptionFiles(one.provider, one.path) if type(one) is FileConfigSource else one for one in self.sources
-        ]
         self.recipes = recipes
         self.found = Findings()
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
+        self.sources = [
+            OptionFiles(one.provider, one.path) if one.scheme() == FileConfigSource.scheme() else one
+            for one in self.sources
+        ]
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         group, _, name = config_path.rpartition("/")
@@ -167,6 +173,24 @@ class Options(ConfigRepository):
         return sorted({*super().get_group_options(group_name, results_filter), *(more if wanted else [])})
 
 
+class Visited(CachingConfigRepository):
+    """Options that are counted on the way to one config: those that build on two others each never end."""
+
+    visits = 0
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Return an option.
+
+        Raises:
+            HydraException: too many were looked at before.
+        """
+        self.visits += 1
+        if self.visits > MOST_VISITS:
+            message = f"its defaults lead to more than {MOST_VISITS:,} other options"
+            raise ConfigCompositionException(message)
+        return super().load_config(config_path)
+
+
 class Loader(ConfigLoaderImpl):
     """Hydra's loader, which goes on where an option is missing, and knows which steps were chosen."""
 
@@ -179,7 +203,11 @@ class Loader(ConfigLoaderImpl):
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
-        """Compose; a list of steps on the command line means what it says, whatever the recipe's body mentions."""
+        """Compose; a list of steps on the command line means what it says, whatever the recipe's body mentions.
+
+        Raises:
+            HydraException: that is impossible, or there are too many `${...}` to look any of them up.
+        """
         absent = self.options.found.absent
         while True:
             try:
@@ -189,11 +217,21 @@ class Loader(ConfigLoaderImpl):
                     raise
                 absent.add(str(error.missing_cfg_file))
                 continue
+            if too_many := link_problem(as_written(cfg)):
+                raise ConfigCompositionException(too_many)
             if any(line.startswith("steps=") for line in overrides) and isinstance(cfg.get("steps"), DictConfig):
                 with open_dict(cfg.steps):
                     for step in [step for step in cfg.steps if step not in self.selected]:
                         del cfg.steps[step]
             return cfg
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        parsed, repo = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        counted = Visited(repo.delegate)
+        counted.cache = repo.cache
+        return parsed, counted
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         steps = [default for default in defaults if str(default.config_path).startswith("steps/")]
@@ -234,6 +272,13 @@ def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Prepared:
         anchor = SearchPathQuery(provider="schema")
         path.prepend(provider="command-line", path=f"file://{config_dir.absolute()}", anchor=anchor)
     return Prepared("qatflow", Loader(path, recipes))
+
+
+def as_written(cfg: DictConfig) -> dict[str, Any]:
+    """Return a composed recipe as plain values, without Hydra's own node and without looking `${...}` up."""
+    mapping: Any = OmegaConf.to_container(cfg)
+    mapping.pop("hydra", None)
+    return dict(mapping)
 
 
 def base_recipe() -> dict[str, Any]:

@@ -26,8 +26,9 @@ CHARACTERS = 20_000
 """Of one text."""
 LARGEST = 2**63
 """Whole numbers are smaller: torch and NumPy have none beyond."""
-LINKS = 30
-"""`${...}` in one recipe: each may stand for a text with several others."""
+LINKS = 20
+"""`${...}` in one recipe: each may stand for a text that has several others."""
+KEY_CHARACTERS = 1_000
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, which change what a terminal shows and end a path early, and halves of characters."""
 STRING, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge"))
@@ -99,13 +100,27 @@ def value_mistakes(path: str, value: Any) -> Iterator[Mistake]:
 
 def line_mistakes(key: str, line: str) -> Iterator[Mistake]:
     """Tell by what a text of the command line is more than can be read, before it is parsed."""
-    depth = deepest = 0
+    depth, deepest = 0, sum(line.partition("=")[0].count(one) for one in ".[")
     for one in line:
         depth += (one in "[{(") - (one in "]})")
         deepest = max(deepest, depth)
-    problem, fix = _too_much(0, deepest) or _scalar_problem(line) or ("", "")
+    problem, fix = _too_much(0, deepest) or _scalar_problem(line) or _key_problem(line.partition("=")[0]) or ("", "")
     if problem:
         yield Mistake(key, problem, fix)
+
+
+def link_problem(value: Any) -> str:
+    """Return what is wrong with the number of `${...}` in a plain value; empty where nothing is."""
+    count, waiting = 0, [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            count += one.count("${")
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+    return f"has {count} times ${{...}}, and no recipe has more than {LINKS}" if count > LINKS else ""
 
 
 @dataclass
@@ -201,7 +216,8 @@ class _Walk:
                 value = self.loader.construct_yaml_int(yaml.ScalarNode(tag, value))
             except ValueError:
                 self.refuse(event, f"{shown(value)} cannot be read as a number")
-        if problem := _scalar_problem(value):
+        as_key = _key_problem(event.value) if self.open and self.open[-1].awaits_key else None
+        if problem := _scalar_problem(value) or as_key:
             self.refuse(event, *problem)
 
 
@@ -234,4 +250,10 @@ def _scalar_problem(value: Any) -> tuple[str, str] | None:
             return f"a text has {len(value):,} characters, and none in a recipe has more than {CHARACTERS:,}", ""
     if isinstance(value, int) and not -LARGEST < value < LARGEST:
         return f"a whole number has {value.bit_length()} bits, and 63 are the most", ""
+    return None
+
+
+def _key_problem(key: str) -> tuple[str, str] | None:
+    if len(key) > KEY_CHARACTERS:
+        return f"a key has {len(key):,} characters, and none has more than {KEY_CHARACTERS:,}", ""
     return None
