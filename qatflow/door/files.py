@@ -12,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qatflow.errors import Mistake, RecipeError
-from qatflow.recipe.limits import unreadable, yaml_text
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.recipe.targets import TARGETS
+from qatflow.recipe.yaml_file import unreadable, yaml_text
 
 GROUP = "recipe"
 TABLES: dict[str, Mapping[str, object]] = {"steps": STEP_CONFIGS, "target": TARGETS}
@@ -64,7 +64,7 @@ def load_recipe(path: Path) -> DictConfig:
     try:
         node = OmegaConf.load(io.StringIO(yaml_text(path)))
     except YAMLError as error:
-        raise RecipeError([unreadable(error, path)]) from error
+        raise RecipeError([unreadable(error, str(path))]) from error
     except (OmegaConfBaseException, ValueError, ArithmeticError) as error:
         if isinstance(error, RecipeError):
             raise
