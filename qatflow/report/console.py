@@ -163,7 +163,8 @@ class PlainProgress:
 
 
 def say(console: Console, text: str) -> None:
-    """Print text as it is: no markup, no colours guessed, no line broken."""
+    """Print text as it is: no markup, no colours guessed, no line broken; what the console cannot show is escaped."""
+    text = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
     console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
