@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import save
 
-from benchmarks.hostile.mutation import CANARY, VALUES, bytes_of, json_of, plain, text_of
+from benchmarks.hostile.mutation import CANARY, VALUES, bytes_of, json_of, plain, yaml_of
 from qatflow.door.files import shipped
 from qatflow.recipe import Recipe
 from qatflow.recipe.steps import STEP_CONFIGS
@@ -70,8 +70,7 @@ class Kinds:
         """A recipe beside a sound one: checked, listed, or completed."""
         (folder / "recipes").mkdir()
         text = chance.choice(self.recipes)
-        content = text_of(chance, text) if chance.random() < 0.85 else bytes_of(chance, text.encode())
-        (folder / "recipes" / "hostile.yaml").write_bytes(content)
+        (folder / "recipes" / "hostile.yaml").write_bytes(yaml_of(chance, text))
         given = ["--config-dir", str(folder)]
         match chance.randrange(20):
             case 0:
@@ -91,7 +90,7 @@ class Kinds:
         place = folder / name.with_name("hostile.yaml")
         place.parent.mkdir()
         text = self.options[name].read_text(encoding="utf-8")
-        place.write_bytes(text_of(chance, text) if chance.random() < 0.85 else bytes_of(chance, text.encode()))
+        place.write_bytes(yaml_of(chance, text))
         asked = [f"{name.parent}=hostile"] if chance.random() < 0.9 else ["--help"]
         return Input("qatflow", ["--config-dir", str(folder), "recipe=tiny", *asked, "--cfg", "job"])
 
@@ -153,7 +152,7 @@ class Kinds:
             case _ if path.suffix == ".json":
                 path.write_bytes(json_of(chance, content))
             case _ if path.suffix == ".yaml":
-                path.write_bytes(text_of(chance, content.decode()))
+                path.write_bytes(yaml_of(chance, content.decode()))
             case _:
                 path.write_bytes(bytes_of(chance, content))
 

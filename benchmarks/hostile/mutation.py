@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
 from typing import Any
+
+import yaml
 
 CANARY = "hostile_canary"
 """A module of this tool: importing or calling it leaves a file that is looked for."""
@@ -117,6 +120,18 @@ TEXTS = (
     ),
     *("a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n", "\ud7ff", "é", "\u2028", "steps: x\n", "trust: [x]\n"),
 )
+
+
+def yaml_of(chance: random.Random, text: str) -> bytes:
+    """Return a YAML mapping made hostile: as a value, as a text, or as bytes."""
+    match chance.randrange(20):
+        case 0 | 1 | 2:
+            return bytes_of(chance, text.encode())
+        case 3 | 4 | 5 | 6 | 7 | 8 | 9:
+            with contextlib.suppress(yaml.YAMLError, RecursionError):
+                changed = value_of(chance, yaml.safe_load(text))
+                return yaml.dump(changed, allow_unicode=True, sort_keys=False).encode("utf-8", "surrogatepass")
+    return text_of(chance, text)
 
 
 def bytes_of(chance: random.Random, content: bytes) -> bytes:
