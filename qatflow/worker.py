@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 
 from qatflow.door.endings import INTERRUPTED, MET, guarded
@@ -24,8 +23,10 @@ from qatflow.quant.design import Design
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load
 from qatflow.recipe.check import recipe_from
+from qatflow.recipe.yaml_file import read_yaml
 from qatflow.report.console import say
 from qatflow.results.progress import Silent
+from qatflow.results.record import Record
 from qatflow.results.result import TrialRecord
 from qatflow.results.store import read_json
 from qatflow.tasks.task import load_task
@@ -54,8 +55,8 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     if not (folder / "study.json").exists():
         message = f"{folder} has no study yet: it is made when the run comes to QAT"
         raise RunFolderError(message)
-    known = read_json(folder / "study.json")
-    recipe = complete(recipe_from(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), trust), trust)
+    known = _known(folder)
+    recipe = complete(recipe_from(read_yaml(folder / "recipe.yaml") or {}, trust), trust)
     if processes() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
@@ -63,20 +64,47 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     base = captured_network(task.model, *task.example(), design, recipe.data.mask)
     bench = Bench(recipe, task, base, folder, _Lines())
     bench.baseline()
-    if bench.key != known["bench"]:
+    if bench.key != known.bench:
         message = f"this machine's qatflow, model or data are not those of the run in {folder}: make them the same"
         raise RunFolderError(message)
-    start = Start(*load(bench.folder / known["start"], base))
+    start = Start(*load(bench.folder / known.start, base))
     leads = local_rank() == 0
     if not leads:
         Worker(bench, start, None).work()
         return MET
     storage = studies.open_storage(studies.storage_url(recipe.search.storage, folder))
     try:
-        Worker(bench, start, studies.open_study(storage, known["study"], task.metric.higher_is_better)).work()
+        Worker(bench, start, studies.open_study(storage, known.study, task.metric.higher_is_better)).work()
     finally:
         studies.close(storage)
     return MET
+
+
+class Known(Record):
+    """What `study.json` of a run folder holds."""
+
+    study: str
+    start: str
+    """The candidate that trials start from."""
+    bench: str
+
+
+def _known(folder: Path) -> Known:
+    """Return what a run noted of its study.
+
+    Raises:
+        RunFolderError: that is damaged.
+    """
+    path = folder / "study.json"
+    try:
+        known = Known.taken(read_json(path))
+    except ValueError as error:
+        message = f"{path} is damaged ({error}); start the run again on this folder, which writes it anew"
+        raise RunFolderError(message) from error
+    if Path(known.start).name != known.start:
+        message = f"{path} names no candidate: {known.start!r}; start the run again on this folder"
+        raise RunFolderError(message)
+    return known
 
 
 def _folder_of(url: str) -> Path:

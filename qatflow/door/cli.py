@@ -16,9 +16,9 @@ from rich.console import Console
 from qatflow import __version__
 from qatflow.door import listing
 from qatflow.door.command_line import Flags, for_hydra, read_flags
-from qatflow.door.composing import plan
+from qatflow.door.composing import LOST, plan
 from qatflow.door.endings import MET, guarded, stopped
-from qatflow.door.environment_variables import as_written
+from qatflow.door.environment_variables import variables_kept
 from qatflow.door.files import find_recipes
 from qatflow.door.hydra_parts import PRIMARY, get_args_parser, hydra_at
 from qatflow.door.launching import launch
@@ -55,7 +55,7 @@ def _command(argv: list[str]) -> int:
             return launch(flags, checked)
         if args.cfg:
             checked.hydra.prepared = checked.jobs[0].cfg
-            with as_written():
+            with variables_kept():
                 checked.hydra.show_cfg(PRIMARY, [], args.cfg, args.package, args.resolve)
         else:
             checked.hydra.show_info(args.info, PRIMARY, [for_hydra(override) for override in checked.overrides])
@@ -75,5 +75,6 @@ def _complete(flags: Flags) -> None:
             folder = Path(value)
     try:
         hydra_at(folder, find_recipes(folder)).shell_completion(PRIMARY, flags.overrides)
-    except ValueError as error:
-        raise RecipeError([Mistake("--shell-completion", str(error), "see --hydra-help")]) from error
+    except (*LOST, SystemExit) as error:  # Hydra reads the line with argparse, which exits
+        said = "the line cannot be read" if isinstance(error, SystemExit) else " ".join(str(error).split())
+        raise RecipeError([Mistake("--shell-completion", said, "see --hydra-help")]) from error

@@ -8,6 +8,7 @@ new is the recipe check's business.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from argparse import Namespace
 from collections.abc import Sequence
@@ -16,16 +17,22 @@ from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from qatflow.door.files import GROUP
 from qatflow.door.hydra_parts import get_args_parser, groups
 from qatflow.errors import Mistake, RecipeError
+from qatflow.recipe.limits import line_mistakes, value_mistakes
+from qatflow.recipe.sentences import shown
 
 OWN_TREE = ("config_name", "config_path", "experimental_rerun")
 OPEN_SECTIONS = ("model.kwargs.", "data.kwargs.", "gate.metric_kwargs.", "precision.overrides.", "steps.")
 """Arguments of users' own functions, names of layers, and options of steps: any key may be new there."""
+MOST_JOBS = 1_000
+"""Of one sweep."""
 USERS_STEP = re.compile(r"(?P<sign>[+~]*)steps\.(?P<name>[\w.]+:\w+)(?P<rest>[^=]*)(?P<value>.*)", re.DOTALL)
 """An override of an option of a step that a user wrote: Hydra's grammar has no colon in keys."""
 
@@ -122,11 +129,16 @@ def read_overrides(lines: Sequence[str], loader: ConfigLoader, multirun: bool) -
     found = Overrides()
     parser = OverridesParser.create(config_loader=loader)
     for line in lines:
+        too_much = list(line_mistakes(shown(line.partition("=")[0], quote=False), line))
+        if too_much:
+            found.mistakes += too_much
+            continue
         try:
             override = _parsed(parser, line, found.files)
-        except HydraException:
+        except (HydraException, OmegaConfBaseException, ValueError, ArithmeticError):
             found.mistakes.append(_unreadable(line))
             continue
+        found.mistakes += value_mistakes(override.key_or_group, override.value())
         if override.is_sweep_override() and not multirun:
             text = override.get_value_string()
             fix = f"add -m to run one after the other, or write [{text}] for a list"
@@ -146,6 +158,7 @@ def _parsed(parser: OverridesParser, line: str, files: dict[str, Path]) -> Overr
         key = override.key_or_group.replace(".users_step", f"[{users['name']}]")
         return replace(override, key_or_group=key, input_line=line)
     override = parser.parse_overrides([line])[0]
+    OmegaConf.create([line])  # where Hydra keeps it, a `${` that is not closed cannot stand
     if override.key_or_group != GROUP or ".yaml" not in line:
         return override
     values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
@@ -169,7 +182,7 @@ def _unreadable(line: str) -> Mistake:
         recipe = f", or {GROUP}={line} if it is a recipe" if line.isidentifier() else ""
         return Mistake(line, "has no value", f"write {line}=VALUE{recipe}")
     fix = "quote text that has special characters, and the whole for the shell: 'key=\"a, b\"'"
-    return Mistake(key.strip() or line, f"{value!r} cannot be read as a value", fix)
+    return Mistake(key.strip() or line, f"{shown(value)} cannot be read as a value", fix)
 
 
 def _jobs(found: Overrides, parser: OverridesParser) -> list[list[Override]]:
@@ -183,10 +196,30 @@ def _jobs(found: Overrides, parser: OverridesParser) -> list[list[Override]]:
         elif plugin:
             values.pop(key, None)
         else:
-            listed = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+            listed = _listed(override)
             values[key] = [_parsed(parser, f"{key}={value}", found.files) for value in listed]
+            for one in values[key]:
+                found.mistakes += value_mistakes(key, one.value())
             if not listed:
                 problem = f"{override.get_value_string()} does not stand for a list of values"
                 found.mistakes.append(Mistake(key, problem, "list them, as in key=1,2,3 or key=range(1,4)"))
                 del values[key]
+    if math.prod(map(len, values.values())) > MOST_JOBS:
+        found.mistakes.append(Mistake("-m", f"asks for more than {MOST_JOBS:,} jobs", "give fewer values"))
+        return []
     return [list(job) for job in itertools.product(*values.values())]
+
+
+def _listed(override: Override) -> list[str]:
+    """Return the values that a sweep goes through, as far as they are not too many; none where they are no list."""
+    value = override.value()
+    try:
+        if isinstance(value, RangeSweep):
+            override = replace(override, _value=replace(value, shuffle=False)) if _is_long(value) else override
+        return list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+    except (HydraException, ValueError, ArithmeticError):  # an interval, or a range without end
+        return []
+
+
+def _is_long(values: RangeSweep) -> bool:
+    return sum(1 for _ in itertools.islice(values.range(), MOST_JOBS + 1)) > MOST_JOBS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ from packaging.requirements import Requirement
 from yaml import YAMLError
 
 from qatflow.door.command_line import is_choice, read_overrides
-from qatflow.door.environment_variables import as_written, plain
+from qatflow.door.environment_variables import plain, variables_kept
 from qatflow.door.files import GROUP, find_recipes, hidden_options
-from qatflow.door.hydra_parts import PRIMARY, Findings, Loader, Prepared, hydra_at, with_overrides
+from qatflow.door.hydra_parts import PRIMARY, Findings, Loader, Prepared, as_written, hydra_at, with_overrides
 from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
 from qatflow.recipe import Recipe
 from qatflow.recipe.check import check, recipe_from
+from qatflow.recipe.limits import link_problem
 from qatflow.recipe.places import place_mistakes
 from qatflow.recipe.sentences import shown
 from qatflow.recipe.steps import STEP_CONFIGS
@@ -38,8 +40,11 @@ from qatflow.recipe.variables import WRITTEN
 
 STAND_IN = "quickstart"
 """The recipe that is taken where none or an unknown one is given, so that the rest can still be checked."""
-LOST = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError)
-"""What Hydra raises where it cannot compose a tree at all."""
+LOST = (
+    *(HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError),
+    *(AttributeError, LookupError, AssertionError, RecursionError),
+)
+"""What Hydra raises where it cannot compose a tree at all, or trips over what it does not expect."""
 KEY = re.compile(r"\[(.*?)\]|([^.\[]+)")
 """One part of a key such as `steps[my_package.steps:prune].amount`."""
 
@@ -105,7 +110,7 @@ def recipe_of(cfg: DictConfig, trust: Sequence[str]) -> Recipe:
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     if recipe.model.weights is None or WRITTEN.match(recipe.model.weights):
         return recipe
-    weights = str(Path(recipe.model.weights).expanduser().absolute())
+    weights = str(Path(os.path.expanduser(recipe.model.weights)).absolute())  # noqa: PTH111 - as it was checked
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
 
 
@@ -132,6 +137,9 @@ class _Planner:
         with_overrides(cfg, overrides, number)
         for override in values:
             self._set(cfg, override, "steps" in found.broken)
+        if too_many := link_problem(as_written(cfg)):
+            self._mistakes.append(Mistake(f"recipe {name}", too_many))
+            return None
         mapping, lost = _mapping(cfg)
         recipe, mistakes = check(mapping | found.lists, self._trust)
         run = mapping.get("run")
@@ -210,6 +218,8 @@ class _Planner:
                 cfg = self._hydra.compose_config(PRIMARY, list(lines[-1:] if bare else lines), RunMode.RUN)
             except LOST as error:
                 text = str(error) or str(error.__cause__ or type(error).__name__)
+                if isinstance(error, RecursionError):
+                    text = "its defaults lead back to themselves"
                 lost.append(Mistake(f"recipe {recipe}", f"cannot be composed: {' '.join(text.split())}"))
             selected = () if lost else self._loader.selected
             self._mistakes += [*_doubles(selected), *self._told(found), *lost]
@@ -231,14 +241,18 @@ class _Planner:
     def _set(self, cfg: DictConfig, override: Override, steps_are_wrong: bool) -> None:
         """Set one value, whether or not its key exists."""
         key, value = override.key_or_group, override.value()
-        parts = [bracketed or plain for bracketed, plain in KEY.findall(key)]
+        parts = [bracketed or plain for bracketed, plain in KEY.findall(key)] or [key]
         step = parts[1] if parts[0] == "steps" and len(parts) > 1 else ""
         chosen = list(cfg.get("steps") or {})
+        there = OmegaConf.select(cfg, key, throw_on_missing=False) if override.is_delete() else None
         if parts[0] not in Recipe.model_fields:
             fix = allowed_values(parts[0], [*Recipe.model_fields, GROUP, "trust"])
-            self._mistakes.append(Mistake(key, "unknown key", fix))
-        elif override.is_delete() and OmegaConf.select(cfg, key, throw_on_missing=False) is None:
+            self._mistakes.append(Mistake(key or "''", "unknown key", fix))
+        elif override.is_delete() and there is None:
             self._mistakes.append(Mistake(key, "cannot be removed, for it is not there"))
+        elif override.is_delete() and value is not None and there != value:
+            problem = f"cannot be removed, for it is not {shown(value)}"
+            self._mistakes.append(Mistake(key, problem, f"write ~{key} to remove whatever it is"))
         elif (step in STEP_CONFIGS or ":" in step) and step not in chosen:
             in_order = [*(one for one in STEP_CONFIGS if one in {*chosen, step}), *({*chosen, step} - {*STEP_CONFIGS})]
             fix = f"select it: steps=[{','.join(in_order)}]"
@@ -284,7 +298,7 @@ def _mapping(cfg: DictConfig) -> tuple[dict[str, Any], list[Mistake]]:
     del mapping["hydra"]
     for key in mapping:
         try:
-            with as_written():
+            with variables_kept():
                 value = cfg[key]
             mapping[key] = plain(value) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:

@@ -21,12 +21,12 @@ def plain(cfg: DictConfig | ListConfig) -> Any:
     Raises:
         OmegaConfBaseException: one leads nowhere.
     """
-    with as_written():
+    with variables_kept():
         return OmegaConf.to_container(cfg, resolve=True)
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def variables_kept() -> Iterator[None]:
     """Let OmegaConf resolve environment variables to how they are written, while the block runs."""
     OmegaConf.register_new_resolver(RESOLVER, _written, replace=True)
     try:

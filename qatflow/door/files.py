@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import filecmp
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from yaml import MarkedYAMLError, YAMLError
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from qatflow.errors import Mistake, RecipeError
 from qatflow.recipe.steps import STEP_CONFIGS
 from qatflow.recipe.targets import TARGETS
+from qatflow.recipe.yaml_file import unreadable, yaml_text
 
 GROUP = "recipe"
 TABLES: dict[str, Mapping[str, object]] = {"steps": STEP_CONFIGS, "target": TARGETS}
@@ -44,7 +48,7 @@ def hidden_options(config_dir: Path) -> list[Mistake]:
     mistakes = []
     for path in sorted(config_dir.glob("*/*.yaml")):
         ours = shipped("conf") / path.relative_to(config_dir)
-        known = ours.is_file() and ours.read_bytes() != path.read_bytes()
+        known = ours.is_file() and path.is_file() and not filecmp.cmp(ours, path, shallow=False)
         if known or path.stem in TABLES.get(path.parent.name, ()):
             problem = "has the name of one of qatflow's own options, which would be taken instead"
             mistakes.append(Mistake(str(path), problem, "rename it"))
@@ -55,25 +59,15 @@ def load_recipe(path: Path) -> DictConfig:
     """Return a recipe's YAML, `defaults` and all.
 
     Raises:
-        RecipeError: it cannot be read, or is not a mapping; the error names file and line.
+        RecipeError: it cannot be read, is not a mapping, or holds more than any recipe; the error names file and line.
     """
     try:
-        node = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise RecipeError([unreadable(error, path)]) from error
-    if not isinstance(node, DictConfig):
-        raise RecipeError([Mistake(str(path), "is a list, and a recipe is a mapping", "write `key: value` lines")])
+        node = OmegaConf.load(io.StringIO(yaml_text(path)))
+    except YAMLError as error:
+        raise RecipeError([unreadable(error, str(path))]) from error
+    except (OmegaConfBaseException, ValueError, ArithmeticError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError([Mistake(str(path), f"cannot be read: {' '.join(str(error).split())}")]) from error
+    assert isinstance(node, DictConfig)  # a mapping, or nothing
     return node
-
-
-def unreadable(error: Exception, path: Path | None = None) -> Mistake:
-    """Return the mistake behind a YAML file that cannot be read, with file and line where they are known."""
-    place, reason = str(path or "a YAML file"), str(error).splitlines()[0]
-    if isinstance(error, MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        if mark is not None:
-            place = f"{path or mark.name}, line {mark.line + 1}"
-        reason = error.problem or reason
-    elif isinstance(error, OSError):
-        reason = error.strerror or reason
-    return Mistake(place, f"cannot be read: {reason}")

@@ -18,7 +18,8 @@ from typing import Any
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra._internal.utils import get_args_parser as get_args_parser
@@ -27,15 +28,15 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
-from hydra.errors import MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
-from yaml import YAMLError
 
-from qatflow.door.files import GROUP, TABLES, load_recipe, shipped, unreadable
+from qatflow.door.files import GROUP, TABLES, load_recipe, shipped
 from qatflow.errors import Mistake, RecipeError, allowed_values
 from qatflow.recipe import Data, Model, Recipe
+from qatflow.recipe.limits import link_problem
 from qatflow.recipe.sentences import shown
 from qatflow.recipe.steps import STEP_CONFIGS
 
@@ -46,6 +47,7 @@ HYDRA = "hydra"
 """The node of Hydra's own settings."""
 USERS = "command-line"
 """What Hydra calls a folder that `--config-dir` names."""
+MOST_VISITS = 1_000
 SOURCES = {"defaults": [{"override /model": "digits_mobilenet"}, {"override /data": "digits"}]}
 """What stands for a recipe that cannot be read, so that the rest can still be checked."""
 
@@ -77,6 +79,23 @@ class Findings:
         return groups() if self.bare else frozenset(path.rpartition("/")[0] for path in {*self.absent, *self.mistakes})
 
 
+class OptionFiles(FileConfigSource):
+    """A folder of options, whose files are looked through before Hydra builds anything of them."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return an option.
+
+        Raises:
+            RecipeError: the file cannot be read, or holds more than any option.
+        """
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        load_recipe(path)
+        try:
+            return super().load_config(config_path)
+        except ValueError as error:
+            raise RecipeError([Mistake(str(path), f"cannot be read: {error}")]) from error
+
+
 class Options(ConfigRepository):
     """All options there are, and those that stand in for others."""
 
@@ -84,6 +103,13 @@ class Options(ConfigRepository):
         super().__init__(path)
         self.recipes = recipes
         self.found = Findings()
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
+        self.sources = [
+            OptionFiles(one.provider, one.path) if one.scheme() == FileConfigSource.scheme() else one
+            for one in self.sources
+        ]
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         group, _, name = config_path.rpartition("/")
@@ -95,8 +121,8 @@ class Options(ConfigRepository):
             return self._given(config_path, {})
         try:
             return super().load_config(config_path)
-        except YAMLError as error:
-            self.found.mistakes[config_path] = unreadable(error)
+        except RecipeError as error:
+            self.found.mistakes[config_path] = error.mistakes[0]
             return self._given(config_path, {})
 
     def _given(self, path: str, mapping: Any) -> ConfigResult:
@@ -127,7 +153,10 @@ class Options(ConfigRepository):
         """Tell whether an entry overrides a group that there is with an option that YAML read as a word."""
         for key, value in item.items() if isinstance(item, DictConfig) else ():
             group = str(key).split()[-1].partition("@")[0].lstrip("/")
-            if isinstance(value, bool):
+            if group == GROUP:
+                fix = "to build on another recipe, write its name alone: `- quickstart`"
+                mistake = Mistake(where, "a recipe cannot choose one", fix)
+            elif isinstance(value, bool):
                 fix = "quote words such as off, on, yes and no: YAML reads them as true and false"
                 mistake = Mistake(where, f"{shown(value)} is not an option of {group}", fix)
             elif str(key).startswith("override") and not group.startswith("hydra/") and not self.group_exists(group):
@@ -162,6 +191,24 @@ class Options(ConfigRepository):
         return sorted({*super().get_group_options(group_name, results_filter), *(more if wanted else [])})
 
 
+class Visited(CachingConfigRepository):
+    """Options that are counted on the way to one config: those that build on two others each never end."""
+
+    visits = 0
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Return an option.
+
+        Raises:
+            HydraException: too many were looked at before.
+        """
+        self.visits += 1
+        if self.visits > MOST_VISITS:
+            message = f"its defaults lead to more than {MOST_VISITS:,} other options"
+            raise ConfigCompositionException(message)
+        return super().load_config(config_path)
+
+
 class Loader(ConfigLoaderImpl):
     """Hydra's loader, which goes on where an option is missing, knows which steps were chosen, and keeps Hydra's own
     node, with which code could be run, out of the reach of recipes and options.
@@ -176,7 +223,11 @@ class Loader(ConfigLoaderImpl):
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
-        """Compose; a list of steps on the command line means what it says, whatever the recipe's body mentions."""
+        """Compose; a list of steps on the command line means what it says, whatever the recipe's body mentions.
+
+        Raises:
+            HydraException: that is impossible, or there are too many `${...}` to look any of them up.
+        """
         absent = self.options.found.absent
         while True:
             try:
@@ -186,6 +237,8 @@ class Loader(ConfigLoaderImpl):
                     raise
                 absent.add(str(error.missing_cfg_file))
                 continue
+            if too_many := link_problem(as_written(cfg)):
+                raise ConfigCompositionException(too_many)
             if any(line.startswith("steps=") for line in overrides) and isinstance(cfg.get("steps"), DictConfig):
                 with open_dict(cfg.steps):
                     for step in [step for step in cfg.steps if step not in self.selected]:
@@ -203,6 +256,14 @@ class Loader(ConfigLoaderImpl):
             self.options.found.mistakes[f"{HYDRA} {who}"] = Mistake(HYDRA, problem, fix)
             del found.config[HYDRA]
         return found
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        parsed, repo = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        counted = Visited(repo.delegate)
+        counted.cache = repo.cache
+        return parsed, counted
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         steps = [default for default in defaults if str(default.config_path).startswith("steps/")]
@@ -243,6 +304,13 @@ def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Prepared:
         anchor = SearchPathQuery(provider="schema")
         path.prepend(provider=USERS, path=f"file://{config_dir.absolute()}", anchor=anchor)
     return Prepared("qatflow", Loader(path, recipes))
+
+
+def as_written(cfg: DictConfig) -> dict[str, Any]:
+    """Return a composed recipe as plain values, without Hydra's own node and without looking `${...}` up."""
+    mapping: Any = OmegaConf.to_container(cfg)
+    mapping.pop("hydra", None)
+    return dict(mapping)
 
 
 def base_recipe() -> dict[str, Any]:

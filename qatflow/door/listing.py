@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from qatflow.door.files import GROUP, find_recipes, load_recipe
@@ -63,6 +64,8 @@ def show_help(console: Console, config_dir: Path | None) -> None:
 def description(path: Path) -> str:
     """Return the one line that a recipe says about itself."""
     try:
-        return str(load_recipe(path).get("description") or "")
+        said = OmegaConf.to_container(load_recipe(path))  # as written: nothing in it is looked up
     except RecipeError as error:
         return str(error.mistakes[0])
+    assert isinstance(said, dict)
+    return " ".join(str(said.get("description") or "").split())

@@ -20,6 +20,11 @@ from qatflow.graph.layers import laid_out_like, tensor
 from qatflow.graph.operators import Operator
 from qatflow.graph.tree import call_like
 
+PYTHON_OPERATORS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "getitem"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "xor", "not_", "lshift", "rshift", "invert"),
+)
+"""Of the module `operator`: those that compute."""
 Description = list[Any]
 """One entry a node: its name if the base graph has the same node, else a dict."""
 
@@ -50,13 +55,16 @@ def rebuild(base: fx.GraphModule, description: Description, state: Mapping[str, 
             else:
                 made[entry["name"]] = _node_from_json(graph, entry, made, known)
         holder = _holder(base, graph, state)
+        call_like(graph, base)
+        module = fx.GraphModule(holder, graph)
+        module.meta = dict(base.meta)
+        module.graph.lint()
     except (KeyError, AttributeError) as error:
         message = f"a stored graph does not fit the captured model: {error} is missing"
         raise CaptureError(message) from error
-    call_like(graph, base)
-    module = fx.GraphModule(holder, graph)
-    module.meta = dict(base.meta)
-    module.graph.lint()
+    except (LookupError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        message = f"a stored graph does not fit the captured model: {error}"
+        raise CaptureError(message) from error
     return module
 
 
@@ -140,7 +148,7 @@ def _from_json(value: Any, made: dict[str, fx.Node]) -> Any:
         case {"float": text}:
             return float(text)
         case {"torch": name}:
-            return getattr(torch, name)
+            return _constant(name)
         case {"device": name}:
             return torch.device(name)
         case {"slice": parts}:
@@ -150,12 +158,36 @@ def _from_json(value: Any, made: dict[str, fx.Node]) -> Any:
     return value
 
 
+def _constant(name: str) -> Any:
+    """Find `float32` or `channels_last`.
+
+    Raises:
+        ValueError: torch's thing of that name is no dtype, memory format or layout.
+    """
+    found = getattr(torch, name)
+    if not isinstance(found, (torch.dtype, torch.memory_format, torch.layout)):
+        message = f"{name!r} is no constant"
+        raise ValueError(message)
+    return found
+
+
 def _target(name: str) -> Any:
-    """Find `aten.relu.default` or `operator.getitem`; nothing outside torch's ops and `operator` can be named."""
+    """Find `aten.relu.default` or `operator.getitem`, an operator of torch's or one of `PYTHON_OPERATORS`.
+
+    A run folder may be anyone's, and both `operator` and `torch.ops` have things that call or load others.
+
+    Raises:
+        ValueError: it is something else.
+    """
     namespace, *path = name.split(".")
-    found: Any = operator if namespace == "operator" else getattr(torch.ops, namespace)
-    for part in path:
+    if namespace == "operator" and len(path) == 1 and path[0] in PYTHON_OPERATORS:
+        return getattr(operator, path[0])
+    found: Any = torch.ops
+    for part in (namespace, *path) if len(path) == 2 else ():
         found = getattr(found, part)
+    if not isinstance(found, Operator):
+        message = f"{name!r} is no operator"
+        raise ValueError(message)
     return found
 
 

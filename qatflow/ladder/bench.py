@@ -271,7 +271,8 @@ class Bench:
         """
         path = self.run_folder / "looks.json"
         stored = found if isinstance(found := read_usable(path, self.progress.note), dict) else {}
-        looks = list(stored.get("looks", ())) if stored.get("key") == self.key else []
+        known = stored.get("looks") if stored.get("key") == self.key else None
+        looks = known if isinstance(known, list) else []
         if key not in looks:
             looks.append(key)
             write_json(path, {"key": self.key, "looks": looks})

@@ -19,6 +19,7 @@ from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
 from qatflow.quant.saved import finite, load, save
 from qatflow.results.gate import Measurement
+from qatflow.results.record import Record
 from qatflow.results.result import CandidateRecord, Note
 from qatflow.results.store import META, check_digests, digests, read_json, write_json
 from qatflow.tasks.evaluate import Evaluation
@@ -78,6 +79,26 @@ class Candidate:
         return self.evaluation.measurement
 
 
+class Meta(Record):
+    """What `meta.json` of a candidate's folder holds."""
+
+    key: str
+    files: dict[str, str]
+    id: str
+    stage: Stage
+    steps: tuple[str, ...]
+    notes: dict[str, Note]
+    seconds: float
+    unchanged: str
+    evaluation: dict[str, Any]
+
+
+class Outputs(Record):
+    """Name and signal to noise ratio of every output, as they are stored."""
+
+    outputs: tuple[tuple[str, float | None], ...]
+
+
 @dataclass(frozen=True)
 class Stored:
     """A candidate as it lies in the run folder: all of it but what is decided anew."""
@@ -118,22 +139,15 @@ def recall(folder: Path, base: Network, key: str) -> Stored | str:
     if not (folder / META).exists():
         return ""
     try:
-        meta = read_json(folder / META)
-        if meta["key"] != key:
+        stored = read_json(folder / META)
+        if isinstance(stored, dict) and stored.get("key") not in (None, key):
             return ""
-        check_digests(folder, meta["files"])
+        meta = Meta.taken(stored)
+        check_digests(folder, meta.files)
         network, encodings = load(folder, base)
-        work = Work(
-            id=meta["id"],
-            stage=meta["stage"],
-            steps=tuple(meta["steps"]),
-            notes=meta["notes"],
-            seconds=meta["seconds"],
-            unchanged=meta["unchanged"],
-            resumed=True,
-        )
-        return Stored(work, network, encodings, from_json(meta["evaluation"]))
-    except (RunFolderError, CaptureError, LookupError, TypeError, ValueError, OSError) as error:
+        work = Work(meta.id, meta.stage, meta.steps, meta.notes, meta.seconds, meta.unchanged, resumed=True)
+        return Stored(work, network, encodings, from_json(meta.evaluation))
+    except (RunFolderError, CaptureError, ValueError, OSError) as error:
         return f"{folder} cannot be used again ({error}): doing that rung anew"
 
 
@@ -152,7 +166,12 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     return {**measurement_to_json(evaluation.measurement), "outputs": outputs}
 
 
-def from_json(value: Mapping[str, Any]) -> Evaluation:
-    """Undo `to_json`."""
-    outputs = tuple((str(name), math.nan if ratio is None else float(ratio)) for name, ratio in value["outputs"])
-    return Evaluation(measurement_from_json(value), outputs, value["samples"])
+def from_json(value: Any) -> Evaluation:
+    """Undo `to_json`.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    measurement, stored = measurement_from_json(value), Outputs.taken({"outputs": value.get("outputs")})
+    outputs = tuple((name, math.nan if ratio is None else ratio) for name, ratio in stored.outputs)
+    return Evaluation(measurement, outputs, measurement.samples)

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
@@ -33,6 +36,8 @@ FEW = (1, 2, 4, 8)
 SAMPLES = 8
 """Calibration samples on which activations are ranked."""
 MANY_BITS = 16
+T = TypeVar("T")
+_JUDGEMENT, _NAMES = TypeAdapter(Judgement), TypeAdapter(list[str])
 
 
 class Judge:
@@ -51,8 +56,7 @@ class Judge:
     def judgement(self) -> Judgement:
         """Return what quantized activations alone cost."""
         said = "activations only: weights in float, to see what rounding them can reach"
-        found = self._found("judgement", said, lambda: self._trials.judgement().model_dump(mode="json"))
-        return Judgement.model_validate(found)
+        return self._found("judgement", said, lambda: self._trials.judgement(), _JUDGEMENT)
 
     def tensors_in_need(self) -> dict[str, LayerPrecision]:
         """Return the activations with which all alone meet the gate, if they have more bits; none where 8 do not do.
@@ -60,18 +64,20 @@ class Judge:
         More bits are 16 where the target has integer kernels for them, and float elsewhere.
         """
         relief, said = more_bits(self._bench.base.design.target), "sensitivity: which activations hurt most"
-        return dict.fromkeys(self._found("tensors", said, lambda: self._trials.tensors_in_need(relief)), relief)
+        found = self._found("tensors", said, lambda: self._trials.tensors_in_need(relief), _NAMES)
+        return dict.fromkeys(found, relief)
 
-    def _found(self, what: str, stage: str, look: Callable[[], Any]) -> Any:
-        """Return what is stored under a name; where nothing is, look for it and store it."""
+    def _found(self, what: str, stage: str, look: Callable[[], T], form: TypeAdapter[T]) -> T:
+        """Return what is stored under a name; where nothing of its form is, look for it and store it."""
         stored = read_usable(self._path, self._bench.progress.note)
         every = {key: one for key, one in stored.items() if isinstance(one, dict)} if isinstance(stored, dict) else {}
         own = every.get(self._key, {})
-        if what not in own:
-            self._bench.progress.stage(stage)
-            own = {**own, what: look()}
-            write_json(self._path, {**every, self._key: own})
-        return own[what]
+        with suppress(KeyError, ValidationError):
+            return form.validate_python(own[what])
+        self._bench.progress.stage(stage)
+        found = look()
+        write_json(self._path, {**every, self._key: {**own, what: form.dump_python(found, mode="json")}})
+        return found
 
 
 def more_bits(target: Target) -> LayerPrecision:

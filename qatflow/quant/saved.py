@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import fx
@@ -17,10 +18,35 @@ from qatflow.graph.edits import describe, rebuild
 from qatflow.graph.layers import laid_out_like, tensor
 from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
+from qatflow.results.record import Record
 from qatflow.results.store import read_json, write_atomically, write_json
 
 GOAL = "fp32."
 """Prefix of FP32's values of parameters that were fitted."""
+
+
+class StoredEncoding(Record):
+    """An encoding as `encoding_to_json` writes it."""
+
+    bits: Annotated[int, Field(ge=2, le=32)]
+    signed: bool
+    symmetric: bool
+    narrow: bool
+    smallest_scale: float
+    dtype: Literal["float16", "bfloat16", "float32", "float64"]
+    axis: Annotated[int, Field(ge=0)] | None
+    scale: float | list[float]
+    zero_point: float | list[float]
+
+
+class StoredEncodings(Record):
+    """What `encodings.json` of a candidate's folder holds."""
+
+    tensors: dict[str, StoredEncoding]
+    fixed: dict[str, StoredEncoding]
+    normals: dict[str, tuple[list[float], list[float]]]
+    goal: list[str]
+    design: dict[str, Any]
 
 
 def save(folder: Path, base: fx.GraphModule, network: Network, encodings: Mapping[str, Encoding]) -> None:
@@ -60,15 +86,16 @@ def load(folder: Path, base: Network) -> tuple[Network, dict[str, Encoding]]:
         CaptureError: the graph does not fit that of `base`.
     """
     device = next(iter(base.graph.parameters())).device
-    stored, description = read_json(folder / "encodings.json"), read_json(folder / "graph.json")
+    description = read_json(folder / "graph.json")
     try:
+        stored = StoredEncodings.taken(read_json(folder / "encodings.json"))
         state = load_file(folder / "model.safetensors", device=str(device))
-        fixed = {name: encoding_from_json(value, device) for name, value in stored["fixed"].items()}
-        normals = {name: _normal(value, device) for name, value in stored["normals"].items()}
-        goal = {name: state.pop(f"{GOAL}{name}") for name in stored["goal"]}
-        tensors = {name: encoding_from_json(value, device) for name, value in stored["tensors"].items()}
-        design = base.design.from_record(stored["design"])
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+        fixed = {name: encoding_from_json(value, device) for name, value in stored.fixed.items()}
+        normals = {name: _normal(value, device) for name, value in stored.normals.items()}
+        goal = {name: state.pop(f"{GOAL}{name}") for name in stored.goal}
+        tensors = {name: encoding_from_json(value, device) for name, value in stored.tensors.items()}
+        design = base.design.from_record(stored.design)
+    except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
         message = f"the candidate in {folder} is damaged ({error}); remove it and run again"
         raise RunFolderError(message) from error
     graph = rebuild(base.graph, description, state)
@@ -76,7 +103,7 @@ def load(folder: Path, base: Network) -> tuple[Network, dict[str, Encoding]]:
     return Network(graph, design, fixed, normals, goal), tensors
 
 
-def _normal(value: list[list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _normal(value: tuple[list[float], list[float]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, deviation = (torch.tensor(one, dtype=torch.float64, device=device) for one in value)
     return mean, deviation
 
@@ -101,12 +128,18 @@ def encoding_to_json(encoding: Encoding) -> dict[str, Any]:
     }
 
 
-def encoding_from_json(value: dict[str, Any], device: torch.device) -> Encoding:
-    """Undo `encoding_to_json`."""
-    grid = Grid(value["bits"], value["signed"], value["symmetric"], value["narrow"], value["smallest_scale"])
-    dtype = getattr(torch, value["dtype"])
-    scale, zero_point = (torch.tensor(value[name], dtype=dtype, device=device) for name in ("scale", "zero_point"))
-    return Encoding(grid, scale, zero_point, value["axis"])
+def encoding_from_json(value: StoredEncoding, device: torch.device) -> Encoding:
+    """Undo `encoding_to_json`.
+
+    Raises:
+        ValueError: scale and zero point do not go together.
+    """
+    grid = Grid(value.bits, value.signed, value.symmetric, value.narrow, value.smallest_scale)
+    dtype = getattr(torch, value.dtype)
+    scale, zero_point = (torch.tensor(one, dtype=dtype, device=device) for one in (value.scale, value.zero_point))
+    if scale.shape != zero_point.shape or (scale.ndim > 0) != (value.axis is not None):
+        raise ValueError("scale, zero point and axis of an encoding do not go together")
+    return Encoding(grid, scale, zero_point, value.axis)
 
 
 def finite(value: float) -> float | None:

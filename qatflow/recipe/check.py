@@ -8,6 +8,7 @@ imports neither torch nor any package that a recipe names, so that an answer tak
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -183,7 +184,8 @@ def _source_mistakes(
         yield Mistake(f"{section}.name", f"unknown name {name!r}", allowed_values(name, names))
     if isinstance(factory, str):
         yield from _factory_mistakes(f"{section}.factory", factory, trust, section, f"{section}.kwargs", source)
-    if isinstance(weights, str) and not WRITTEN.search(weights) and not Path(weights).expanduser().is_file():
+    is_file = isinstance(weights, str) and Path(os.path.expanduser(weights)).is_file()  # noqa: PTH111 - never raises
+    if isinstance(weights, str) and not WRITTEN.search(weights) and not is_file:
         fix = f"relative paths start at {Path.cwd()}"
         yield Mistake(f"{section}.weights", f"there is no file {weights!r}", fix)
 

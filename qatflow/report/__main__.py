@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from rich.console import Console
+
 from qatflow.errors import QatflowError
+from qatflow.report.console import say
 from qatflow.report.sweep import run_folders, write_sweep
 from qatflow.report.write import write
 
@@ -35,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         try:
             written = rebuild(folder, html=not args.no_html)
         except QatflowError as error:
-            sys.stderr.write(f"error: {error}\n")
+            say(Console(stderr=True), f"error: {error}")
             code = MISTAKE
         else:
-            sys.stdout.write("".join(f"{path}\n" for path in written))
+            say(Console(), "\n".join(map(str, written)))
     return code
 
 

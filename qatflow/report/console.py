@@ -165,10 +165,13 @@ class PlainProgress:
 
 
 def say(console: Console, text: str) -> None:
-    """Print text as it is: no markup, no colours guessed, no line broken; control characters, which could move the
-    cursor or set the window's title, are spelt out.
+    """Print text as it is: no markup, no colours guessed, no line broken.
+
+    Control characters, which could move the cursor or set the window's title, are spelt out, as is what the console
+    cannot show.
     """
     spelt = CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    spelt = spelt.encode(console.encoding, "backslashreplace").decode(console.encoding)
     console.print(spelt, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 

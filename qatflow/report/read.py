@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from qatflow.errors import RunFolderError
+from qatflow.results.record import said_of
 from qatflow.results.result import SCHEMA_VERSION, RunResult
+from qatflow.results.store import parsed
 
 
 def read_result(folder: Path | str) -> RunResult:
@@ -27,11 +29,11 @@ def read_result(folder: Path | str) -> RunResult:
     if not folder.is_dir():
         message = f"{folder} is not a folder; give the folder of a run, such as reports/quickstart/20260131-120000"
         raise RunFolderError(message)
-    if not path.is_file():
+    if not path.exists():
         message = f"{folder} has no result.json, so it is not a run folder; give the folder that a run wrote"
         raise RunFolderError(message)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parsed(path)
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror}; check who may read it"
         raise RunFolderError(message) from error
@@ -99,11 +101,10 @@ def _checked(path: Path, values: Any) -> RunResult:
         raise RunFolderError(message)
     try:
         return RunResult.model_validate_json(json.dumps(upgraded(values)))
-    except (AttributeError, TypeError) as error:
-        raise _no_result(path, str(error)) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _no_result(path, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+        raise _no_result(path, said_of(error)) from error
+    except (AttributeError, TypeError, LookupError, ValueError, RecursionError) as error:
+        raise _no_result(path, str(error)) from error
 
 
 def _no_result(path: Path, why: str) -> RunFolderError:

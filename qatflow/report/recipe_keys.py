@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import yaml
+from qatflow.errors import RecipeError
+from qatflow.recipe.yaml_file import loaded
 
 NOT_COMPARED = ("name", "description", "run.dir")
 
@@ -20,10 +22,8 @@ def flatten(recipe_yaml: str) -> dict[str, str]:
     Lists are one value, and so are the names of the steps, under `steps`: their order counts.
     """
     try:
-        recipe = yaml.safe_load(recipe_yaml)
-    except yaml.YAMLError:
-        return {}
-    if not isinstance(recipe, dict):
+        recipe = loaded(recipe_yaml, "recipe.yaml")
+    except RecipeError:
         return {}
     flat = dict(_leaves("", recipe))
     steps = recipe.get("steps")
@@ -49,7 +49,7 @@ def _differs(key: str, recipes: Sequence[dict[str, str]]) -> bool:
     return len({recipe.get(key) for recipe in recipes}) > 1
 
 
-def _leaves(prefix: str, node: dict[object, object]) -> Iterator[tuple[str, str]]:
+def _leaves(prefix: str, node: dict[Any, Any]) -> Iterator[tuple[str, str]]:
     for key, value in node.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict) and value:

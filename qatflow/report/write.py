@@ -6,7 +6,6 @@ appears whole or not at all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from qatflow.report.info import has_plots
 from qatflow.report.read import read_result
 from qatflow.results import tables
 from qatflow.results.result import RunResult
-from qatflow.results.store import write_text
+from qatflow.results.store import parsed, write_text
 
+MOST_SHOWN = 1_000_000
+"""Characters of a text that a page shows."""
 TABLES: dict[str, Callable[[RunResult], pd.DataFrame]] = {
     "results.csv": tables.results,
     "layers.csv": tables.layers,
@@ -52,19 +53,23 @@ def write(folder: Path, html: bool = True) -> list[Path]:
 def read_text(path: Path) -> str:
     """Return a text file's content; empty where there is none, for a report must not fail on what it can do without."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        if path.exists() and not path.is_file():  # a pipe would never end
+            return ""
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MOST_SHOWN + 1)
     except OSError:
         return ""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}\n... (too long to show)\n"
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """Return what `environment.json` holds; empty where it is missing, and a remark where it is damaged."""
-    text = read_text(folder / "environment.json")
-    if not text:
+    path = folder / "environment.json"
+    if not path.exists():
         return {}
     try:
-        values = json.loads(text)
-    except ValueError:
+        values = parsed(path)
+    except (OSError, ValueError):
         return {"environment.json": "is damaged"}
     return values if isinstance(values, dict) else {"environment.json": "is not a mapping"}
 

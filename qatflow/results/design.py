@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qatflow.recipe.calibration import Method
 from qatflow.results.record import Record
@@ -20,6 +20,14 @@ class DesignRecord(Record):
     """As a recipe's section `calibration` has it."""
     ranges: dict[str, Method] = Field(default_factory=dict)
     """Activations whose range another method finds than the section says, by tensor."""
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> DesignRecord:
+        try:
+            self.sentence  # noqa: B018 - it is made of all that a design must have
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError("precision or calibration is not as a recipe has it") from error
+        return self
 
     @property
     def sentence(self) -> str:

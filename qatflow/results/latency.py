@@ -7,6 +7,10 @@ nothing about the models.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from qatflow.results.record import Record
 
 SHORT_CALL = 0.2
@@ -19,10 +23,10 @@ class LatencyRecord(Record):
     """Milliseconds of one call of the exported file and of the FP32 model in the same runtime, measured in turn."""
 
     batch: int
-    int8: float
+    int8: Annotated[float, Field(gt=0)]
     """Median."""
     int8_quartiles: tuple[float, float]
-    fp32: float
+    fp32: Annotated[float, Field(gt=0)]
     fp32_quartiles: tuple[float, float]
     int8_of_two: float | None = None
     """Median of a call with two samples; null where that was not measured."""

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from qatflow.errors import RunFolderError
 
+MOST_BYTES = 2**28
+"""Of a JSON file: more than the measurements of a million samples take."""
+MOST_DEPTH = 50
+TOO_DEEP = f"it is nested more than {MOST_DEPTH} deep"
+MOST_WHOLE = 2**63 - 1
+"""The largest whole number that tables hold."""
 META = "meta.json"
 """What a candidate's or trial's folder says of itself; written last."""
 
@@ -56,6 +64,56 @@ def void(_: object) -> None:
     """Drop a result, so that an expression can stand where nothing is returned."""
 
 
+def parsed(path: Path) -> Any:
+    """Return what a JSON file holds, every number and text of which can be stored, shown and computed with.
+
+    Raises:
+        OSError: it is not there, no file, or cannot be read.
+        ValueError: it is damaged; the message says how, without the path.
+    """
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise OSError(errno.EINVAL, "it is not a file")
+    if path.exists() and path.stat().st_size > MOST_BYTES:
+        message = f"it has {path.stat().st_size:,} bytes, and {MOST_BYTES:,} are the most"
+        raise ValueError(message)
+    text = path.read_text(encoding="utf-8")
+    try:
+        value = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    _check_depth(value)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    inside = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MOST_DEPTH):
+        inside = [part for one in inside for part in (one.values() if isinstance(one, dict) else one)]
+        inside = [one for one in inside if isinstance(one, (dict, list))]
+        if not inside:
+            return
+    raise ValueError(TOO_DEEP)
+
+
+def _whole(text: str) -> int:
+    if len(text) > len(str(MOST_WHOLE)) + 1 or abs(int(text)) > MOST_WHOLE:
+        message = f"a whole number has {len(text)} digits"
+        raise ValueError(message)
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    message = f"{text[:20]} is no number that a file holds"
+    raise ValueError(message)
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
@@ -63,7 +121,7 @@ def read_json(path: Path) -> Any:
         RunFolderError: it is not there or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path)
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise RunFolderError(message) from error
@@ -74,7 +132,7 @@ def read_json(path: Path) -> Any:
 
 def read_usable(path: Path, note: Callable[[str], None]) -> Any:
     """Return what a JSON file holds; None where there is none, or where it is damaged, which `note` is told."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
     try:
         return read_json(path)
@@ -115,16 +173,19 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in names if not path.name.startswith(".")}
 
 
-def check_digests(folder: Path, expected: Mapping[str, str]) -> None:
+def check_digests(folder: Path, expected: object) -> None:
     """Check that the files of a folder are those that were written.
 
     Args:
         folder: of a candidate or trial.
-        expected: the SHA-256 of every file, by name.
+        expected: the SHA-256 of every file, by name, as the folder itself tells it.
 
     Raises:
         RunFolderError: one is missing or has other content; it is named.
     """
+    if not isinstance(expected, Mapping):
+        message = f"{folder / META} does not tell the SHA-256 of its files"
+        raise RunFolderError(message)
     for name, wanted in expected.items():
         path = folder / name
         if not path.is_file():

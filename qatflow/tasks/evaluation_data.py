@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from qatflow import recipe
-from qatflow.errors import RunFolderError
 from qatflow.results.gate import Measurement
-from qatflow.results.store import key_of, read_json, write_json
+from qatflow.results.record import Record
+from qatflow.results.store import key_of, read_usable, write_json
 from qatflow.tasks.batches import Batch
 from qatflow.tasks.fingerprint import DIGITS, batch_digests, digests_of, form_of, is_random, spread
 from qatflow.tasks.sample_files import file_stats
@@ -50,6 +51,9 @@ class _Known:
     def hash(self) -> str:
         """Hash of all samples, or, where they are random, of how many and of which form they are."""
         return key_of(self.size, self.form) if self.random else key_of(self.size, self.digests)
+
+
+_PARTS = TypeAdapter(dict[str, _Known])
 
 
 class EvaluationData:
@@ -113,7 +117,7 @@ class EvaluationData:
     def fp32(self, part: str, key: str) -> Measurement | None:
         """Return what FP32 measured on a part that is known, for the same key; None where that is not stored."""
         found = self._known[part].fp32 if part in self._known else None
-        return None if found is None or found["key"] != key else measurement_from_json(found)
+        return None if found is None or found.get("key") != key else measurement_from_json(found)
 
     def keep_fp32(self, part: str, key: str, measurement: Measurement) -> None:
         """Store what FP32 measured on a part, and what is known of the part.
@@ -132,13 +136,16 @@ class EvaluationData:
 
     def _read(self) -> dict[str, _Known]:
         """Return what is stored; nothing where that is missing, damaged, or of another form."""
-        if not self._path.exists():
-            return {}
         try:
-            return {name: _Known(**one) for name, one in read_json(self._path)["parts"].items()}
-        except (RunFolderError, LookupError, TypeError, AttributeError):
-            self._tell(f"{self._path} cannot be read: the evaluation data is read anew")
+            stored = read_usable(self._path, self._tell)
+            parts = {} if stored is None else _PARTS.validate_python(stored["parts"])
+            for one in parts.values():
+                if one.fp32 is not None:
+                    measurement_from_json(one.fp32)
+        except (LookupError, TypeError, ValueError):
+            self._tell(f"{self._path} is of another form: the evaluation data is read anew")
             return {}
+        return parts
 
     def _looked_at(self, part: str) -> _Known:
         """Return what can be told of a part without reading all of it; the user is told once if it is random."""
@@ -193,15 +200,28 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def measurement_from_json(value: Mapping[str, Any]) -> Measurement:
-    """Undo `measurement_to_json`; other keys are left aside."""
-    return Measurement(
-        math.nan if value["value"] is None else value["value"],
-        _array(value["per_sample"]),
-        value["higher_is_better"],
-        _array(value["replicates"]),
-        value["samples"],
-    )
+class _StoredMeasurement(Record):
+    """A measurement as `measurement_to_json` writes it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    value: float | None
+    per_sample: list[float | None] | None
+    higher_is_better: bool
+    replicates: list[float | None] | None
+    samples: Annotated[int, Field(ge=0)]
+
+
+def measurement_from_json(value: Any) -> Measurement:
+    """Undo `measurement_to_json`; other keys are left aside.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    stored = _StoredMeasurement.taken(value)
+    measured = math.nan if stored.value is None else stored.value
+    per_sample, replicates = _array(stored.per_sample), _array(stored.replicates)
+    return Measurement(measured, per_sample, stored.higher_is_better, replicates, stored.samples)
 
 
 def _finite(value: float) -> float | None:

@@ -100,7 +100,7 @@ def misfits(file: EncodingsFile, model: ModelFacts) -> list[str]:
         shape = model.shapes.get(tensor.name)
         if shape is None or tensor.axis is None:
             continue
-        channels = shape[tensor.axis] if tensor.axis < len(shape) else None
+        channels = shape[tensor.axis] if -len(shape) <= tensor.axis < len(shape) else None
         if channels != len(tensor.scales):
             said = f"{len(tensor.scales)} scales along axis {tensor.axis}"
             found.append(f"{shown(tensor.name)}: has {said}, but the model's tensor has shape {list(shape)}")
