@@ -22,7 +22,8 @@ from qatflow.recipe import Data, Recipe
 from qatflow.recipe.check import session_recipe
 from qatflow.report.console import shown_on
 from qatflow.report.write import write
-from qatflow.results.progress import Progress
+from qatflow.results.lock import held
+from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import RunResult
 from qatflow.results.signals import workers_may_die
 from qatflow.tasks.live import Live, Parts, batch_size_of, live_name, live_splits
@@ -171,7 +172,7 @@ def _carried_out(
     parts: Parts | None = None,
 ) -> RunResult:
     home.mkdir(parents=True, exist_ok=True)
-    with _log_to(home / "log.txt"):
+    with held(home, (progress or Silent()).note), _log_to(home / "log.txt"):
         try:
             return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:

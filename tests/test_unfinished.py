@@ -1,5 +1,6 @@
 """How runs end that do not finish: by a signal, killed, with a report that fails, or with a disk that is full."""
 
+import json
 import os
 import signal
 import subprocess
@@ -148,11 +149,12 @@ def test_a_killed_run_is_not_reported_as_missed(tmp_path: Path, capsys: pytest.C
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-m", "qatflow", *argv], cwd=ROOT, env=environment, check=False)
     assert killed.returncode == -9
-    assert read_result(tmp_path / "run").status == "running"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "running"
+    assert read_result(tmp_path / "run").status == "interrupted"
     assert report([str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Unfinished: the gate is not decided" in page
-    assert "or its process was killed" in page
+    assert "Stopped before the gate was decided" in page
+    assert "it was cut off: its process was killed, or its machine stopped" in page
     assert f"run.dir={tmp_path}/run" in page
 
 
