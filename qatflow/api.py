@@ -25,7 +25,7 @@ from qatflow.report.write import write
 from qatflow.results.lock import held
 from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import RunResult
-from qatflow.results.signals import workers_may_die
+from qatflow.results.signals import undisturbed
 from qatflow.tasks.live import Live, Parts, batch_size_of, live_name, live_splits
 from qatflow.users_code import said
 
@@ -183,7 +183,7 @@ def _carried_out(
 def _report(home: Path, recipe: Recipe, progress: Progress | None) -> None:
     """Write the report; a failure of it is told, and changes nothing of what became of the run."""
     try:
-        with workers_may_die():
+        with undisturbed():
             write(home, html=recipe.report.html)
     except Exception as error:
         logger.exception("the report failed")

@@ -20,7 +20,7 @@ from qatflow.report.read import read_result
 from qatflow.results.journal import Journal
 from qatflow.results.progress import Silent
 from qatflow.results.result import CandidateRecord
-from qatflow.results.signals import workers_may_die
+from qatflow.results.signals import undisturbed
 from tests.users_task import DATA, MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def test_processes_that_die_while_the_end_is_written_down_do_not_disturb_it() ->
 
     before = signal.signal(signal.SIGCHLD, torchs)
     try:
-        with workers_may_die():
+        with undisturbed():
             signal.raise_signal(signal.SIGCHLD)
         with pytest.raises(RuntimeError, match="is killed"):
             signal.raise_signal(signal.SIGCHLD)

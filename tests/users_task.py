@@ -43,7 +43,7 @@ class Samples:
             raise SystemExit("enough")
         if self.what == "hang" and index == 20:
             time.sleep(600)
-        if self.what in ("SIGTERM", "SIGKILL", "SIGINT") and index == 20:
+        if self.what.startswith("SIG") and index == 20:
             signal.raise_signal(signal.Signals[self.what])
         return self.x[index, :, :4] if self.what == "shape" and index == 20 else self.x[index], self.y[index]
 

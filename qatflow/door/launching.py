@@ -17,7 +17,7 @@ from rich.console import Console
 
 from qatflow.door.command_line import Flags, for_hydra
 from qatflow.door.composing import Plan, recipe_of
-from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, guarded, stopped, worst
+from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, guarded, worst
 from qatflow.door.hydra_parts import PRIMARY
 from qatflow.errors import QatflowError
 from qatflow.recipe import Recipe
@@ -25,7 +25,7 @@ from qatflow.report.console import say, shown_on, tell_result, tell_unfinished
 from qatflow.results import commands
 from qatflow.results.lock import holder, require_free
 from qatflow.results.result import RunResult
-from qatflow.results.signals import terminated_like_interrupted
+from qatflow.results.signals import stopped, terminated_like_interrupted
 from qatflow.users_code import said
 
 OUTCOMES = {MET: "gate met", MISSED: "gate missed", ERROR: "did not finish"}
