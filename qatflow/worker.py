@@ -77,7 +77,8 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     if not leads:
         Worker(bench, start, None).work()
         return MET
-    storage = studies.open_storage(studies.storage_url(recipe.search.storage, folder))
+    search = recipe.search
+    storage = studies.open_storage(studies.storage_url(search.storage, folder), search.lost_after)
     try:
         Worker(bench, start, studies.open_study(storage, known["study"], task.metric.higher_is_better)).work()
     finally:

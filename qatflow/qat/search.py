@@ -69,7 +69,7 @@ def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candi
     config, recipe = bench.recipe.search, bench.recipe
     settings = recipe.qat.model_dump(mode="json", exclude={"when"}), config.model_dump(mode="json", include=SPACE)
     key = key_of(start.key, bench.task.training_key, settings, recipe.model.final_lr)
-    storage = studies.open_storage(studies.storage_url(config.storage, folder))
+    storage = studies.open_storage(studies.storage_url(config.storage, folder), config.lost_after)
     try:
         study = studies.open_study(storage, key, bench.task.metric.higher_is_better)
         return _Search(bench, start, folder, study).run(judged)
@@ -194,7 +194,7 @@ class _Search:
         return None
 
     def _measure(self, trial: optuna.trial.FrozenTrial, key: str) -> Candidate:
-        folder = stored.folder_of(self.bench.folder, trial.number)
+        folder = stored.folder_of(self.bench.folder, trial)
         network, encodings = stored.recall(trial, folder, self.bench.base)
         best_epoch, started_from = trial.user_attrs["best_epoch"], self.start.record.id
         told: dict[str, Note] = {"trial": trial.number, "best_epoch": best_epoch, "started_from": started_from}
