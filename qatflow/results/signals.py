@@ -5,6 +5,7 @@ A signal that is ignored stays ignored, as `nohup` wants SIGHUP to be.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -84,12 +85,25 @@ def undisturbed() -> Iterator[None]:
 def end_with(handle: int) -> None:
     """End this process, at once, when the other end of an open pipe is closed: whoever holds it is gone."""
 
-    def watch() -> None:
+    def read() -> None:
         with suppress(OSError):
             while os.read(handle, 1024):
                 pass
-        with suppress(OSError):
             os.write(2, b"stopped: the process that started this one is gone\n")
+
+    _end_after(read)
+
+
+def end_with_parent(_: int = 0) -> None:
+    """End this process, which `multiprocessing` made, at once when the one that made it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        _end_after(parent.join)
+
+
+def _end_after(wait: Callable[[], object]) -> None:
+    def watch() -> None:
+        wait()
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
