@@ -23,9 +23,10 @@ from qatflow.recipe.check import session_recipe
 from qatflow.recipe.variables import as_written
 from qatflow.report.console import shown_on
 from qatflow.report.write import write
-from qatflow.results.progress import Progress
+from qatflow.results.lock import held
+from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import RunResult
-from qatflow.results.signals import workers_may_die
+from qatflow.results.signals import undisturbed
 from qatflow.tasks.live import Live, Parts, batch_size_of, live_name, live_splits
 from qatflow.users_code import said
 
@@ -172,7 +173,7 @@ def _carried_out(
     parts: Parts | None = None,
 ) -> RunResult:
     home.mkdir(parents=True, exist_ok=True)
-    with _log_to(home / "log.txt", recipe):
+    with held(home, (progress or Silent()).note), _log_to(home / "log.txt", recipe):
         try:
             return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:
@@ -183,7 +184,7 @@ def _carried_out(
 def _report(home: Path, recipe: Recipe, progress: Progress | None) -> None:
     """Write the report; a failure of it is told, and changes nothing of what became of the run."""
     try:
-        with workers_may_die():
+        with undisturbed():
             write(home, html=recipe.report.html)
     except Exception as error:
         logger.exception("the report failed")

@@ -12,6 +12,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from qatflow.results.signals import carried_out, end_early
+
+if __name__ == "__main__":
+    end_early()  # what follows takes its time to import
+
 from qatflow.errors import QatflowError
 from qatflow.export.encodings import (
     EncodingsFile,
@@ -53,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     for command in (converting, checking):
         command.add_argument("--model", type=Path, metavar="MODEL.onnx", help="the ONNX model of the tensors")
     args = parser.parse_args(argv)
+    return carried_out(lambda: _command(args))
+
+
+def _command(args: argparse.Namespace) -> int:
     try:
         file = read(args.source)
         model = None if args.model is None else read_model(args.model)

@@ -17,7 +17,7 @@ class QatflowError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: it ends a run as Ctrl-C does."""
+    """SIGTERM or SIGHUP, by its name: it ends a run as Ctrl-C does."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """`python -m qatflow.inspect recipe=NAME ...`: what would be quantized and how, without running the recipe.
 
 Takes the overrides, `--config-dir` and `trust=[...]` of a run; with `run.dir=FOLDER` of one that has begun, its best
-candidate is shown. Exit codes: 0, or 1 for an error.
+candidate is shown. Exit codes: 0, 1 for an error, and those of signals, as a run has them.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+
+from qatflow.results.signals import carried_out, end_early
+
+if __name__ == "__main__":
+    end_early()  # what follows takes its time to import
 
 from rich.console import Console
 
@@ -22,7 +27,7 @@ from qatflow.report.console import say
 
 def main(argv: list[str] | None = None) -> int:
     """Inspect the recipe of a command line (that of the process unless given) and return the exit code."""
-    return guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
+    return carried_out(lambda: guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv))))
 
 
 def _command(argv: list[str]) -> int:

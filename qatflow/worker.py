@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
+
+from qatflow.results.signals import carried_out, end_early, end_with
+
+if __name__ == "__main__":
+    end_early()  # what follows takes its time to import
 
 import torch
 from rich.console import Console
 
-from qatflow.door.endings import INTERRUPTED, MET, guarded
+from qatflow.door.endings import MET, guarded
 from qatflow.errors import RunFolderError
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.lookup import complete, target_of
@@ -37,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qatflow.worker", description=__doc__)
     parser.add_argument("place", metavar="RUN_FOLDER_OR_STORAGE", help="the run folder, or the study's storage URL")
     parser.add_argument("--trust", action="append", default=[], help="a package that the recipe may import from")
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input does, as a run's own do")
     args = parser.parse_args(argv)
-    try:
-        return guarded(lambda: work(args.place, tuple(args.trust)))
-    except KeyboardInterrupt:
-        say(Console(stderr=True), "interrupted: the trial can be gone on with")
-        return INTERRUPTED
+    if args.with_parent:
+        end_with(sys.stdin.fileno())
+    training = partial(work, args.place, tuple(args.trust))
+    return carried_out(lambda: guarded(training), "the trial can be gone on with")
 
 
 def work(place: str, trust: tuple[str, ...] = ()) -> int:
@@ -72,7 +78,8 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
     if not leads:
         Worker(bench, start, None).work()
         return MET
-    storage = studies.open_storage(studies.storage_url(recipe.search.storage, folder))
+    search = recipe.search
+    storage = studies.open_storage(studies.storage_url(search.storage, folder), search.lost_after)
     try:
         Worker(bench, start, studies.open_study(storage, known.study, task.metric.higher_is_better)).work()
     finally:

@@ -21,9 +21,10 @@ PRIVATE = {
     "graph/operators.py": "torch's class of operators, and their schemas",
     "export/torch_form.py": "registers torch's ops that quantize",
     "quant/quantizer.py": "which tensors were changed in place; what `to` and `cuda` call",
+    "results/signals.py": "ends a process at once, whatever its threads do",
     "qat/study.py": "Optuna's signs of life from outside `optimize`, and the order of studies",
 }
-"""Files that touch what Hydra, torch or Optuna keep private, and for what: a new version can break these only."""
+"""Files that touch what others keep private, and for what: a new version of theirs can break these only."""
 
 
 def functions(path: Path) -> list[tuple[str, int]]:

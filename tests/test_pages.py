@@ -196,7 +196,7 @@ def test_steps_and_targets_are_those_there_are() -> None:
 def test_a_command_is_right(command: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program, *arguments = shlex.split(command, comments=True)
     if program == "eval":
-        assert PROJECT["project"]["scripts"]["qatflow"] == "qatflow.door.cli:main"
+        assert PROJECT["project"]["scripts"]["qatflow"] == "qatflow.__main__:main"
         assert cli.main(shlex.split(arguments[0].strip("$()"))[1:]) == 0
     elif program == "pip":
         check_pip(arguments)

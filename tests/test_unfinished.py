@@ -1,5 +1,6 @@
 """How runs end that do not finish: by a signal, killed, with a report that fails, or with a disk that is full."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from qatflow.report.read import read_result
 from qatflow.results.journal import Journal
 from qatflow.results.progress import Silent
 from qatflow.results.result import CandidateRecord
-from qatflow.results.signals import workers_may_die
+from qatflow.results.signals import undisturbed
 from tests.users_task import DATA, MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +135,7 @@ def test_processes_that_die_while_the_end_is_written_down_do_not_disturb_it() ->
 
     before = signal.signal(signal.SIGCHLD, torchs)
     try:
-        with workers_may_die():
+        with undisturbed():
             signal.raise_signal(signal.SIGCHLD)
         with pytest.raises(RuntimeError, match="is killed"):
             signal.raise_signal(signal.SIGCHLD)
@@ -148,11 +149,12 @@ def test_a_killed_run_is_not_reported_as_missed(tmp_path: Path, capsys: pytest.C
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-m", "qatflow", *argv], cwd=ROOT, env=environment, check=False)
     assert killed.returncode == -9
-    assert read_result(tmp_path / "run").status == "running"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "running"
+    assert read_result(tmp_path / "run").status == "interrupted"
     assert report([str(tmp_path / "run")]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Unfinished: the gate is not decided" in page
-    assert "or its process was killed" in page
+    assert "Stopped before the gate was decided" in page
+    assert "it was cut off: its process was killed, or its machine stopped" in page
     assert f"run.dir={tmp_path}/run" in page
 
 

@@ -1,7 +1,7 @@
 """The command line: read it, compose and check its jobs, and run them.
 
-Exit codes: 0 is a met gate, 2 a missed one, 1 an error that the user can mend, 3 a defect of qatflow, 130 and 143 a run
-that Ctrl-C or SIGTERM stopped.
+Exit codes: 0 is a met gate, 2 a missed one, 1 an error that the user can mend, 3 a defect of qatflow; 129, 130 and 143
+are a command that SIGHUP, Ctrl-C or SIGTERM stopped.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ from qatflow import __version__
 from qatflow.door import listing
 from qatflow.door.command_line import Flags, for_hydra, read_flags
 from qatflow.door.composing import LOST, plan
-from qatflow.door.endings import MET, guarded, stopped
+from qatflow.door.endings import MET, guarded
 from qatflow.door.environment_variables import variables_kept
 from qatflow.door.files import find_recipes
 from qatflow.door.hydra_parts import PRIMARY, get_args_parser, hydra_at
 from qatflow.door.launching import launch
 from qatflow.errors import Mistake, RecipeError
 from qatflow.report.console import say
+from qatflow.results.signals import carried_out
 
 
 def main(argv: list[str] | None = None) -> int:
     """Carry out a command line (that of the process unless given) and return its exit code."""
-    try:
-        return guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv)))
-    except KeyboardInterrupt as stop:
-        return stopped(stop)
+    return carried_out(lambda: guarded(lambda: _command(list(sys.argv[1:] if argv is None else argv))))
 
 
 def _command(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and what is said of a mistake, of a defect and of a signal."""
+"""How a command ends: its exit code, and what is said of a mistake and of a defect."""
 
 from __future__ import annotations
 
@@ -8,23 +8,16 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from qatflow.errors import QatflowError, Terminated
+from qatflow.errors import QatflowError
 from qatflow.report.console import say
 from qatflow.users_code import anywhere
 
-MET, ERROR, MISSED, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+MET, ERROR, MISSED, DEFECT = 0, 1, 2, 3
 
 
 def worst(codes: list[int]) -> int:
     """Return the code of several jobs: a defect outweighs an error, that a missed gate; no job at all is an error."""
     return next((code for code in (DEFECT, ERROR, MISSED, MET) if code in codes), ERROR)
-
-
-def stopped(stop: KeyboardInterrupt) -> int:
-    """Say what stopped a command, and return its exit code: 128 and the signal's number, as shells have it."""
-    terminated = isinstance(stop, Terminated)
-    say(Console(stderr=True), f"stopped by {'SIGTERM' if terminated else 'Ctrl-C'}")
-    return TERMINATED if terminated else INTERRUPTED
 
 
 def guarded(work: Callable[[], int]) -> int:

@@ -17,14 +17,15 @@ from rich.console import Console
 
 from qatflow.door.command_line import Flags, for_hydra
 from qatflow.door.composing import Plan, recipe_of
-from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, guarded, stopped, worst
+from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, guarded, worst
 from qatflow.door.hydra_parts import PRIMARY
 from qatflow.errors import QatflowError
 from qatflow.recipe import Recipe
 from qatflow.report.console import say, shown_on, tell_result, tell_unfinished
 from qatflow.results import commands
+from qatflow.results.lock import holder, require_free
 from qatflow.results.result import RunResult
-from qatflow.results.signals import terminated_like_interrupted
+from qatflow.results.signals import stopped, terminated_like_interrupted
 from qatflow.users_code import said
 
 OUTCOMES = {MET: "gate met", MISSED: "gate missed", ERROR: "did not finish"}
@@ -55,8 +56,6 @@ class Session:
 
     def __call__(self, cfg: DictConfig) -> float | None:
         """Carry out one job, and return its drop."""
-        from qatflow.api import new_folder  # imports torch
-
         hydra, trust, file = HydraConfig.get(), self.flags.trust, None
         if self.jobs:
             recipe, file = self.jobs[hydra.job.num if self.sweep is not None else 0]
@@ -67,13 +66,13 @@ class Session:
             folder = Path(hydra.runtime.output_dir)
             origin = commands.again(folder, trust, recipe.search.storage), file
         else:
-            folder = Path(recipe.run.dir) if recipe.run.dir else new_folder(recipe.name)
+            folder = Path(recipe.run.dir) if recipe.run.dir else _new_folder(recipe.name)
             origin = self.again("run.dir", folder), file
         self.folders.append(folder)
         with terminated_like_interrupted():
             self.codes.append(guarded(partial(_run, recipe, folder, trust, origin)))
         result = _read(folder)
-        if self.codes[-1] in (ERROR, DEFECT):
+        if self.codes[-1] in (ERROR, DEFECT) and holder(folder) is None:  # else it is another's
             tell_unfinished(result, folder)
         return result.winner.drop if result is not None and result.winner is not None else None
 
@@ -108,15 +107,19 @@ def _stoppable(session: Session, checked: Plan) -> int:
 @contextmanager
 def _sweep_folder(checked: Plan) -> Iterator[Path]:
     """Yield a sweep's folder, which is a new one unless the command line names it, and goes away if it stays empty."""
-    from qatflow.api import new_folder  # imports torch
-
     asked = [override.value() for override in checked.overrides if override.key_or_group == "hydra.sweep.dir"]
-    sweep = Path(str(asked[-1])) if asked else new_folder("sweep")
+    sweep = Path(str(asked[-1])) if asked else _new_folder("sweep")
     yield sweep
     if not asked:
         with suppress(OSError):  # where it is not empty
             sweep.rmdir()
             sweep.parent.rmdir()
+
+
+def _new_folder(name: str) -> Path:
+    from qatflow.api import new_folder  # imports torch
+
+    return new_folder(name)
 
 
 def _here(session: Session, checked: Plan) -> int:
@@ -153,6 +156,7 @@ def _by_plugin(session: Session, checked: Plan) -> int:
 
 def _run(recipe: Recipe, folder: Path, trust: tuple[str, ...], origin: tuple[str, Path | None]) -> int:
     """Carry out one recipe in a folder, say what came out of it, and return its exit code."""
+    require_free(folder)
     from qatflow.api import run  # imports torch
     from qatflow.ladder.environment import Origin
 

@@ -18,6 +18,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 SETTINGS, HISTORY, ERROR, PROBE = "settings", "history", "error", "probe"
 CONTINUES = "continues"
 """Number of the trial that this one goes on with: the first one, which has the checkpoint."""
+CANDIDATES = "candidates"
+"""The folder that has the trial's files, where runs in several folders share a study."""
 PRUNED = "pruned: it lagged behind the other trials"
 
 

@@ -22,7 +22,8 @@ from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.qat import ending, notes, space, stored
 from qatflow.qat import study as studies
-from qatflow.qat.launch import ENGINES, Started, last_line, log_path
+from qatflow.qat.crew import Crew
+from qatflow.qat.launch import ENGINES
 from qatflow.qat.trial import POLL, Start, Worker
 from qatflow.quant import fused
 from qatflow.results.result import Note
@@ -68,7 +69,7 @@ def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candi
     config, recipe = bench.recipe.search, bench.recipe
     settings = recipe.qat.model_dump(mode="json", exclude={"when"}), config.model_dump(mode="json", include=SPACE)
     key = key_of(start.key, bench.task.training_key, settings, recipe.model.final_lr)
-    storage = studies.open_storage(studies.storage_url(config.storage, folder))
+    storage = studies.open_storage(studies.storage_url(config.storage, folder), config.lost_after)
     try:
         study = studies.open_study(storage, key, bench.task.metric.higher_is_better)
         return _Search(bench, start, folder, study).run(judged)
@@ -156,21 +157,20 @@ class _Search:
             self.told()
 
     def _with_workers(self) -> None:
-        """Let workers train, and tell of what they finish; those cut off are replaced while there is progress."""
-        config, trust = self.recipe.search, self.bench.task.trust
+        """Let workers train, and wait for trials that other machines have begun.
+
+        Raises:
+            QatflowError: the workers fail, and trials are left.
+        """
+        config, bench = self.recipe.search, self.bench
+        start = ENGINES[config.engine](config, self.folder, bench.task.trust)
+        crew = Crew(start, config.workers, self.folder, lambda: _progress(self.study), bench.progress.note)
         while not self._done():
-            before = _progress(self.study)
-            workers = ENGINES[config.engine](config, self.folder, trust)
-            _wait(workers, self.told)
-            failed = [log_path(self.folder, number) for number, one in enumerate(workers) if one.poll()]
-            if failed and _progress(self.study) == before:
-                message = f"QAT's workers ended without training anything: see {failed[0]}{last_line(failed[0])}"
-                raise QatflowError(message)
-            if failed:
-                logs = ", ".join(f"{log.name}{last_line(log)}" for log in failed)
-                self.bench.progress.note(f"{len(failed)} of {len(workers)} workers failed: see {logs}")
+            failure = crew.work(self.told)
+            if failure and not self._done():
+                raise QatflowError(failure)
             while not self._done() and notes.running(self.study):
-                time.sleep(POLL)  # another machine trains the last ones
+                time.sleep(POLL)
                 studies.take_over_abandoned(self.study)
                 self.told()
 
@@ -194,7 +194,7 @@ class _Search:
         return None
 
     def _measure(self, trial: optuna.trial.FrozenTrial, key: str) -> Candidate:
-        folder = stored.folder_of(self.bench.folder, trial.number)
+        folder = stored.folder_of(self.bench.folder, trial)
         network, encodings = stored.recall(trial, folder, self.bench.base)
         best_epoch, started_from = trial.user_attrs["best_epoch"], self.start.record.id
         told: dict[str, Note] = {"trial": trial.number, "best_epoch": best_epoch, "started_from": started_from}
@@ -263,16 +263,3 @@ def _progress(study: optuna.Study) -> tuple[int, int]:
     """Return how many trials ended and how many epochs were reported: what workers leave even if they die."""
     trials = study.get_trials(deepcopy=False)
     return len(notes.to_tell(study)), sum(len(trial.intermediate_values) for trial in trials)
-
-
-def _wait(workers: list[Started], told: _Told) -> None:
-    """Wait for all workers; where that is interrupted, none outlives this process."""
-    try:
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(POLL)
-            told()
-        told()
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.terminate()

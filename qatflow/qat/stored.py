@@ -27,9 +27,13 @@ KEPT = 2
 """Models that are kept: the best, and the next best in case that is found damaged."""
 
 
-def folder_of(candidates: Path, number: int) -> Path:
-    """Return where a trial's model and its checkpoint are."""
-    return candidates / f"qat-trial-{number}"
+def folder_of(candidates: Path, trial: FrozenTrial | optuna.Trial, number: int | None = None) -> Path:
+    """Return where a trial's model is, or, of the trial with that number that it goes on with, the checkpoint.
+
+    That is in these candidates, or in those of the run that began the trial, where it has a folder of its own.
+    """
+    home = Path(trial.user_attrs.get(notes.CANDIDATES, candidates))
+    return (home if home.is_dir() else candidates) / f"qat-trial-{trial.number if number is None else number}"
 
 
 def ranked(study: optuna.Study) -> list[FrozenTrial]:
@@ -87,9 +91,9 @@ def drop_outdone(study: optuna.Study, candidates: Path) -> None:
     trials = study.get_trials(deepcopy=False)
     kept = {trial.number for trial in _ranked(study, trials)[:KEPT]}
     over = [trial for trial in trials if trial.state in notes.FINISHED and notes.HISTORY in trial.user_attrs]
-    origins = {trial.user_attrs.get(notes.CONTINUES, trial.number) for trial in over}
-    for number in origins.union(trial.number for trial in over) - kept:
-        shutil.rmtree(folder_of(candidates, number), ignore_errors=True)  # another worker may be quicker
+    for trial in over:
+        for number in {trial.number, trial.user_attrs.get(notes.CONTINUES, trial.number)} - kept:
+            shutil.rmtree(folder_of(candidates, trial, number), ignore_errors=True)  # another worker may be quicker
 
 
 def _ranked(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -10,30 +10,34 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from qatflow.errors import Mistake, RecipeError, RunFolderError
 from qatflow.qat import notes
 from qatflow.qat.ending import START
+from qatflow.recipe import Search
 from qatflow.recipe.variables import read
 
-BEAT = 30
-"""Seconds between two signs of life of a running trial."""
-GRACE = 180
-"""Seconds without one after which another machine takes a trial over."""
-OWNER, PROBES = "owner", "probes"
+BEATS = 6
+"""Signs of life that have to be missing before another machine takes a trial over."""
+TRIES, PAUSE = 20, 0.25
+"""Processes that make the tables of a new storage at the same moment are in each other's way."""
+OWNER, ALIVE, PROBES = "owner", "alive", "probes"
 STARTUP = 4
 """Trials before TPE has enough to go by, and before any is pruned."""
 
@@ -43,24 +47,21 @@ def storage_url(configured: str | None, folder: Path) -> str:
     return read(configured, "search.storage") if configured else f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
-def open_storage(url: str) -> RDBStorage:
+def open_storage(url: str, lost_after: float = Search().lost_after) -> RDBStorage:
     """Return an Optuna storage in which running trials show signs of life.
+
+    Args:
+        url: of the storage.
+        lost_after: seconds without a sign of life after which another machine's trial is taken over.
 
     Raises:
         RecipeError: it cannot be reached, or its driver is not installed.
         RunFolderError: it is a file, and damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    options: dict[str, Any] = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
     try:
         with _experimental():
-            return RDBStorage(
-                url,
-                engine_kwargs={"pool_pre_ping": True, **options},
-                heartbeat_interval=BEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=_again,
-            )
+            return _opened(url, lost_after)
     except Exception as error:  # SQLAlchemy's, Optuna's, or the driver's own
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         file = Path(url.partition("///")[2])
@@ -69,6 +70,25 @@ def open_storage(url: str) -> RDBStorage:
             raise RunFolderError(message) from error
         fix = "check the URL, that the server answers, and its driver (pip install 'qatflow[postgresql]')"
         raise RecipeError([Mistake("search.storage", f"cannot be opened: {said}", fix)]) from error
+
+
+def _opened(url: str, lost_after: float) -> RDBStorage:
+    options: dict[str, Any] = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
+    for left in reversed(range(TRIES)):
+        try:
+            return RDBStorage(
+                url,
+                engine_kwargs={"pool_pre_ping": True, **options},
+                heartbeat_interval=max(1, math.ceil(lost_after / BEATS)),
+                grace_period=math.ceil(lost_after),
+                heartbeat_stale_trial_callback=_again,
+            )
+        except (SQLAlchemyError, AssertionError) as error:
+            others = isinstance(error, (IntegrityError, ProgrammingError, AssertionError))
+            if not left or not (others or re.search("already exists|no such table", str(error))):
+                raise
+            time.sleep(PAUSE)
+    raise AssertionError
 
 
 def close(storage: RDBStorage) -> None:
@@ -187,10 +207,12 @@ def alive(trial: optuna.Trial) -> Iterator[None]:
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(BEAT):
-            storage.record_heartbeat(trial._trial_id)
+        while not done.wait(storage.get_heartbeat_interval()):
+            with suppress(StorageInternalError):  # the server may be out of reach for a while
+                storage.record_heartbeat(trial._trial_id)
 
     storage.record_heartbeat(trial._trial_id)
+    trial.set_user_attr(ALIVE, True)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
@@ -201,7 +223,11 @@ def alive(trial: optuna.Trial) -> Iterator[None]:
 
 
 def take_over_abandoned(study: optuna.Study) -> None:
-    """Close running trials whose process is gone, and enqueue them to be gone on with."""
+    """Close running trials whose process is gone, and enqueue them to be gone on with.
+
+    One whose process died before its first sign of life is given one, so that its time runs.
+    """
+    storage: Any = study._storage
     with _experimental():
         optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -209,6 +235,10 @@ def take_over_abandoned(study: optuna.Study) -> None:
         is_gone = owner.get("host") == socket.gethostname() and not _runs(owner["pid"])
         if is_gone and _close(study, trial):
             _again(study, trial)
+        elif not is_gone and ALIVE not in trial.user_attrs:
+            storage.record_heartbeat(trial._trial_id)
+            with suppress(UpdateFinishedTrialError):
+                storage.set_trial_user_attr(trial._trial_id, ALIVE, True)
 
 
 def _close(study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -224,7 +254,8 @@ def _again(study: optuna.Study, trial: FrozenTrial) -> None:
     """Enqueue a trial that nobody runs any more; one that had not all its parameters yet is proposed anew."""
     if notes.SETTINGS not in trial.user_attrs:
         return
-    attrs = {name: trial.user_attrs[name] for name in (notes.SETTINGS, notes.PROBE) if name in trial.user_attrs}
+    kept = (notes.SETTINGS, notes.PROBE, notes.CANDIDATES)
+    attrs = {name: trial.user_attrs[name] for name in kept if name in trial.user_attrs}
     attrs[notes.CONTINUES] = trial.user_attrs.get(notes.CONTINUES, trial.number)
     settings = asdict(notes.settings_of(trial))
     params = {name: value for name, value in settings.items() if name not in ("schedule", "warmup")}

@@ -57,8 +57,8 @@ class _Plan:
 
     settings: Settings
     number: int
-    origin: int
-    """Number of the trial that this one goes on with; its own if it is new."""
+    checkpoint: Path
+    """That of the trial that this one goes on with; its own if it is new."""
 
 
 class Worker:
@@ -152,9 +152,12 @@ class Worker:
         suggest = space.probe if notes.PROBE in trial.user_attrs else space.suggest
         settings = suggest(trial, recipe)
         notes.note_settings(trial, settings)
-        plan = _Plan(settings, trial.number, trial.user_attrs.get(notes.CONTINUES, trial.number))
+        if recipe.search.storage is not None and not goes_on:
+            trial.set_user_attr(notes.CANDIDATES, str(self.bench.folder.resolve()))
+        begun = stored.folder_of(self.bench.folder, trial, trial.user_attrs.get(notes.CONTINUES))
+        plan = _Plan(settings, trial.number, begun / stored.CHECKPOINT)
         if not goes_on:
-            self._checkpoint(plan).unlink(missing_ok=True)  # of another study, which had this folder before
+            plan.checkpoint.unlink(missing_ok=True)  # of another study, which had this folder before
         return plan
 
     def _carry_out(self, trial: optuna.Trial, plan: _Plan) -> None:
@@ -174,12 +177,12 @@ class Worker:
             if not self._kept_what_it_found(trial, plan, error, started):
                 studies.give_up(self.study, trial, error, time.perf_counter() - started)
                 return
-        self._checkpoint(plan).unlink(missing_ok=True)
+        plan.checkpoint.unlink(missing_ok=True)
         stored.drop_outdone(self.study, self.bench.folder)
 
     def _kept_what_it_found(self, trial: optuna.Trial, plan: _Plan, error: Exception, started: float) -> bool:
         """End a trial that raised once more with the best of its epochs; False where it is to be tried again."""
-        if notes.CONTINUES not in trial.user_attrs or not self._checkpoint(plan).exists():
+        if notes.CONTINUES not in trial.user_attrs or not plan.checkpoint.exists():
             return False
         so_far = replace(plan, settings=replace(plan.settings, epochs=0))  # goes no further than the checkpoint
         outcome, simulation = self._train(so_far, lambda record: "")
@@ -197,7 +200,7 @@ class Worker:
         """Keep a trial's model if it is among the best."""
         usable = math.isfinite(outcome.best) and not outcome.failed
         if usable and stored.deserves(trial.study, trial.number, outcome.best):
-            folder = stored.folder_of(self.bench.folder, trial.number)
+            folder = stored.folder_of(self.bench.folder, trial)
             stored.store(trial, folder, self.bench.base.graph, simulation.to_network(), simulation.encodings())
 
     def _train_and_tell(self, trial: optuna.Trial, plan: _Plan, started: float) -> None:
@@ -220,7 +223,7 @@ class Worker:
             objective=objective_of(self.bench, self.first)[1],  # a loss may have a state, which is no other trial's
             report=lambda record: self.fabric.broadcast(report(record)),
         )
-        outcome = train(simulation, training, plan.settings, self._checkpoint(plan))
+        outcome = train(simulation, training, plan.settings, plan.checkpoint)
         if self.bench.recipe.qat.batch_norms == "reestimate" and not outcome.failed:
             simulation = self._with_fresh_statistics(simulation, outcome)
         return outcome, simulation
@@ -269,6 +272,3 @@ class Worker:
             best = max(range(len(values)), key=lambda epoch: (sign * values[epoch], -epoch))
             return Outcome(history, best, values[best], reason=f"as far as it goes, trial {other.number} was the same")
         return None
-
-    def _checkpoint(self, plan: _Plan) -> Path:
-        return stored.folder_of(self.bench.folder, plan.origin) / stored.CHECKPOINT

@@ -11,6 +11,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from qatflow.results.signals import carried_out, end_early
+
+if __name__ == "__main__":
+    end_early()  # what follows takes its time to import
+
 from rich.console import Console
 
 from qatflow.errors import QatflowError
@@ -33,10 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder, or a folder of them")
     parser.add_argument("--no-html", action="store_true", help="write a run's CSV files only")
     args = parser.parse_args(argv)
+    return carried_out(lambda: _rebuilt(args.folders, html=not args.no_html))
+
+
+def _rebuilt(folders: list[Path], html: bool) -> int:
     code = OK
-    for folder in args.folders:
+    for folder in folders:
         try:
-            written = rebuild(folder, html=not args.no_html)
+            written = rebuild(folder, html)
         except QatflowError as error:
             say(Console(stderr=True), f"error: {error}")
             code = MISTAKE

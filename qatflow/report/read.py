@@ -13,13 +13,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from qatflow.errors import RunFolderError
+from qatflow.results.lock import holder
 from qatflow.results.record import said_of
 from qatflow.results.result import SCHEMA_VERSION, RunResult
 from qatflow.results.store import parsed
 
+CUT_OFF = "it was cut off: its process was killed, or its machine stopped"
+
 
 def read_result(folder: Path | str) -> RunResult:
     """Return the result that a run left in its folder.
+
+    A run that goes on, by its file, though nobody holds its folder, was interrupted.
 
     Raises:
         RunFolderError: there is none, or it is damaged or of a newer version.
@@ -40,7 +45,10 @@ def read_result(folder: Path | str) -> RunResult:
     except ValueError as error:
         message = f"{path} is not valid JSON ({error}); start the run again on this folder, which writes it anew"
         raise RunFolderError(message) from error
-    return _checked(path, values).in_folder(folder)
+    result = _checked(path, values).in_folder(folder)
+    if result.status == "running" and holder(folder) is None:
+        return result.model_copy(update={"status": "interrupted", "error": CUT_OFF})
+    return result
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from qatflow.recipe.variables import as_written
 from qatflow.results.gate import rank
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, Judgement, RunResult, TrialRecord
-from qatflow.results.signals import workers_may_die
+from qatflow.results.signals import undisturbed
 from qatflow.results.store import write_text
 from qatflow.users_code import anywhere
 
@@ -79,7 +79,7 @@ class Journal:
             with anywhere():
                 yield
         except BaseException as error:
-            with workers_may_die():
+            with undisturbed():
                 self._ended_by(error)
             raise
 

@@ -17,7 +17,7 @@ MET_TITLES = {
     "failed": "Failed after the gate was met",
 }
 STATUS = {
-    "running": "The run was still going when this was written, or its process was killed.",
+    "running": "The run was still going when this was written.",
     "interrupted": "The run was stopped.",
     "failed": "The run failed.",
 }

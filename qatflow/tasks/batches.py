@@ -28,6 +28,7 @@ from torch.utils.data import (
 from qatflow import recipe
 from qatflow.errors import DataError
 from qatflow.graph.tree import tree_map_only
+from qatflow.results.signals import end_with_parent
 from qatflow.tasks.splits import Samples, naming
 from qatflow.users_code import users_code
 
@@ -141,6 +142,7 @@ def batches(
         chosen,
         batch_sampler=_Shard(BatchSampler(order, config.batch_size, drop_last and size > config.batch_size), *shard),
         num_workers=config.workers,
+        worker_init_fn=end_with_parent,  # PyTorch's own look at the parent comes after the sample that is being read
         collate_fn=_collate,
         generator=generator,
     )
