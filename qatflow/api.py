@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shlex
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,6 +26,7 @@ from qatflow.report.write import write
 from qatflow.results.progress import Progress
 from qatflow.results.result import RunResult
 from qatflow.results.signals import workers_may_die
+from qatflow.results.store import made_folder, unwritable
 from qatflow.tasks.live import Live, Parts, batch_size_of, live_name, live_splits
 from qatflow.users_code import said
 
@@ -170,8 +172,8 @@ def _carried_out(
     origin: Origin | None,
     parts: Parts | None = None,
 ) -> RunResult:
-    home.mkdir(parents=True, exist_ok=True)
-    with _log_to(home / "log.txt"):
+    made_folder(home)
+    with _log_to(home / "log.txt", progress):
         try:
             return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:
@@ -190,10 +192,15 @@ def _report(home: Path, recipe: Recipe, progress: Progress | None) -> None:
             f"the report could not be written: {said(error)}; what the run found is in {home / 'result.json'}, and "
             f"`{shlex.join(['python', '-m', 'qatflow.report', str(home)])}` writes it again"
         )
-        if progress is None:
-            warnings.warn(message, stacklevel=3)
-        else:
-            progress.note(message)
+        _tell(progress, message)
+
+
+def _tell(progress: Progress | None, message: str) -> None:
+    """Tell something after a run, when its journal is closed."""
+    if progress is None:
+        warnings.warn(message, stacklevel=4)
+    else:
+        progress.note(message)
 
 
 def new_folder(name: str, root: Path | None = None) -> Path:
@@ -202,16 +209,41 @@ def new_folder(name: str, root: Path | None = None) -> Path:
     parent = (root or Path("reports")) / name
     for count in itertools.count(1):
         folder = parent / (stamp if count == 1 else f"{stamp}-{count}")
+        made_folder(parent)
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
     raise AssertionError
 
 
+class _Log(logging.FileHandler):
+    """A log file that ends no run, and prints nothing, where it cannot be written; what hindered it is kept."""
+
+    hindered: str = ""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Note what hindered it."""
+        self.hindered = str(sys.exc_info()[1])
+
+    def close(self) -> None:
+        """Close the file, on a full disk without the last lines."""
+        try:
+            super().close()
+        except OSError as error:
+            self.hindered = str(error)
+
+
 @contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Add what qatflow logs to a file, while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+def _log_to(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Add what qatflow logs to a file, while the block runs.
+
+    Raises:
+        RunFolderError: the file cannot be opened.
+    """
+    try:
+        handler = _Log(path, encoding="utf-8")
+    except OSError as error:
+        raise unwritable(path, error) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("qatflow")
     level = logger.level
@@ -223,3 +255,5 @@ def _log_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
+        if handler.hindered:
+            _tell(progress, f"{path} is not complete: {handler.hindered}")

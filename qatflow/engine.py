@@ -33,7 +33,7 @@ from qatflow.results.store import read_json, write_json, write_text
 from qatflow.tasks.live import Parts
 from qatflow.tasks.models import weights_file
 from qatflow.tasks.task import load_task
-from qatflow.users_code import said
+from qatflow.users_code import blame_machine, said
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ def _check_training(bench: Bench, journal: Journal) -> None:
     try:
         check_training(bench)
     except Exception as error:
+        blame_machine(error)
         if isinstance(error, QatflowError) and not isinstance(error, UserCodeError):
             raise
         logger.exception("training cannot work")

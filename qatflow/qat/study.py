@@ -27,6 +27,8 @@ from optuna.trial import FrozenTrial, TrialState
 from qatflow.errors import Mistake, RecipeError, RunFolderError
 from qatflow.qat import notes
 from qatflow.qat.ending import START
+from qatflow.results.store import unwritable
+from qatflow.users_code import lacking
 
 BEAT = 30
 """Seconds between two signs of life of a running trial."""
@@ -61,8 +63,10 @@ def open_storage(url: str) -> RDBStorage:
                 heartbeat_stale_trial_callback=_again,
             )
     except Exception as error:  # SQLAlchemy's, Optuna's, or the driver's own
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         file = Path(url.partition("///")[2])
+        if url.startswith("sqlite") and lacking(error):
+            raise unwritable(file, error) from error
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         if url.startswith("sqlite") and file.is_file():
             message = f"{file} cannot be read as an Optuna study ({said}); remove it and run again"
             raise RunFolderError(message) from error

@@ -12,9 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from qatflow.errors import RunFolderError
+from qatflow.users_code import FULL, lacking
 
+ELSEWHERE = "choose another folder with run.dir=FOLDER"
 META = "meta.json"
 """What a candidate's or trial's folder says of itself; written last."""
+
+
+def made_folder(folder: Path) -> Path:
+    """Make a folder where it is not there yet, and return it.
+
+    Raises:
+        RunFolderError: it is something else, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        message = f"{folder} is no folder; {ELSEWHERE}"
+        raise RunFolderError(message) from error
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        message = f"cannot make the folder {folder}: {_reason(error)}; {ELSEWHERE}"
+        raise RunFolderError(message) from error
+    return folder
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
@@ -23,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     A reader sees the old file or the new one, never half of one.
 
     Raises:
-        RunFolderError: the folder cannot be written to, or the disk is full.
+        RunFolderError: the folder cannot be written to, or the disk is full, whichever library found that.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,10 +55,22 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror or error}; choose another folder with run.dir=FOLDER"
-        raise RunFolderError(message) from error
+    except Exception as error:
+        if isinstance(error, OSError) or lacking(error) == FULL:
+            raise unwritable(path, error) from error
+        raise
     return path
+
+
+def unwritable(path: Path, error: Exception) -> RunFolderError:
+    """Return what to say of a file that could not be written."""
+    if lacking(error) == FULL:
+        return RunFolderError(f"cannot write {path}: {FULL}")
+    return RunFolderError(f"cannot write {path}: {_reason(error)}; {ELSEWHERE}")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -29,7 +29,7 @@ from qatflow import recipe
 from qatflow.errors import DataError
 from qatflow.graph.tree import tree_map_only
 from qatflow.tasks.splits import Samples, naming
-from qatflow.users_code import users_code
+from qatflow.users_code import blame_machine, users_code
 
 SAMPLE = (
     "a sample is (inputs, target), or with `data.labels: false` the inputs alone; inputs are a tensor, a tuple of "
@@ -221,6 +221,7 @@ def _collate(samples: list[Any]) -> Any:
     try:
         return default_collate(samples)
     except (TypeError, RuntimeError, KeyError, ValueError) as error:
+        blame_machine(error)
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = (
             f"the samples of a batch cannot be stacked ({said}); give all of them the same shape and type. One of them "

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from qatflow.errors import Mistake, QatflowError, RecipeError, allowed_values, near_match
 from qatflow.recipe import Source
 from qatflow.recipe.trust import OPEN_PACKAGES, form_mistakes, trust_mistakes
-from qatflow.users_code import said
+from qatflow.users_code import blame_machine, said
 
 Made = TypeVar("Made")
 
@@ -66,6 +66,7 @@ def call(
     except QatflowError:
         raise
     except Exception as error:  # a factory raises whatever the user's code does
+        blame_machine(error)
         fix = f"call it in Python with {kwargs_path} to see the whole traceback"
         raise RecipeError([Mistake(path, f"{called!r} failed: {said(error)}", fix)]) from error
 
@@ -136,6 +137,7 @@ def _import(module: str, path: str) -> ModuleType:
         fix = f"check its spelling, install it, or run in the folder that holds it (now {here})"
         raise RecipeError([Mistake(path, f"there is no module {error.name!r}", fix)]) from error
     except Exception as error:
+        blame_machine(error)
         problem = f"importing {module!r} failed: {said(error)}"
         raise RecipeError([Mistake(path, problem, f"make `python -c 'import {module}'` work")]) from error
 
