@@ -30,6 +30,7 @@ from qatflow.results.journal import Journal
 from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
 from qatflow.results.store import read_json, write_json, write_text
+from qatflow.tasks.doubts import doubts
 from qatflow.tasks.live import Parts
 from qatflow.tasks.models import weights_file
 from qatflow.tasks.task import load_task
@@ -82,6 +83,8 @@ def run(
             _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")
         bench.baseline()
+        for doubt in doubts(task, base.graph, bench.evaluation):
+            journal.note(doubt)
         write_json(folder / "environment.json", {**where, "hashes": bench.hashes})
         journal.update(fp32=bench.testing.fp32.value, gate=bench.gate_record)
         candidates = shippable(bench, climb(bench))

@@ -150,7 +150,9 @@ class Journal:
         self._progress.trial(record)
 
     def note(self, text: str) -> None:
-        """Pass it on."""
+        """Put it into the result, which is written when something is finished, and pass it on."""
+        if text not in self.result.notes:
+            self.result = self.result.model_copy(update={"notes": (*self.result.notes, text)})
         logger.warning("%s", text)
         self._progress.note(text)
 

@@ -14,13 +14,14 @@ from typing import Any
 from qatflow.errors import RunFolderError
 from qatflow.users_code import FULL, lacking
 
-ELSEWHERE = "choose another folder with run.dir=FOLDER"
+KEY = "run.dir"
+"""By what a run folder is chosen."""
 META = "meta.json"
 """What a candidate's or trial's folder says of itself; written last."""
 
 
-def made_folder(folder: Path) -> Path:
-    """Make a folder where it is not there yet, and return it.
+def made_folder(folder: Path, key: str = KEY) -> Path:
+    """Make a folder, which is chosen by `key`, where it is not there yet, and return it.
 
     Raises:
         RunFolderError: it is something else, or cannot be made.
@@ -28,10 +29,10 @@ def made_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        message = f"{folder} is no folder; {ELSEWHERE}"
+        message = f"{folder} is no folder; {_elsewhere(key)}"
         raise RunFolderError(message) from error
     except (OSError, ValueError) as error:  # a path with a null character is a ValueError
-        message = f"cannot make the folder {folder}: {_reason(error)}; {ELSEWHERE}"
+        message = f"cannot make the folder {folder}: {_reason(error)}; {_elsewhere(key)}"
         raise RunFolderError(message) from error
     return folder
 
@@ -62,11 +63,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def unwritable(path: Path, error: Exception) -> RunFolderError:
-    """Return what to say of a file that could not be written."""
+def unwritable(path: Path, error: Exception, key: str = KEY) -> RunFolderError:
+    """Return what to say of a file that could not be written; its folder is chosen by `key`."""
     if lacking(error) == FULL:
         return RunFolderError(f"cannot write {path}: {FULL}")
-    return RunFolderError(f"cannot write {path}: {_reason(error)}; {ELSEWHERE}")
+    return RunFolderError(f"cannot write {path}: {_reason(error)}; {_elsewhere(key)}")
+
+
+def _elsewhere(key: str) -> str:
+    return f"choose another folder with {key}=FOLDER"
 
 
 def _reason(error: Exception) -> str:
