@@ -15,6 +15,7 @@ import yaml
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
+from qatflow.ladder.batch_memory import check_memory
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.ladder.climb import climb, shippable
@@ -81,6 +82,7 @@ def run(
         bench.announce()
         if recipe.qat.when != "never":
             _check_training(bench, journal)
+        check_memory(bench)
         journal.stage("fp32: measure the model as it is")
         bench.baseline()
         for doubt in doubts(task, base.graph, bench.evaluation):

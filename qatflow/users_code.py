@@ -164,15 +164,22 @@ def lacking(error: BaseException) -> str:
     asked = ASKED.search(text) if found is MEMORY else None
     if asked is not None:
         lack, _, advice = found.partition("; ")
-        return f"{lack} (PyTorch asked for {_amount(asked['amount'], asked['unit'])}); {advice}"
+        return f"{lack} (PyTorch asked for {_asked(asked)}); {advice}"
     return found or (lacking(error.__cause__) if error.__cause__ is not None else "")
 
 
-def _amount(number: str, unit: str) -> str:
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether the machine ran out of memory, as an exception or what caused it says."""
+    return lacking(error).startswith(MEMORY.partition("; ")[0])
+
+
+def _asked(found: re.Match[str]) -> str:
+    return amount(float(found["amount"])) if found["unit"] == "bytes" else f"{found['amount']} {found['unit']}"
+
+
+def amount(size: float) -> str:
     """Return an amount of memory as it is read best."""
-    if unit != "bytes":
-        return f"{number} {unit}"
-    size, units = float(number), ["bytes", "KiB", "MiB", "GiB"]
+    units = ["bytes", "KiB", "MiB", "GiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]
     return f"{size:.3g} {units[0]}"

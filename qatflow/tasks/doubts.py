@@ -79,6 +79,6 @@ def _constant_inputs(task: Task, graph: fx.GraphModule) -> Iterator[str]:
     for name, (low, high) in bounds.items():
         if low == high:
             yield (
-                f"the model's input {name} is {low + 0.0:g} in all {samples} calibration samples, so that the quantized "
-                "model will know it as nothing else; give calibration samples like those that it will be used for"
+                f"the model's input {name} is {low + 0.0:g} in all {samples} calibration samples, so that the "
+                "quantized model will know it as nothing else; give samples like those that it will be used for"
             )
