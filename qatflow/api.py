@@ -26,7 +26,7 @@ from qatflow.report.write import write
 from qatflow.results.progress import Progress
 from qatflow.results.result import RunResult
 from qatflow.results.signals import workers_may_die
-from qatflow.results.store import made_folder, unwritable
+from qatflow.results.store import made_folder, reason, unwritable
 from qatflow.tasks.live import Live, Parts, batch_size_of, live_name, live_splits
 from qatflow.users_code import said
 
@@ -223,14 +223,15 @@ class _Log(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Note what hindered it."""
-        self.hindered = str(sys.exc_info()[1])
+        error = sys.exc_info()[1]
+        self.hindered = "" if error is None else reason(error)
 
     def close(self) -> None:
         """Close the file, on a full disk without the last lines."""
         try:
             super().close()
         except OSError as error:
-            self.hindered = str(error)
+            self.hindered = reason(error)
 
 
 @contextmanager

@@ -80,9 +80,9 @@ def run(
         base = captured_network(task.model, *task.example(), design, recipe.data.mask)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()
+        check_memory(bench)
         if recipe.qat.when != "never":
             _check_training(bench, journal)
-        check_memory(bench)
         journal.stage("fp32: measure the model as it is")
         bench.baseline()
         for doubt in doubts(task, base.graph, bench.evaluation):

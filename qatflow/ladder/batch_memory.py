@@ -26,7 +26,7 @@ from qatflow.users_code import amount, out_of_memory
 
 NEXT_TO_NOTHING = 0.1
 """Share of the memory below which a batch is not measured, and what was measured is not gone on with."""
-USED = 0.9
+USED = 0.8
 """Share of the memory that a batch may take."""
 TELLING = 0.25
 """Share from which on what a batch takes tells what a larger one would: below it, what the heap holds ready disturbs."""
@@ -55,8 +55,9 @@ def check_memory(bench: Bench) -> None:
 
 def _check(bench: Bench, key: str, size: int, run: Callable[[int], None], processes: int) -> None:
     """Run ever larger batches, up to `size` samples, as long as they fit; `processes` share the memory."""
+    known = memory.forget_peak()
     room, start = memory.room(), memory.taken()
-    if room is None or start is None or not memory.forget_peak():
+    if not known or room is None or start is None:
         return
     room //= processes
     if size * TIMES_KEPT * _bytes_a_sample(bench.base.graph) < NEXT_TO_NOTHING * room:
@@ -64,12 +65,12 @@ def _check(bench: Bench, key: str, size: int, run: Callable[[int], None], proces
     done, grown, each = 0, 0.0, 0.0
     while done < size:
         following = min(2 * done or 1, size)
-        expected = grown + each * (following - done)
         whole = grown + each * (size - done)
-        if expected > USED * room or (done > 1 and grown > TELLING * room and whole > USED * room):
+        if done and (grown * following / done > USED * room or (grown > TELLING * room and whole > USED * room)):
             raise _too_large(key, size, done, grown, each, room)
-        if done > 1 and whole < NEXT_TO_NOTHING * room:
+        if done > 1 and grown * size / done < NEXT_TO_NOTHING * room:
             return
+        memory.forget_peak()
         try:
             run(following)
         except Exception as error:

@@ -32,7 +32,7 @@ def made_folder(folder: Path, key: str = KEY) -> Path:
         message = f"{folder} is no folder; {_elsewhere(key)}"
         raise RunFolderError(message) from error
     except (OSError, ValueError) as error:  # a path with a null character is a ValueError
-        message = f"cannot make the folder {folder}: {_reason(error)}; {_elsewhere(key)}"
+        message = f"cannot make the folder {folder}: {reason(error)}; {_elsewhere(key)}"
         raise RunFolderError(message) from error
     return folder
 
@@ -65,16 +65,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
 
 def unwritable(path: Path, error: Exception, key: str = KEY) -> RunFolderError:
     """Return what to say of a file that could not be written; its folder is chosen by `key`."""
-    if lacking(error) == FULL:
-        return RunFolderError(f"cannot write {path}: {FULL}")
-    return RunFolderError(f"cannot write {path}: {_reason(error)}; {_elsewhere(key)}")
+    said = f"cannot write {path}: {reason(error)}"
+    return RunFolderError(said if lacking(error) == FULL else f"{said}; {_elsewhere(key)}")
 
 
 def _elsewhere(key: str) -> str:
     return f"choose another folder with {key}=FOLDER"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """Return why a file or folder could not be written, in a few words."""
+    if lacking(error) == FULL:
+        return FULL
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
