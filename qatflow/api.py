@@ -6,9 +6,10 @@ import itertools
 import logging
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from qatflow.errors import Mistake, RecipeError
 from qatflow.ladder.environment import Origin
 from qatflow.recipe import Data, Recipe
 from qatflow.recipe.check import session_recipe
-from qatflow.recipe.variables import as_written
 from qatflow.report.console import shown_on
 from qatflow.report.write import write
 from qatflow.results.lock import held
+from qatflow.results.log import logged
 from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import RunResult
 from qatflow.results.signals import undisturbed
+from qatflow.results.store import made_folder
 from qatflow.tasks.live import Live, Parts, batch_size_of, live_name, live_splits
 from qatflow.users_code import said
 
@@ -172,8 +174,9 @@ def _carried_out(
     origin: Origin | None,
     parts: Parts | None = None,
 ) -> RunResult:
-    home.mkdir(parents=True, exist_ok=True)
-    with held(home, (progress or Silent()).note), _log_to(home / "log.txt", recipe):
+    made_folder(home)
+    tell = (progress or Silent()).note
+    with held(home, tell), logged(home / "log.txt", recipe, partial(_tell, progress)):
         try:
             return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:
@@ -192,10 +195,15 @@ def _report(home: Path, recipe: Recipe, progress: Progress | None) -> None:
             f"the report could not be written: {said(error)}; what the run found is in {home / 'result.json'}, and "
             f"`{shlex.join(['python', '-m', 'qatflow.report', str(home)])}` writes it again"
         )
-        if progress is None:
-            warnings.warn(message, stacklevel=3)
-        else:
-            progress.note(message)
+        _tell(progress, message)
+
+
+def _tell(progress: Progress | None, message: str) -> None:
+    """Tell something after a run, when its journal is closed."""
+    if progress is None:
+        warnings.warn(message, stacklevel=4)
+    else:
+        progress.note(message)
 
 
 def new_folder(name: str, root: Path | None = None) -> Path:
@@ -204,36 +212,8 @@ def new_folder(name: str, root: Path | None = None) -> Path:
     parent = (root or Path("reports")) / name
     for count in itertools.count(1):
         folder = parent / (stamp if count == 1 else f"{stamp}-{count}")
+        made_folder(parent)
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
     raise AssertionError
-
-
-class _AsWritten(logging.Formatter):
-    """Writes lines, tracebacks as well, with a recipe's environment variables as the recipe has them."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._recipe = recipe.model_dump(mode="json")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one entry."""
-        return as_written(super().format(record), self._recipe)
-
-
-@contextmanager
-def _log_to(path: Path, recipe: Recipe) -> Iterator[None]:
-    """Add what qatflow logs to a file, while the block runs."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_AsWritten(recipe))
-    logger = logging.getLogger("qatflow")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()

@@ -15,6 +15,7 @@ import yaml
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.export.verify import verify
 from qatflow.export.write import export
+from qatflow.ladder.batch_memory import check_memory
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.ladder.climb import climb, shippable
@@ -30,10 +31,11 @@ from qatflow.results.journal import Journal
 from qatflow.results.progress import Progress, Silent
 from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
 from qatflow.results.store import read_json, write_json, write_text
+from qatflow.tasks.doubts import doubts
 from qatflow.tasks.live import Parts
 from qatflow.tasks.models import weights_file
 from qatflow.tasks.task import load_task
-from qatflow.users_code import said
+from qatflow.users_code import blame_machine, said
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +80,13 @@ def run(
         base = captured_network(task.model, *task.example(), design, recipe.data.mask)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()
+        check_memory(bench)
         if recipe.qat.when != "never":
             _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")
         bench.baseline()
+        for doubt in doubts(task, base.graph, bench.evaluation):
+            journal.note(doubt)
         write_json(folder / "environment.json", {**where, "hashes": bench.hashes})
         journal.update(fp32=bench.testing.fp32.value, gate=bench.gate_record)
         candidates = shippable(bench, climb(bench))
@@ -140,6 +145,7 @@ def _check_training(bench: Bench, journal: Journal) -> None:
     try:
         check_training(bench)
     except Exception as error:
+        blame_machine(error)
         if isinstance(error, QatflowError) and not isinstance(error, UserCodeError):
             raise
         logger.exception("training cannot work")

@@ -50,6 +50,10 @@ class DataError(QatflowError, ValueError):
     """The data is empty, has another shape than the model takes, or lacks a split that the run needs."""
 
 
+class MachineError(QatflowError, RuntimeError):
+    """The machine ran out of something: memory, room on a disk, a process that reads the data."""
+
+
 class UserCodeError(QatflowError, RuntimeError):
     """Code of the user's raised: where, what, and what qatflow called it for; `where` grows on the way up."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-from qatflow.errors import QatflowError, UserCodeError
+from qatflow.errors import MachineError, QatflowError, UserCodeError
 
 OURS = Path(__file__).parent
 SITE = {"site-packages", "dist-packages"}
@@ -25,11 +25,36 @@ PLUMBING = {"torch", "numpy"}
 STANDARD = Path(sysconfig.get_path("stdlib"))
 INTERACTIVE = ("<stdin", "<ipython", "<string")
 FRAME = re.compile(r'^ *File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
+MEMORY = (
+    "the memory does not suffice; take a smaller data.batch_size (qat.batch_size for training), or fewer samples "
+    "(calibration.samples, those of the steps)"
+)
+FULL = "the disk is full; make room there and run again: what is finished is kept"
 MACHINE = {
-    "DataLoader worker (pid": "a process that reads the data died, often for want of memory: try data.workers=0",
-    "MemoryError": "take a smaller data.batch_size, or fewer samples (calibration.samples, those of the steps)",
+    "DataLoader worker (pid": "a process that reads the data died, often for want of memory; try data.workers=0",
+    "MemoryError": MEMORY,
+    "OutOfMemoryError": MEMORY,
+    "can't allocate memory": MEMORY,
+    "annot allocate memory": MEMORY,
+    "out of memory": MEMORY,
+    "ALLOC_FAILED": MEMORY,
+    "Failed to allocate memory": MEMORY,
+    "bad_alloc": MEMORY,
+    "bad allocation": MEMORY,
+    "could not create a primitive": MEMORY,
+    "could not create a memory": MEMORY,
+    "could not execute a primitive": MEMORY,
+    "No space left on device": FULL,
+    "Disk quota exceeded": FULL,
+    "File too large": FULL,
+    "not enough space on the disk": FULL,
+    "database or disk is full": FULL,
+    "disk I/O error": FULL,
+    "file write failed": FULL,
 }
-"""What an exception says that the machine is to blame for, and what helps."""
+"""What an exception says that the machine is to blame for, and what helps; the words are PyTorch's, oneDNN's, CUDA's,
+ONNX Runtime's, safetensors', SQLite's and the systems' own."""
+ASKED = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+) ?(?P<unit>bytes|[KMG]i?B)")
 BROUGHT = "Original Traceback (most recent call last):\n"
 """How the text of an exception goes on that PyTorch brought from another process or thread."""
 Owner = Literal["qatflow", "user", "library", "nobody"]
@@ -90,7 +115,7 @@ def users_code(what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        _raise_if_machine(error)
+        blame_machine(error)
         if isinstance(error, UserCodeError):
             raise
         raised = raised_by(error, error.__traceback__)
@@ -116,26 +141,54 @@ def anywhere() -> Iterator[None]:
     except QatflowError:
         raise
     except (Exception, SystemExit) as error:
-        _raise_if_machine(error)
+        blame_machine(error)
         if raised_by(error, error.__traceback__).users_frame is None:
             raise
         raise UserCodeError(said(error)) from error
 
 
-def _raise_if_machine(error: BaseException) -> None:
+def blame_machine(error: BaseException) -> None:
     """Tell of what is neither the user's code nor ours: the machine ran out of something.
 
     Raises:
-        QatflowError: it did.
+        MachineError: it did.
     """
-    advice = next((advice for sign, advice in MACHINE.items() if sign in f"{type(error).__name__}: {error}"), "")
-    if advice and not isinstance(error, QatflowError):
-        message = f"{said(error)}; {advice}"
-        raise QatflowError(message) from error
+    if not isinstance(error, QatflowError) and lacking(error):
+        raise MachineError(said(error)) from error
+
+
+def lacking(error: BaseException) -> str:
+    """Return what the machine ran out of, as an exception or what caused it says, and what helps; empty if nothing."""
+    text = f"{type(error).__name__}: {error}"
+    found = next((advice for sign, advice in MACHINE.items() if sign in text), "")
+    asked = ASKED.search(text) if found is MEMORY else None
+    if asked is not None:
+        lack, _, advice = found.partition("; ")
+        return f"{lack} (PyTorch asked for {_asked(asked)}); {advice}"
+    return found or (lacking(error.__cause__) if error.__cause__ is not None else "")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether the machine ran out of memory, as an exception or what caused it says."""
+    return lacking(error).startswith(MEMORY.partition("; ")[0])
+
+
+def _asked(found: re.Match[str]) -> str:
+    return amount(float(found["amount"])) if found["unit"] == "bytes" else f"{found['amount']} {found['unit']}"
+
+
+def amount(size: float) -> str:
+    """Return an amount of memory as it is read best."""
+    units = ["bytes", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.3g} {units[0]}"
 
 
 def said(error: BaseException) -> str:
     """Return where an exception was raised, of which kind it is, and the first and last line of what it says.
+
+    Of one that the machine is to blame for, what that ran out of takes the place of what it says.
 
     The place comes first where it is in the user's code, and last where it is in a library; none is told of PyTorch's.
     What qatflow raises on purpose is a sentence already.
@@ -144,10 +197,11 @@ def said(error: BaseException) -> str:
     if isinstance(error, QatflowError):
         return raised.message
     lines = [line.strip() for line in raised.message.splitlines() if line.strip()]
-    sentence = ": ".join(dict.fromkeys([raised.kind, *lines[:1], *lines[-1:]]))
+    lack = lacking(error)
+    sentence = lack or ": ".join(dict.fromkeys([raised.kind, *lines[:1], *lines[-1:]]))
     if raised.users_frame is not None:
         return f"{raised.users_frame}: {sentence}"
-    libraries = [frame for frame in raised.frames if frame.owner == "library"]
+    libraries = [frame for frame in raised.frames if frame.owner == "library" and not lack]
     return f"{sentence}, raised at {libraries[-1]}" if libraries else sentence
 
 

@@ -110,6 +110,7 @@ results = some(
     float_tensors=st.lists(some(FloatTensor, layer=texts, tensor=texts, op=texts, reason=texts), max_size=2).map(tuple),
     timings=st.dictionaries(texts, numbers, max_size=2),
     artefacts=st.dictionaries(texts, texts, max_size=2),
+    notes=st.lists(texts, max_size=2).map(tuple),
     export_notes=notes,
     started=texts,
     seconds=numbers,

@@ -19,15 +19,17 @@ from qatflow.door.command_line import Flags, for_hydra
 from qatflow.door.composing import Plan, recipe_of
 from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, guarded, worst
 from qatflow.door.hydra_parts import PRIMARY
-from qatflow.errors import QatflowError
+from qatflow.errors import QatflowError, RunFolderError
 from qatflow.recipe import Recipe
 from qatflow.report.console import say, shown_on, tell_result, tell_unfinished
 from qatflow.results import commands
 from qatflow.results.lock import holder, require_free
 from qatflow.results.result import RunResult
 from qatflow.results.signals import stopped, terminated_like_interrupted
+from qatflow.results.store import made_folder, unwritable
 from qatflow.users_code import said
 
+SWEEP_DIR = "hydra.sweep.dir"
 OUTCOMES = {MET: "gate met", MISSED: "gate missed", ERROR: "did not finish"}
 """What is said of a run that another process carried out."""
 
@@ -50,7 +52,7 @@ class Session:
     def again(self, key: str, folder: Path) -> str:
         """Return the whole command that goes on in a folder; `key` is what the folder is given by."""
         args = self.flags.hydra
-        given = [line for line in args.overrides if not line.startswith(("run.dir=", "hydra.sweep.dir="))]
+        given = [line for line in args.overrides if not line.startswith(("run.dir=", f"{SWEEP_DIR}="))]
         flags = ["-m"] * args.multirun + (["--config-dir", args.config_dir] if args.config_dir is not None else [])
         return commands.shell([*flags, *given, commands.setting(key, folder)])
 
@@ -107,8 +109,8 @@ def _stoppable(session: Session, checked: Plan) -> int:
 @contextmanager
 def _sweep_folder(checked: Plan) -> Iterator[Path]:
     """Yield a sweep's folder, which is a new one unless the command line names it, and goes away if it stays empty."""
-    asked = [override.value() for override in checked.overrides if override.key_or_group == "hydra.sweep.dir"]
-    sweep = Path(str(asked[-1])) if asked else _new_folder("sweep")
+    asked = [override.value() for override in checked.overrides if override.key_or_group == SWEEP_DIR]
+    sweep = made_folder(Path(str(asked[-1])), SWEEP_DIR) if asked else _new_folder("sweep")
     yield sweep
     if not asked:
         with suppress(OSError):  # where it is not empty
@@ -123,9 +125,18 @@ def _new_folder(name: str) -> Path:
 
 
 def _here(session: Session, checked: Plan) -> int:
-    """Run the jobs one after the other in this process."""
+    """Run the jobs one after the other in this process.
+
+    Raises:
+        RunFolderError: a job's folder cannot be made.
+    """
     for job in checked.jobs:
-        checked.hydra.run_prepared(job.cfg, session, session.sweep)
+        try:
+            checked.hydra.run_prepared(job.cfg, session, session.sweep)
+        except RunFolderError:
+            raise
+        except OSError as error:  # Hydra makes each job's folder; what a job itself raises ends there
+            raise unwritable(Path(error.filename or "the folder of a job"), error, SWEEP_DIR) from error
     return MET
 
 
@@ -138,8 +149,8 @@ def _by_plugin(session: Session, checked: Plan) -> int:
     from qatflow.report.sweep import run_folders
 
     assert session.sweep is not None
-    lines = [for_hydra(override) for override in checked.overrides if override.key_or_group != "hydra.sweep.dir"]
-    lines += [commands.setting("hydra.sweep.dir", session.sweep.absolute()), "hydra.mode=MULTIRUN"]
+    lines = [for_hydra(override) for override in checked.overrides if override.key_or_group != SWEEP_DIR]
+    lines += [commands.setting(SWEEP_DIR, session.sweep.absolute()), "hydra.mode=MULTIRUN"]
     try:
         checked.hydra.multirun(PRIMARY, session, lines)
     except Exception as error:
@@ -174,7 +185,7 @@ def _read(folder: Path) -> RunResult | None:
 
     try:
         return read_result(folder)
-    except QatflowError:
+    except (QatflowError, OSError):  # a path that no file can have
         return None
 
 

@@ -18,6 +18,7 @@ from qatflow.export.program import exported
 from qatflow.export.signature import Example, Signature
 from qatflow.graph.capture_errors import first_sentence, quiet
 from qatflow.results.store import write_atomically
+from qatflow.users_code import blame_machine
 
 OPSET = 18
 """The opset that the exporter's translations are written for."""
@@ -72,6 +73,7 @@ def onnx_model(
         with torch.no_grad(), quiet():
             converted = torch.onnx.export(program, dynamo=True, opset_version=options.opset, verbose=False)
     except Exception as error:
+        blame_machine(error)
         message = f"the model cannot be written as ONNX: {first_sentence(_root(error))}; {LEAVE_OUT}"
         raise ExportError(message) from error
     assert converted is not None

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from qatflow.errors import ExportError
 from qatflow.export.signature import Example, Signature
 from qatflow.graph.capture_errors import first_sentence, quiet
+from qatflow.users_code import blame_machine
 
 
 def exported(graph: fx.GraphModule, signature: Signature, example: Example) -> ExportedProgram:
@@ -22,5 +23,6 @@ def exported(graph: fx.GraphModule, signature: Signature, example: Example) -> E
         with torch.no_grad(), quiet():
             return torch.export.export(graph, args, kwargs, dynamic_shapes=signature.dynamic_shapes(example))
     except Exception as error:
+        blame_machine(error)
         message = f"the quantized graph cannot be exported: {first_sentence(error)}"
         raise ExportError(message) from error

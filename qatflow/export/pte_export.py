@@ -25,6 +25,7 @@ from qatflow.graph.capture_errors import first_sentence, quiet
 from qatflow.graph.tree import tree_map_only
 from qatflow.quant.simulation import Simulation
 from qatflow.results.store import void, write_atomically
+from qatflow.users_code import blame_machine
 
 MISSING = "export.pte needs ExecuTorch: pip install 'qatflow[executorch]', or set export.pte=false"
 
@@ -56,6 +57,7 @@ def export_pte(simulation: Simulation, example: Example, path: Path, content: In
             program = torch.export.export(graph, args, kwargs)
             buffer = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
     except Exception as error:
+        blame_machine(error)
         message = f"ExecuTorch cannot take the model: {first_sentence(error)}"
         raise ExportError(message) from error
     write_atomically(path, lambda aside: void(aside.write_bytes(buffer)))
@@ -83,6 +85,7 @@ class PteModel:
                 self._program = Runtime.get().load_program(path)
                 self._method = self._program.load_method("forward")
         except Exception as error:  # the runtime's errors share no base class
+            blame_machine(error)
             message = f"ExecuTorch cannot load {path.name}: {error}"
             raise ExportError(message) from error
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from qatflow.errors import ExportError
 from qatflow.export.signature import Signature
 from qatflow.graph.tree import tree_leaves
+from qatflow.users_code import blame_machine
 
 CPU = ["CPUExecutionProvider"]
 
@@ -54,6 +55,7 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(source, options, providers=CPU)
             self._names = [output.name for output in self._session.get_outputs()]
         except Exception as error:  # the runtime's errors share no base class
+            blame_machine(error)
             message = f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {error}"
             raise ExportError(message) from error
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from qatflow.errors import DataError, QatflowError, UserCodeError
 from qatflow.graph.tree import flat_inputs, tree_leaves
-from qatflow.users_code import Frame, frames_in, said
+from qatflow.users_code import Frame, blame_machine, frames_in, said
 
 
 def called(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -35,6 +35,7 @@ def called(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
         with contextlib.redirect_stderr(printed):  # torch.fx prints generated code where a node fails
             outputs = model(*args, **kwargs)
     except Exception as error:
+        blame_machine(error)
         raise _explained(model, flat_inputs(model, args, dict(kwargs)), error) from error
     sys.stderr.write(printed.getvalue())
     if any(_differs(node, leaf) for node, leaf in zip(_results(model), tree_leaves(outputs), strict=False)):

@@ -24,7 +24,7 @@ from qatflow.graph.operators import Operator, changes_its_input, functional_twin
 from qatflow.graph.padding import note_mask
 from qatflow.graph.tree import tree_map, tree_map_only
 from qatflow.recipe import ATTENTION_MASK
-from qatflow.users_code import said
+from qatflow.users_code import blame_machine, said
 
 aten = torch.ops.aten
 
@@ -63,6 +63,7 @@ def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mas
         with torch.no_grad(), quiet():
             exported = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=shapes)
     except Exception as error:
+        blame_machine(error)
         raise CaptureError(explain(model, error, args, kwargs, shapes)) from error
     graph = exported.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
@@ -105,6 +106,7 @@ def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         with torch.no_grad():
             copy.deepcopy(model)(*copied, **copied_kwargs)
     except Exception as error:
+        blame_machine(error)
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         inputs = ", ".join(f"{name}: {_form(value)}" for name, value in bound.arguments.items())
         message = f"{said(error)}; check shape and type of the inputs against what the model was trained with"

@@ -22,7 +22,7 @@ from qatflow.tasks.classes import beside_every_value, logits
 from qatflow.tasks.data import Batch, Samples, batches
 from qatflow.tasks.labels import all_labels
 from qatflow.tasks.splits import naming, with_validation
-from qatflow.users_code import said
+from qatflow.users_code import blame_machine, said
 
 LOOKED_AT = 64
 """Samples of a part whose labels are read, spread over it."""
@@ -79,6 +79,7 @@ def _check_loss(objective: Objective, outputs: Any, target: Any, distilled: bool
             message = f"qat.loss: {objective.name} cannot be computed: {error}"
             raise DataError(message) from error
         except Exception as error:  # a loss raises whatever it likes
+            blame_machine(error)
             shapes = f"outputs {_form(outputs)} and targets {_form(target)}"
             message = f"{said(error)} (qat.loss: {objective.name}, given the model's {shapes})"
             raise DataError(message) from error

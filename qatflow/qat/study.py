@@ -32,6 +32,8 @@ from qatflow.qat import notes
 from qatflow.qat.ending import START
 from qatflow.recipe import Search
 from qatflow.recipe.variables import read
+from qatflow.results.store import unwritable
+from qatflow.users_code import lacking
 
 BEATS = 6
 """Signs of life that have to be missing before another machine takes a trial over."""
@@ -63,8 +65,10 @@ def open_storage(url: str, lost_after: float = Search().lost_after) -> RDBStorag
         with _experimental():
             return _opened(url, lost_after)
     except Exception as error:  # SQLAlchemy's, Optuna's, or the driver's own
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         file = Path(url.partition("///")[2])
+        if url.startswith("sqlite") and lacking(error):
+            raise unwritable(file, error) from error
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         if url.startswith("sqlite") and file.is_file():
             message = f"{file} cannot be read as an Optuna study ({said}); remove it and run again"
             raise RunFolderError(message) from error

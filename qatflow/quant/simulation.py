@@ -165,7 +165,8 @@ class Simulation:
             else:
                 run_twice(self.model, args, kwargs, real)
         except ValueError as error:
-            raise DataError(str(error)) from error
+            message = f"{error}; look for NaN, infinite and far too large values in the calibration part"
+            raise DataError(message) from error
 
     def settle_activations(self, histograms: Mapping[str, Histogram], design: Design | None = None) -> None:
         """Take the ranges of activations that a design finds in histograms; None is the network's own.

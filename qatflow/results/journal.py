@@ -153,8 +153,10 @@ class Journal:
         self._progress.trial(record)
 
     def note(self, text: str) -> None:
-        """Pass it on."""
+        """Put it into the result, which is written when something is finished, and pass it on."""
         told = as_written(text, self._recipe)
+        if told not in self.result.notes:
+            self.result = self.result.model_copy(update={"notes": (*self.result.notes, told)})
         logger.warning("%s", told)
         self._progress.note(told)
 

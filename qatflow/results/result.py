@@ -274,6 +274,8 @@ class RunResult(Record):
     """Seconds per stage of the run."""
     artefacts: dict[str, str] = Field(default_factory=dict)
     """What was written, by name, as paths relative to the run folder."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the run, as it was told."""
     export_notes: dict[str, Note] = Field(default_factory=dict)
     """What a user of the exported files should know."""
     started: str

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qatflow.errors import RunFolderError
+from qatflow.users_code import FULL, lacking
 
 MOST_BYTES = 2**28
 """Of a JSON file: more than the measurements of a million samples take."""
@@ -21,8 +22,27 @@ MOST_DEPTH = 50
 TOO_DEEP = f"it is nested more than {MOST_DEPTH} deep"
 MOST_WHOLE = 2**63 - 1
 """The largest whole number that tables hold."""
+KEY = "run.dir"
+"""By what a run folder is chosen."""
 META = "meta.json"
 """What a candidate's or trial's folder says of itself; written last."""
+
+
+def made_folder(folder: Path, key: str = KEY) -> Path:
+    """Make a folder, which is chosen by `key`, where it is not there yet, and return it.
+
+    Raises:
+        RunFolderError: it is something else, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        message = f"{folder} is no folder; {_elsewhere(key)}"
+        raise RunFolderError(message) from error
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        message = f"cannot make the folder {folder}: {reason(error)}; {_elsewhere(key)}"
+        raise RunFolderError(message) from error
+    return folder
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
@@ -31,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     A reader sees the old file or the new one, never half of one.
 
     Raises:
-        RunFolderError: the folder cannot be written to, or the disk is full.
+        RunFolderError: the folder cannot be written to, or the disk is full, whichever library found that.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +64,28 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror or error}; choose another folder with run.dir=FOLDER"
-        raise RunFolderError(message) from error
+    except Exception as error:
+        if isinstance(error, OSError) or lacking(error) == FULL:
+            raise unwritable(path, error) from error
+        raise
     return path
+
+
+def unwritable(path: Path, error: Exception, key: str = KEY) -> RunFolderError:
+    """Return what to say of a file that could not be written; its folder is chosen by `key`."""
+    said = f"cannot write {path}: {reason(error)}"
+    return RunFolderError(said if lacking(error) == FULL else f"{said}; {_elsewhere(key)}")
+
+
+def _elsewhere(key: str) -> str:
+    return f"choose another folder with {key}=FOLDER"
+
+
+def reason(error: BaseException) -> str:
+    """Return why a file or folder could not be written, in a few words."""
+    if lacking(error) == FULL:
+        return FULL
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -26,11 +26,11 @@ from torch.utils.data import (
 )
 
 from qatflow import recipe
-from qatflow.errors import DataError
+from qatflow.errors import DataError, UserCodeError
 from qatflow.graph.tree import tree_map_only
 from qatflow.results.signals import end_with_parent
 from qatflow.tasks.splits import Samples, naming
-from qatflow.users_code import users_code
+from qatflow.users_code import blame_machine, users_code
 
 SAMPLE = (
     "a sample is (inputs, target), or with `data.labels: false` the inputs alone; inputs are a tensor, a tuple of "
@@ -100,9 +100,14 @@ class Batches:
         read: Iterator[Any] | None = None
         for number in itertools.count(1):
             with naming(self._part, number):
-                with users_code("reading the data"):
-                    read = iter(self._loader) if read is None else read
-                    raw = next(read, END)
+                try:
+                    with users_code("reading the data"):
+                        read = iter(self._loader) if read is None else read
+                        raw = next(read, END)
+                except UserCodeError as error:
+                    if isinstance(error.__cause__, IndexError):
+                        error.where.append(f"its length is given as {_length(self._loader.dataset)}")
+                    raise
                 if raw is END:
                     return
                 batch = as_batch(raw, self._labels)
@@ -147,6 +152,11 @@ def batches(
         generator=generator,
     )
     return Batches(loader, config.labels, part)
+
+
+def _length(dataset: Any) -> int:
+    """Return the length that a dataset gives of itself, whatever part of it is taken."""
+    return _length(dataset.dataset) if isinstance(dataset, Subset) else len(dataset)
 
 
 class _Shard(Sampler[list[int]]):
@@ -223,6 +233,7 @@ def _collate(samples: list[Any]) -> Any:
     try:
         return default_collate(samples)
     except (TypeError, RuntimeError, KeyError, ValueError) as error:
+        blame_machine(error)
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = (
             f"the samples of a batch cannot be stacked ({said}); give all of them the same shape and type. One of them "

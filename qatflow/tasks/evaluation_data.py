@@ -8,7 +8,6 @@ neither the other samples nor FP32 are gone through again.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,15 +22,11 @@ from qatflow.results.gate import Measurement
 from qatflow.results.record import Record
 from qatflow.results.store import key_of, read_usable, write_json
 from qatflow.tasks.batches import Batch
-from qatflow.tasks.fingerprint import DIGITS, batch_digests, digests_of, form_of, is_random, spread
+from qatflow.tasks.fingerprint import DIGITS, batch_digests, digests_in_looks, form_of, is_random
 from qatflow.tasks.sample_files import file_stats
 from qatflow.tasks.splits import Samples
 
 FILE = "evaluation.json"
-FEWEST = 64
-"""Samples that are compared whatever it takes."""
-PATIENCE = 2.0
-"""Seconds after which no more are."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +109,11 @@ class EvaluationData:
         """
         return self._known[part].hash
 
+    def digests(self, part: str) -> frozenset[str]:
+        """Return the hashes of a part's samples; none of one that is random, or that models are not measured on."""
+        text = self._known[part].digests if part in self._known else ""
+        return frozenset(text[first : first + DIGITS] for first in range(0, len(text), DIGITS))
+
     def fp32(self, part: str, key: str) -> Measurement | None:
         """Return what FP32 measured on a part that is known, for the same key; None where that is not stored."""
         found = self._known[part].fp32 if part in self._known else None
@@ -159,16 +159,9 @@ class EvaluationData:
 
     def _sample_differs(self, part: str, before: _Known) -> str:
         """Return which sample differs from the stored hashes; empty where none is found to."""
-        samples, start = self._parts[part], time.perf_counter()
-        alone = self._config.model_copy(update={"workers": 0})
-        order = spread(before.size)
-        for first in range(0, before.size, FEWEST):
-            if first and time.perf_counter() - start > PATIENCE:
-                break
-            indices = order[first : first + FEWEST]
-            for index, digest in zip(indices, digests_of(samples, indices, alone), strict=True):
-                if digest != before.digests[index * DIGITS : (index + 1) * DIGITS]:
-                    return f"sample {index} is another one"
+        for index, digest in digests_in_looks(self._parts[part], self._config):
+            if digest != before.digests[index * DIGITS : (index + 1) * DIGITS]:
+                return f"sample {index} is another one"
         return ""
 
 

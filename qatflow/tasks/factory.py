@@ -29,7 +29,7 @@ from qatflow.recipe.trust import (
 )
 from qatflow.recipe.variables import read
 from qatflow.tasks.openings import is_open, opened
-from qatflow.users_code import said
+from qatflow.users_code import blame_machine, said
 
 Made = TypeVar("Made")
 
@@ -85,6 +85,7 @@ def call(
     except QatflowError:
         raise
     except Exception as error:  # a factory raises whatever the user's code does
+        blame_machine(error)
         fix = f"call it in Python with {kwargs_path} to see the whole traceback"
         raise RecipeError([Mistake(path, f"{called!r} failed: {said(error)}", fix)]) from error
 
@@ -194,6 +195,7 @@ def _import(module: str, path: str, trusted: bool) -> ModuleType:
         fix = f"check its spelling, install it, or run in the folder that holds it (now {here})"
         raise RecipeError([Mistake(path, f"there is no module {error.name!r}", fix)]) from error
     except Exception as error:
+        blame_machine(error)
         problem = f"importing {module!r} failed: {said(error)}"
         raise RecipeError([Mistake(path, problem, f"make `python -c 'import {module}'` work")]) from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, cast
@@ -25,6 +26,10 @@ DIGITS = 16
 GOLDEN = (math.sqrt(5) - 1) / 2
 TWICE = 8
 """Samples that are read twice to see whether a part is random."""
+FEWEST = 64
+"""Samples that are looked at whatever it takes, where not all are."""
+PATIENCE = 2.0
+"""Seconds after which no more are."""
 
 
 def batch_digests(batch: Batch) -> list[str]:
@@ -52,6 +57,17 @@ def digests_of(samples: Samples, indices: Iterable[int], config: recipe.Data, *,
     chosen = cast("Samples", Subset(cast("Dataset[Any]", samples), list(indices)))
     read = batches(chosen, config)
     return [one for batch in read for one in batch_digests(batch if labels else replace(batch, target=None))]
+
+
+def digests_in_looks(samples: Samples, config: recipe.Data) -> Iterator[tuple[int, str]]:
+    """Yield number and hash of samples of a part, spread over it: `FEWEST`, and as many more as `PATIENCE` lets."""
+    start, alone = time.perf_counter(), config.model_copy(update={"workers": 0})
+    order = spread(len(samples))
+    for first in range(0, len(order), FEWEST):
+        if first and time.perf_counter() - start > PATIENCE:
+            return
+        indices = order[first : first + FEWEST]
+        yield from zip(indices, digests_of(samples, indices, alone), strict=True)
 
 
 def spread(size: int) -> list[int]:

@@ -153,6 +153,9 @@ def _check_part(name: str, part: Any) -> None:
             "(`__len__` and `__getitem__`) or a list of samples"
         )
         raise DataError(message) from error
+    except (ValueError, OverflowError) as error:
+        message = f"the data's {name} part has a length that is no number of samples ({error}); correct its `__len__`"
+        raise DataError(message) from error
     if not hasattr(part, "__getitem__") or isinstance(part, (str, bytes, Mapping)):
         message = f"the data's {name} part is a {type(part).__name__}; give a map-style dataset or a list of samples"
         raise DataError(message)

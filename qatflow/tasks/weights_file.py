@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from qatflow.errors import Mistake, RecipeError, near_match
+from qatflow.users_code import blame_machine
 
 WRAPPED_UNDER = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts put the state dict, among other things."""
@@ -43,6 +44,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is damaged can make either reader fail in any way
+        blame_machine(error)
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "save the weights alone, with torch.save(model.state_dict(), path) or as safetensors"
         raise RecipeError(
@@ -88,6 +90,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> 
     try:
         model.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
     except RuntimeError as error:
+        blame_machine(error)
         raise RecipeError([Mistake(PATH, f"{str(path)!r} does not fit {type(model).__name__}: {error}")]) from error
 
 

@@ -134,7 +134,7 @@ def test_a_disk_that_is_full(met_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "mkstemp", fail)
-    with pytest.raises(RunFolderError, match=r"cannot write .*results.csv: No space left"):
+    with pytest.raises(RunFolderError, match=r"cannot write .*results.csv: the disk is full"):
         write(met_folder)
 
 

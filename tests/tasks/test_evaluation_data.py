@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qatflow.recipe import Data
 from qatflow.results.gate import Measurement
-from qatflow.tasks import evaluation_data
+from qatflow.tasks import fingerprint
 from qatflow.tasks.batches import batches
 from qatflow.tasks.evaluation_data import FILE, EvaluationData, measurement_from_json, measurement_to_json
 from qatflow.tasks.sample_files import file_stats, files_of
@@ -112,7 +112,7 @@ def test_what_changed_is_told_and_all_is_read_anew(
 def test_where_reading_takes_long_64_samples_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first_start(tmp_path, pairs(1000))
     for patience, fewest, most in ((0.0, 64, 100), (60.0, 1000, 1100)):
-        monkeypatch.setattr(evaluation_data, "PATIENCE", patience)
+        monkeypatch.setattr(fingerprint, "PATIENCE", patience)
         counted = Counted(pairs(1000))
         assert start(tmp_path, counted)[0].known("test") is not None
         assert fewest <= counted.reads <= most
@@ -211,8 +211,8 @@ def folder_of_files(root: Path, count: int = 100) -> Path:
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_file_that_was_touched_is_read_again(relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation_data, "PATIENCE", 0.0)
-    monkeypatch.setattr(evaluation_data, "FEWEST", 1)
+    monkeypatch.setattr(fingerprint, "PATIENCE", 0.0)
+    monkeypatch.setattr(fingerprint, "FEWEST", 1)
     images = Folder(folder_of_files(tmp_path / "images"), relative)
     known = first_start(tmp_path, images)
     assert start(tmp_path, images)[0].known("test") == known
