@@ -43,7 +43,30 @@ def begun(study: optuna.Study) -> list[FrozenTrial]:
 def to_tell(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that a person is told of: the finished ones, and those that raised an exception."""
     ended = study.get_trials(deepcopy=False, states=FINISHED)
-    return [trial for trial in ended if HISTORY in trial.user_attrs or ERROR in trial.user_attrs]
+    return [trial for trial in ended if _is_told(trial)]
+
+
+def numbers(study: optuna.Study) -> dict[int, int]:
+    """Return the numbers by which people are told of trials, by Optuna's.
+
+    A trial that was cut off, and the one that goes on with it, are two to Optuna and one to people, so that a study
+    that was killed has the numbers of one that nobody disturbed. One that raised an exception counts, and so does the
+    one that tries again.
+    """
+    trials = [trial for trial in study.get_trials(deepcopy=False) if SETTINGS in trial.user_attrs]
+    first: dict[int, int] = {}
+    order: dict[int, tuple[int, int]] = {}
+    for trial in trials:
+        origin = trial.user_attrs.get(CONTINUES, trial.number)
+        order[trial.number] = first.setdefault(origin, trial.number), trial.number
+        if ERROR in trial.user_attrs:
+            del first[origin]
+    cut_off = {one.number for one in trials if one.state == TrialState.FAIL and not _is_told(one)}
+    return {number: place for place, number in enumerate(sorted(order.keys() - cut_off, key=order.__getitem__))}
+
+
+def _is_told(trial: FrozenTrial) -> bool:
+    return HISTORY in trial.user_attrs or ERROR in trial.user_attrs
 
 
 def note_settings(trial: optuna.Trial, settings: Settings) -> None:
@@ -77,13 +100,13 @@ def history_of(trial: FrozenTrial) -> list[EpochRecord]:
     return [EpochRecord.model_validate(one) for one in json.loads(trial.user_attrs.get(HISTORY, "[]"))]
 
 
-def record_of(trial: FrozenTrial) -> TrialRecord:
-    """Return a trial that ended as the result has it."""
+def record_of(trial: FrozenTrial, number: int) -> TrialRecord:
+    """Return a trial that ended as the result has it, by its number of `numbers`."""
     notes, settings = trial.user_attrs, settings_of(trial)
     state = "failed" if trial.state == TrialState.FAIL else "pruned" if notes.get("pruned") else "complete"
     return TrialRecord.model_validate(
         {
-            "number": trial.number,
+            "number": number,
             "state": state,
             "probe": bool(notes.get(PROBE)),
             "lr": settings.lr,

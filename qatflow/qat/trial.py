@@ -267,7 +267,8 @@ class Worker:
             values = [math.nan if record.value is None else record.value for record in history]
             sign = 1.0 if self.fp32.higher_is_better else -1.0
             best = max(range(len(values)), key=lambda epoch: (sign * values[epoch], -epoch))
-            return Outcome(history, best, values[best], reason=f"as far as it goes, trial {other.number} was the same")
+            same = notes.numbers(study)[other.number]
+            return Outcome(history, best, values[best], reason=f"as far as it goes, trial {same} was the same")
         return None
 
     def _checkpoint(self, plan: _Plan) -> Path:

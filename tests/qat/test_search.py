@@ -176,7 +176,7 @@ def test_stopped_half_way_it_goes_on_and_redoes_the_abandoned_trial(tmp_path: Pa
     winner, progress = run(stopped, tmp_path)
     assert winner is not None
     assert len(progress.trials) == 4
-    assert [one.number for one in progress.trials] == [0, 1, 3, 4]
+    assert [one.number for one in progress.trials] == [0, 1, 2, 3]
     trials = study_of(tmp_path).trials
     assert trials[2].state == optuna.trial.TrialState.FAIL
     assert trials[3].params == abandoned.params
@@ -195,7 +195,7 @@ def test_interrupted_before_anything_was_trained(tmp_path: Path) -> None:
         run(stopped, tmp_path, interrupt=0)
     winner, progress = run(stopped, tmp_path)
     assert winner is not None
-    assert [one.number for one in progress.trials] == [1, 2]
+    assert [one.number for one in progress.trials] == [0, 1]
     assert progress.trials[0].lr == pytest.approx(1e-3)
 
 
