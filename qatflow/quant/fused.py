@@ -17,10 +17,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from qatflow.quant.compiled_files import remove_half_written
 
 SMALLEST = 2**14
 """Elements from which on fewer passes over memory outweigh what a call of a compiled kernel costs, about 100 us."""
@@ -127,6 +131,7 @@ def kernels(device: str) -> Kernels | str:
     if device not in ("cpu", "cuda"):
         return f"torch.compile is not used on {device}"
     compiled = Kernels(*(torch.compile(one, dynamic=True) for one in FUNCTIONS))
+    remove_half_written(Path(cache_dir()))
     try:
         with _quietly(), torch.no_grad():
             compiled.forward(torch.zeros(2, 3, device=device), torch.ones(5, 2, device=device))
