@@ -108,7 +108,8 @@ def start(name: str, folder: Path, moment: Moment) -> tuple[bool, int]:
             time.sleep(POLL)
         if process.returncode not in (0, 2):
             said.seek(0)
-            message = f"{' '.join(command(name, folder))} ended with {process.returncode}: {said.read()[-2000:].decode()}"
+            line, last = " ".join(command(name, folder)), said.read()[-2000:].decode(errors="replace")
+            message = f"{line} ended with {process.returncode}: {last}"
             raise RuntimeError(message)
     return False, watch.look()
 

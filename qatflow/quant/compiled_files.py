@@ -1,8 +1,8 @@
 """What a compiler that was killed has left behind: half a library, under the name of a whole one.
 
-`torch.compile` takes a file of that name for what it had compiled. Loading it ends the process by a signal or fails, and
-a probe of the processor that fails so lets other code be generated: a run that is continued would end otherwise, or not
-at all. So half files are removed before the first kernel is compiled.
+`torch.compile` takes a file of that name for what it had compiled. Loading it fails, or ends the process by a signal,
+and a probe of the processor that fails lets other code be generated: a run that is continued would end otherwise, or
+not at all. So half files are removed before the first kernel is compiled.
 """
 
 from __future__ import annotations

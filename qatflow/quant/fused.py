@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from qatflow.quant.compiled_files import remove_half_written
 
@@ -130,6 +129,8 @@ def kernels(device: str) -> Kernels | str:
     """Return the compiled kernels for a type of device, or why there are none: then everything runs op by op."""
     if device not in ("cpu", "cuda"):
         return f"torch.compile is not used on {device}"
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # the compiler takes seconds to import
+
     compiled = Kernels(*(torch.compile(one, dynamic=True) for one in FUNCTIONS))
     remove_half_written(Path(cache_dir()))
     try:
