@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import asdict
 
 import optuna
@@ -10,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Outcome
+from qatflow.quant import fused
 from qatflow.quant.saved import finite
 from qatflow.results.result import EpochRecord, TrialRecord
 from qatflow.users_code import said
@@ -18,6 +20,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 SETTINGS, HISTORY, ERROR, PROBE = "settings", "history", "error", "probe"
 CONTINUES = "continues"
 """Number of the trial that this one goes on with: the first one, which has the checkpoint."""
+KERNELS = "kernels"
+"""Whether trials train with compiled kernels, by the name of the machine."""
 PRUNED = "pruned: it lagged behind the other trials"
 
 
@@ -67,6 +71,15 @@ def numbers(study: optuna.Study) -> dict[int, int]:
 
 def _is_told(trial: FrozenTrial) -> bool:
     return HISTORY in trial.user_attrs or ERROR in trial.user_attrs
+
+
+def compiled(study: optuna.Study, device: str) -> bool:
+    """Tell whether trials train with compiled kernels on this machine: as its first one did, noted before it began."""
+    known, host = study.user_attrs.get(KERNELS, {}), socket.gethostname()
+    if host not in known:
+        known = {**known, host: isinstance(fused.kernels(device), fused.Kernels)}
+        study.set_user_attr(KERNELS, known)
+    return bool(known[host])
 
 
 def note_settings(trial: optuna.Trial, settings: Settings) -> None:

@@ -108,7 +108,7 @@ class _Search:
         stored_as = {"study": study.study_name, "start": self.start.record.id, "bench": self.bench.key}
         write_json(self.folder / "study.json", stored_as)
         self.bench.progress.stage(f"qat: up to {config.max_trials} trials from {self.start.record.id}")
-        _tell_ways(self.bench)
+        _tell_ways(self.bench, notes.compiled(study, self.bench.task.device.type))
         self.told()
         for number, record in ending.missed(study, self.recipe.gate):
             self.bench.judged_before(self._key(study.trials[number]), record)
@@ -236,7 +236,7 @@ class _Search:
         self.bench.progress.note(f"{why}: the best rung of the ladder stays the winner")
 
 
-def _tell_ways(bench: Bench) -> None:
+def _tell_ways(bench: Bench, compiled: bool) -> None:
     """Say what a user should know before days are spent."""
     split = bench.task.require_training_parts()
     if split:
@@ -244,6 +244,8 @@ def _tell_ways(bench: Bench) -> None:
     kernels = fused.kernels(bench.task.device.type)
     if isinstance(kernels, str):
         bench.progress.note(f"{kernels}; QAT trains op by op, which takes longer")
+    elif not compiled:
+        bench.progress.note("QAT trains op by op, as it began, since gradients would differ by a bit otherwise")
     if bench.recipe.model.final_lr is None and bench.recipe.search.lr is None:
         probed = space.probed_rates(bench.recipe)
         said = f"model.final_lr is not given: {space.ASSUMED_RATE:g} is assumed"

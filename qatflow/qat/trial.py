@@ -28,6 +28,7 @@ from qatflow.qat.features import feature_nodes
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Outcome, Training, train
+from qatflow.quant import fused
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
@@ -59,6 +60,8 @@ class _Plan:
     number: int
     origin: int
     """Number of the trial that this one goes on with; its own if it is new."""
+    compiled: bool
+    """Whether it trains with compiled kernels, where there are any."""
 
 
 class Worker:
@@ -152,7 +155,8 @@ class Worker:
         suggest = space.probe if notes.PROBE in trial.user_attrs else space.suggest
         settings = suggest(trial, recipe)
         notes.note_settings(trial, settings)
-        plan = _Plan(settings, trial.number, trial.user_attrs.get(notes.CONTINUES, trial.number))
+        compiled = notes.compiled(study, self.bench.task.device.type)
+        plan = _Plan(settings, trial.number, trial.user_attrs.get(notes.CONTINUES, trial.number), compiled)
         if not goes_on:
             self._checkpoint(plan).unlink(missing_ok=True)  # of another study, which had this folder before
         return plan
@@ -220,7 +224,8 @@ class Worker:
             objective=objective_of(self.bench, self.first)[1],  # a loss may have a state, which is no other trial's
             report=lambda record: self.fabric.broadcast(report(record)),
         )
-        outcome = train(simulation, training, plan.settings, self._checkpoint(plan))
+        with fused.choice(plan.compiled):
+            outcome = train(simulation, training, plan.settings, self._checkpoint(plan))
         if self.bench.recipe.qat.batch_norms == "reestimate" and not outcome.failed:
             simulation = self._with_fresh_statistics(simulation, outcome)
         return outcome, simulation

@@ -16,6 +16,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ class Kernels:
     followed: Callable[..., Any]
 
 
+_chosen = ContextVar("_chosen", default=True)
 FUNCTIONS: tuple[Callable[..., Any], ...] = (forward, forward_in_place, backward, backward_frozen, followed)
 
 
@@ -156,9 +158,21 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def choice(compiled: bool) -> Iterator[None]:
+    """Use kernels in here where there are any, or run everything op by op: sums of gradients differ in a last bit."""
+    before = _chosen.set(compiled)
+    try:
+        yield
+    finally:
+        _chosen.reset(before)
+
+
 def usable(x: Tensor) -> Kernels | None:
     """Return the kernels for a tensor that they make faster; None for a small one, other types, or no compiler."""
     if x.numel() < SMALLEST or x.dtype not in (torch.float32, torch.bfloat16) or torch.compiler.is_compiling():
+        return None
+    if not _chosen.get():
         return None
     found = kernels(x.device.type)
     return found if isinstance(found, Kernels) else None

@@ -17,6 +17,7 @@ from qatflow.qat import notes
 from qatflow.qat.losses import FROM_TEACHER, Objective, choose_objective
 from qatflow.qat.search import search
 from qatflow.qat.train import train
+from qatflow.quant import fused
 from qatflow.recipe import Recipe
 from qatflow.results.result import EpochRecord
 from qatflow.tasks.data import Batch
@@ -62,6 +63,16 @@ def test_a_trial_that_raised_and_the_one_that_tries_again_are_two() -> None:
 def test_trials_that_were_cut_off_before_they_were_settled_do_not_count() -> None:
     unsettled = create_trial(state=TrialState.FAIL)
     assert numbers(unsettled, CUT_OFF, OVER, trial(TrialState.FAIL, history="[]")) == {2: 0, 3: 1}
+
+
+def test_kernels_are_those_that_the_study_began_with() -> None:
+    study = optuna.create_study()
+    assert notes.compiled(study, "meta") is False  # on which nothing is compiled
+    assert notes.compiled(study, "cpu") is False
+    other = optuna.create_study()
+    assert notes.compiled(other, "cpu") is isinstance(fused.kernels("cpu"), fused.Kernels)
+    with fused.choice(False):
+        assert fused.usable(torch.zeros(fused.SMALLEST)) is None
 
 
 def judged(recipe: Recipe, folder: Path, interrupt: int | None = None) -> Watching:
