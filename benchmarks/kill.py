@@ -43,6 +43,8 @@ TABLES = ("results.csv", "trials.csv")
 TIMES = ("seconds",)
 """Columns that no two runs have alike."""
 WEIGHTS = Path("export", "model.safetensors")
+ANEW = ("fp32", "qat", "judge: qat")
+"""What begins again though it was finished: to be looked up, and for another trial's model."""
 COLUMNS = "recipe, kills, of these at a write, starts, runs, equal, unequal, rungs done twice, first difference"
 AT_WRITES = 0.4
 """Share of the kills that wait for a file to change."""
@@ -219,10 +221,13 @@ def _done_twice(log: Path) -> int:
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         said = line.partition("qatflow.results.journal: ")[2]
         rung, _, rest = said.partition(" on ")
-        if " value " in rest:
-            finished.add(rung)
+        part, _, measured = rest.partition(": ")
         begun = said.partition(": ")[0]
-        count += begun in finished and begun not in ("fp32", "qat")  # which begin anew to be looked up
+        if measured.startswith("value "):
+            finished.add(f"judge: {rung}" if part == "test" else rung)
+        elif said.startswith("judge: "):
+            begun = rung
+        count += begun in finished and begun not in ANEW
     return count
 
 
