@@ -35,7 +35,7 @@ from benchmarks.quickstarts import print_table, table_row
 RECIPES: dict[str, tuple[str, ...]] = {
     "tiny": ("recipe=tiny",),
     "quickstart": ("recipe=quickstart", "ladder=all_rungs"),
-    "quickstart_qat": ("recipe=quickstart_qat", "search.epochs=[6,8]", "search.max_trials=4"),
+    "quickstart_qat": ("recipe=quickstart_qat", "search.epochs=[2,3]", "search.max_trials=6"),
     "sweep": ("-m", "recipe=tiny", "precision=w8a8,w4a8"),
 }
 """What is run, by the name in the table: the shipped recipes, QAT with few epochs and more trials, and a sweep."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from dataclasses import asdict
 
@@ -17,7 +18,7 @@ from qatflow.results.result import EpochRecord, TrialRecord
 from qatflow.users_code import said
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-SETTINGS, HISTORY, ERROR, PROBE = "settings", "history", "error", "probe"
+SETTINGS, HISTORY, FAILED, ERROR, PROBE = "settings", "history", "failed", "error", "probe"
 CONTINUES = "continues"
 """Number of the trial that this one goes on with: the first one, which has the checkpoint."""
 KERNELS = "kernels"
@@ -27,7 +28,20 @@ PRUNED = "pruned: it lagged behind the other trials"
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that count, in order: one that was abandoned, or raised an exception, has no history."""
-    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if HISTORY in trial.user_attrs]
+    return [trial for trial in study.get_trials(deepcopy=False, states=FINISHED) if counts(trial)]
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Tell whether a trial that ended has come to something.
+
+    One that did well and failed all the same was cut off after that was noted and before Optuna was told.
+    """
+    return HISTORY in trial.user_attrs and (trial.state != TrialState.FAIL or has_failed(trial))
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Tell whether training has noted that it came to nothing, by itself."""
+    return bool(trial.user_attrs.get(FAILED)) and HISTORY in trial.user_attrs
 
 
 def running(study: optuna.Study) -> list[FrozenTrial]:
@@ -41,7 +55,7 @@ def begun(study: optuna.Study) -> list[FrozenTrial]:
     By one look at the study: a trial that ends between two looks would be in neither.
     """
     trials = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-    return [trial for trial in trials if trial.state == TrialState.RUNNING or HISTORY in trial.user_attrs]
+    return [trial for trial in trials if trial.state == TrialState.RUNNING or counts(trial)]
 
 
 def to_tell(study: optuna.Study) -> list[FrozenTrial]:
@@ -70,7 +84,7 @@ def numbers(study: optuna.Study) -> dict[int, int]:
 
 
 def _is_told(trial: FrozenTrial) -> bool:
-    return HISTORY in trial.user_attrs or ERROR in trial.user_attrs
+    return counts(trial) or ERROR in trial.user_attrs
 
 
 def compiled(study: optuna.Study, device: str) -> bool:
@@ -99,6 +113,7 @@ def note_outcome(trial: optuna.Trial, outcome: Outcome, seconds: float) -> None:
     trial.set_user_attr("seconds", seconds)
     trial.set_user_attr("reason", "; ".join(filter(None, (outcome.reason, outcome.stopped))))
     trial.set_user_attr("pruned", outcome.stopped == PRUNED)
+    trial.set_user_attr(FAILED, outcome.failed or not math.isfinite(outcome.best))
     trial.set_user_attr(HISTORY, json.dumps([record.model_dump() for record in outcome.history]))
 
 

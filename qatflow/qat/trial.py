@@ -211,7 +211,7 @@ class Worker:
             outcome, simulation = self._train(plan, self._reporter(trial, plan))
             self._store(trial, outcome, simulation)
         notes.note_outcome(trial, outcome, time.perf_counter() - started)
-        if outcome.failed or not math.isfinite(outcome.best):
+        if trial.user_attrs[notes.FAILED]:
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, outcome.best)

@@ -1,6 +1,7 @@
 """A study that was killed ends like one that nobody disturbed: numbers, judgements, and whatever draws at random."""
 
 import copy
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from torch import Tensor, nn
 
 from qatflow.qat import notes
+from qatflow.qat import study as studies
 from qatflow.qat.losses import FROM_TEACHER, Objective, choose_objective
 from qatflow.qat.search import search
 from qatflow.qat.train import train
@@ -22,7 +24,7 @@ from qatflow.recipe import Recipe
 from qatflow.results.result import EpochRecord
 from qatflow.tasks.data import Batch
 from tests.qat.test_ending import MEETS
-from tests.qat.test_search import Watching, prepare, recipe
+from tests.qat.test_search import Watching, prepare, recipe, run, study_of, without_seconds
 from tests.qat.test_train import SETTINGS, Data, replace_seconds, simulation, training, uncalibrated
 
 __all__ = ["simulation"]  # a fixture
@@ -41,6 +43,7 @@ def numbers(*trials: optuna.trial.FrozenTrial) -> dict[int, int]:
 
 OVER = trial(TrialState.COMPLETE, history="[]")
 CUT_OFF = trial(TrialState.FAIL)
+OWN = recipe(epochs=(3, 3))
 
 
 def test_a_trial_that_was_cut_off_and_the_one_that_goes_on_with_it_are_one_to_people() -> None:
@@ -61,8 +64,8 @@ def test_a_trial_that_raised_and_the_one_that_tries_again_are_two() -> None:
 
 
 def test_trials_that_were_cut_off_before_they_were_settled_do_not_count() -> None:
-    unsettled = create_trial(state=TrialState.FAIL)
-    assert numbers(unsettled, CUT_OFF, OVER, trial(TrialState.FAIL, history="[]")) == {2: 0, 3: 1}
+    unsettled, failed = create_trial(state=TrialState.FAIL), trial(TrialState.FAIL, history="[]", failed=True)
+    assert numbers(unsettled, CUT_OFF, OVER, failed) == {2: 0, 3: 1}
 
 
 def test_kernels_are_those_that_the_study_began_with() -> None:
@@ -73,6 +76,53 @@ def test_kernels_are_those_that_the_study_began_with() -> None:
     assert notes.compiled(other, "cpu") is isinstance(fused.kernels("cpu"), fused.Kernels)
     with fused.choice(False):
         assert fused.usable(torch.zeros(fused.SMALLEST)) is None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    return without_seconds(run(OWN, tmp_path_factory.mktemp("undisturbed"))[1].trials)
+
+
+def interrupted(folder: Path, number: int) -> optuna.Study:
+    """Return a study whose trial of that number was cut off after its first epoch."""
+    with pytest.raises(KeyboardInterrupt):
+        run(OWN, folder, interrupt=number)
+    study = study_of(folder)
+    assert study.trials[number].state == TrialState.RUNNING
+    return study
+
+
+def note(study: optuna.Study, number: int, **attrs: object) -> None:
+    for name, value in attrs.items():
+        study._storage.set_trial_user_attr(study.trials[number]._trial_id, name, value)
+
+
+def test_a_trial_that_was_cut_off_before_optuna_was_told_of_its_end_is_gone_on_with(
+    undisturbed: list[dict[str, object]], tmp_path: Path
+) -> None:
+    note(interrupted(tmp_path, 2), 2, best=0.5, failed=False, reason="", history="[]")
+    assert without_seconds(run(OWN, tmp_path)[1].trials) == undisturbed
+
+
+def test_one_that_had_failed_then_is_over(tmp_path: Path) -> None:
+    study = interrupted(tmp_path, 2)
+    note(study, 2, best=None, failed=True, reason="given up", history="[]")
+    studies.take_over_abandoned(study)
+    states = [(one.state, notes.counts(one)) for one in study.trials]
+    assert states == [(TrialState.COMPLETE, True), (TrialState.COMPLETE, True), (TrialState.FAIL, True)]
+
+
+def test_a_trial_has_an_owner_from_its_first_moment_on(undisturbed: list[dict[str, object]], tmp_path: Path) -> None:
+    study = interrupted(tmp_path, 1)
+    studies.take_over_abandoned(study)
+    (waits,) = study.get_trials(states=(TrialState.WAITING,))
+    assert waits.user_attrs["owner"]["pid"] == os.getpid()
+    begun = studies.ask(study)
+    assert (begun.number, begun.user_attrs["owner"]["pid"]) == (waits.number, os.getpid())
+    new = optuna.create_study()
+    assert studies.ask(new).number == 0
+    assert [one.system_attrs["fixed_params"] for one in new.trials] == [{}], "enqueued with its owner"
+    assert without_seconds(run(OWN, tmp_path)[1].trials) == undisturbed
 
 
 def judged(recipe: Recipe, folder: Path, interrupt: int | None = None) -> Watching:
