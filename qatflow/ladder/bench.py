@@ -252,6 +252,16 @@ class Bench:
             self.progress.candidate(record)
         return self._judged[candidate.key]
 
+    def judged(self, key: str) -> CandidateRecord | None:
+        """Return what the gate said of a candidate on the test part; None where it was not asked."""
+        return self._judged.get(key)
+
+    def judged_before(self, key: str, record: CandidateRecord) -> None:
+        """Take over what the gate said of a candidate at an earlier start, and tell of it as then."""
+        self._judged[key] = record.model_copy(update={"resumed": True})
+        self._look(key)
+        self.progress.candidate(self._judged[key])
+
     def _on_test(self, candidate: Candidate) -> Evaluation:
         """Measure a candidate on the test part, or recall what an earlier start measured."""
         folder = self.folder / candidate.work.id

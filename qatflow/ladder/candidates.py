@@ -111,7 +111,8 @@ class Stored:
 
 def store(folder: Path, base: fx.GraphModule, candidate: Candidate) -> None:
     """Write a candidate to its folder; `meta.json` comes last, so that what it speaks of is there."""
-    (folder / TEST).unlink(missing_ok=True)  # of what stood here before
+    if recall_test(folder, candidate.key) is None:
+        (folder / TEST).unlink(missing_ok=True)  # of what stood here before
     save(folder, base, candidate.network, candidate.encodings)
     work = candidate.work
     meta = {

@@ -13,8 +13,6 @@ import math
 import time
 from dataclasses import replace
 
-import torch
-
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.ladder.judgement import Judge
@@ -22,6 +20,7 @@ from qatflow.ladder.lookup import step_of
 from qatflow.recipe.steps import Calibrate, SetPrecision, StepConfig
 from qatflow.results.gate import is_worse
 from qatflow.results.store import key_of
+from qatflow.tasks.randomness import seed_all
 
 NAIVE = "naive"
 FOLLOWS = "follows all the same, because the target runs the prepared graph: it or what is built on it is shipped"
@@ -125,7 +124,7 @@ def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Cand
     if found is None:
         bench.progress.stage(f"{name}: {_first_sentence(config)}")
         started = time.perf_counter()
-        torch.manual_seed(bench.recipe.seed)
+        seed_all(bench.recipe.seed)
         network, notes = step(below.network, config, bench.step_context())
         work = Work(name, "ptq", (*below.work.steps, name), notes)
         if network is below.network:

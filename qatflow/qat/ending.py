@@ -6,6 +6,7 @@ All of it follows from the study, so that every worker comes to the same answer.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -13,6 +14,7 @@ from optuna.trial import FrozenTrial
 from qatflow.qat import notes, stored
 from qatflow.recipe import Gate, Recipe
 from qatflow.results.gate import Measurement, meets
+from qatflow.results.result import CandidateRecord
 from qatflow.results.store import key_of
 
 START, DEADLINE, FP32, MISSED = "start", "deadline", "fp32", "missed_on_test"
@@ -60,17 +62,33 @@ def met(study: optuna.Study, gate: Gate) -> FrozenTrial | None:
     None as well where it was judged on the test part since, by the same gate, and missed.
     """
     trial, fp32 = stored.best(study), study.user_attrs.get(FP32)
-    if trial is None or fp32 is None or trial.number in study.user_attrs.get(MISSED, {}).get(_key(gate), []):
+    if trial is None or fp32 is None or _has_missed(study, gate, trial.number):
         return None
     higher = study.direction == optuna.study.StudyDirection.MAXIMIZE
     assert trial.value is not None
     return trial if meets(gate, Measurement(fp32, None, higher), Measurement(trial.value, None, higher)) else None
 
 
-def note_missed(study: optuna.Study, gate: Gate, number: int) -> None:
-    """Note that a trial misses this gate on the test part."""
-    missed, key = study.user_attrs.get(MISSED, {}), _key(gate)
-    study.set_user_attr(MISSED, {**missed, key: [*missed.get(key, []), number]})
+def note_missed(study: optuna.Study, gate: Gate, number: int, record: CandidateRecord | None) -> None:
+    """Note that a trial misses this gate on the test part, and what is told of that."""
+    every, key = study.user_attrs.get(MISSED, {}), _key(gate)
+    one = {"trial": number, "record": record and record.model_dump(mode="json")}
+    study.set_user_attr(MISSED, {**every, key: [*every.get(key, []), one]})
+
+
+def missed(study: optuna.Study, gate: Gate) -> list[tuple[int, CandidateRecord]]:
+    """Return the trials that missed this gate on the test part, in order, with what was told of them."""
+    found = _missed(study, gate)
+    return [(one["trial"], CandidateRecord.model_validate(one["record"])) for one in found if one["record"]]
+
+
+def _missed(study: optuna.Study, gate: Gate) -> list[dict[str, Any]]:
+    noted: list[dict[str, Any]] = study.user_attrs.get(MISSED, {}).get(_key(gate), [])
+    return noted
+
+
+def _has_missed(study: optuna.Study, gate: Gate, number: int) -> bool:
+    return any(one["trial"] == number for one in _missed(study, gate))
 
 
 def errors(study: optuna.Study) -> list[FrozenTrial]:
@@ -83,12 +101,12 @@ def errors(study: optuna.Study) -> list[FrozenTrial]:
 def failing(study: optuna.Study) -> str:
     """Return what ends a search whose trials raise exceptions: the same one twice, or too many."""
     seen: dict[str, int] = {}
-    raised = errors(study)
+    raised, numbers = errors(study), notes.numbers(study)
     for trial in raised:
         text = trial.user_attrs[notes.ERROR]
         if text in seen:
-            return f"trials {seen[text]} and {trial.number} failed alike: {text}"
-        seen[text] = trial.number
+            return f"trials {seen[text]} and {numbers[trial.number]} failed alike: {text}"
+        seen[text] = numbers[trial.number]
     last = raised[-1].user_attrs[notes.ERROR] if raised else ""
     return f"{len(raised)} trials failed, the last one by {last}" if len(raised) >= MOST_ERRORS else ""
 

@@ -100,11 +100,13 @@ class Objective:
         name: what it is called, for people.
         on_labels: None where there is nothing but FP32 to learn from.
         from_teacher: the loss from FP32's outputs.
+        module: the user's module behind the loss on labels, which may have a state of its own; None where it is none.
     """
 
     name: str
     on_labels: OnLabels | None
     from_teacher: FromTeacher
+    module: nn.Module | None = None
 
     def needs_fp32(self, weight: float) -> bool:
         """Tell whether FP32's outputs are looked at where distillation has this weight."""
@@ -120,6 +122,15 @@ class Objective:
             return self.on_labels(outputs, target)
         taught = self.from_teacher(outputs, fp32_outputs, padding=padding)
         return (1 - weight) * self.on_labels(outputs, target) + weight * taught
+
+    def state(self) -> dict[str, Any]:
+        """Return what the loss keeps from batch to batch; nothing where it is no module."""
+        return {} if self.module is None else self.module.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        if self.module is not None:
+            self.module.load_state_dict(state, strict=False)  # it may make a buffer in its first call
 
 
 def choose_objective(
@@ -155,8 +166,9 @@ def choose_objective(
     if name in ON_LABELS:
         return Objective(name, ON_LABELS[name], teacher)
     made = _made(qat, name, trust) if live is None else copy.deepcopy(live.value)
-    loss = loss_of_module(made, reading, data.ignore_index) if isinstance(made, nn.Module) else made
-    return Objective(name, loss, teacher)
+    if not isinstance(made, nn.Module):
+        return Objective(name, made, teacher)
+    return Objective(name, loss_of_module(made, reading, data.ignore_index), teacher, made)
 
 
 def _automatic(labels: bool, target: Any) -> str:

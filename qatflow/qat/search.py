@@ -109,8 +109,10 @@ class _Search:
         stored_as = {"study": study.study_name, "start": self.start.record.id, "bench": self.bench.key}
         write_json(self.folder / "study.json", stored_as)
         self.bench.progress.stage(f"qat: up to {config.max_trials} trials from {self.start.record.id}")
-        _tell_ways(self.bench)
+        _tell_ways(self.bench, notes.compiled(study, self.bench.task.device.type))
         self.told()
+        for number, record in ending.missed(study, self.recipe.gate):
+            self.bench.judged_before(self._key(study.trials[number]), record)
 
     def _train_until(self, judged: Callable[[Candidate], bool]) -> str:
         """Train until no trial is wanted, and have those judged that meet the gate; returns what ended it early."""
@@ -120,12 +122,12 @@ class _Search:
             if self.broken or trial is None or self._is_over():
                 return self.broken or ending.early(self.study, self.recipe)
             found = self._best()
-            if found is None or found.record.notes["trial"] != trial.number:
+            if found is None or found is not self.measured.get(trial.number):
                 continue  # its model was damaged: another one is the best now
-            said = f"trial {trial.number} meets the gate on the validation part"
+            said = f"trial {found.record.notes['trial']} meets the gate on the validation part"
             if judged(found):
                 return said
-            ending.note_missed(self.study, self.recipe.gate, trial.number)
+            ending.note_missed(self.study, self.recipe.gate, trial.number, self.bench.judged(found.key))
             self.bench.progress.note(f"{said}, but misses it where it is judged: the search goes on")
 
     def _is_over(self) -> bool:
@@ -182,22 +184,28 @@ class _Search:
         for trial in stored.ranked(self.study)[: stored.KEPT]:
             if trial.number in self.measured:
                 return self.measured[trial.number]
-            key = key_of(self.study.study_name, trial.number, trial.user_attrs[stored.STORED])
+            key = self._key(trial)
             found = self.bench.recall("qat", key)
             try:
                 self.measured[trial.number] = found if found is not None else self._measure(trial, key)
             except (RunFolderError, CaptureError) as error:
-                self.bench.progress.note(f"the model of trial {trial.number} cannot be used: {error}")
+                number = notes.numbers(self.study)[trial.number]
+                self.bench.progress.note(f"the model of trial {number} cannot be used: {error}")
                 stored.leave_out(self.study, trial.number)
                 continue
             return self.measured[trial.number]
         return None
 
+    def _key(self, trial: optuna.trial.FrozenTrial) -> str:
+        """Return the key of the candidate that a trial's model is."""
+        return key_of(self.study.study_name, trial.number, trial.user_attrs[stored.STORED])
+
     def _measure(self, trial: optuna.trial.FrozenTrial, key: str) -> Candidate:
         folder = stored.folder_of(self.bench.folder, trial)
         network, encodings = stored.recall(trial, folder, self.bench.base)
         best_epoch, started_from = trial.user_attrs["best_epoch"], self.start.record.id
-        told: dict[str, Note] = {"trial": trial.number, "best_epoch": best_epoch, "started_from": started_from}
+        number = notes.numbers(self.study)[trial.number]
+        told: dict[str, Note] = {"trial": number, "best_epoch": best_epoch, "started_from": started_from}
         work = Work("qat", "qat", (*self.start.work.steps, "qat"), told, 0.0)
         return self.bench.measure(network, work, key=key, started=time.perf_counter(), encodings=encodings)
 
@@ -220,14 +228,15 @@ class _Search:
         if optuna.trial.TrialState.COMPLETE in states:
             why = "no trial's model can be used"
         elif raised := ending.errors(self.study):
-            message = f"QAT: trial {raised[0].number} failed: {raised[0].user_attrs[notes.ERROR]}"
+            number = notes.numbers(self.study)[raised[0].number]
+            message = f"QAT: trial {number} failed: {raised[0].user_attrs[notes.ERROR]}"
             raise QatflowError(message)
         else:
             why = "every QAT trial failed" if states else "no trial was finished"
         self.bench.progress.note(f"{why}: the best rung of the ladder stays the winner")
 
 
-def _tell_ways(bench: Bench) -> None:
+def _tell_ways(bench: Bench, compiled: bool) -> None:
     """Say what a user should know before days are spent."""
     split = bench.task.require_training_parts()
     if split:
@@ -235,6 +244,8 @@ def _tell_ways(bench: Bench) -> None:
     kernels = fused.kernels(bench.task.device.type)
     if isinstance(kernels, str):
         bench.progress.note(f"{kernels}; QAT trains op by op, which takes longer")
+    elif not compiled:
+        bench.progress.note("QAT trains op by op, as it began, since gradients would differ by a bit otherwise")
     if bench.recipe.model.final_lr is None and bench.recipe.search.lr is None:
         probed = space.probed_rates(bench.recipe)
         said = f"model.final_lr is not given: {space.ASSUMED_RATE:g} is assumed"
@@ -250,13 +261,14 @@ class _Told:
     def __init__(self, bench: Bench, study: optuna.Study) -> None:
         self.bench = bench
         self.study = study
-        self.numbers: set[int] = set()
+        self.known: set[int] = set()
 
     def __call__(self) -> None:
+        numbers = notes.numbers(self.study)
         for trial in notes.to_tell(self.study):
-            if trial.number not in self.numbers:
-                self.numbers.add(trial.number)
-                self.bench.progress.trial(notes.record_of(trial))
+            if trial.number not in self.known:
+                self.known.add(trial.number)
+                self.bench.progress.trial(notes.record_of(trial, numbers[trial.number]))
 
 
 def _progress(study: optuna.Study) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def drop_outdone(study: optuna.Study, candidates: Path) -> None:
     """
     trials = study.get_trials(deepcopy=False)
     kept = {trial.number for trial in _ranked(study, trials)[:KEPT]}
-    over = [trial for trial in trials if trial.state in notes.FINISHED and notes.HISTORY in trial.user_attrs]
+    over = [trial for trial in trials if trial.state in notes.FINISHED and notes.counts(trial)]
     for trial in over:
         for number in {trial.number, trial.user_attrs.get(notes.CONTINUES, trial.number)} - kept:
             shutil.rmtree(folder_of(candidates, trial, number), ignore_errors=True)  # another worker may be quicker

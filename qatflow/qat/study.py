@@ -119,13 +119,22 @@ def newest(storage: RDBStorage) -> optuna.study.StudySummary | None:
 
 
 def ask(study: optuna.Study) -> optuna.Trial:
-    """Return the next trial, owned by this process; nothing is proposed yet."""
+    """Return the next trial, owned by this process; nothing is proposed yet.
+
+    It is enqueued with its owner, so that a process that is killed here leaves no running trial that is nobody's.
+    """
     study.sampler = _tpe(0)
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.enqueue_trial({}, user_attrs={OWNER: _this_process()})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Heartbeat of storage")  # `alive` beats where `optimize` would
         trial = study.ask()
-    trial.set_user_attr(OWNER, {"host": socket.gethostname(), "pid": os.getpid()})
+    trial.set_user_attr(OWNER, _this_process())
     return trial
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def propose(study: optuna.Study, seed: int, fixed: Mapping[str, Any]) -> None:
@@ -256,10 +265,11 @@ def _close(study: optuna.Study, trial: FrozenTrial) -> bool:
 
 def _again(study: optuna.Study, trial: FrozenTrial) -> None:
     """Enqueue a trial that nobody runs any more; one that had not all its parameters yet is proposed anew."""
-    if notes.SETTINGS not in trial.user_attrs:
+    if notes.SETTINGS not in trial.user_attrs or notes.has_failed(trial):
         return
     kept = (notes.SETTINGS, notes.PROBE, notes.CANDIDATES)
     attrs = {name: trial.user_attrs[name] for name in kept if name in trial.user_attrs}
+    attrs[OWNER] = _this_process()
     attrs[notes.CONTINUES] = trial.user_attrs.get(notes.CONTINUES, trial.number)
     settings = asdict(notes.settings_of(trial))
     params = {name: value for name, value in settings.items() if name not in ("schedule", "warmup")}

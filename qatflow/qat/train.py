@@ -32,6 +32,7 @@ from qatflow.results.gate import Measurement
 from qatflow.results.result import EpochRecord
 from qatflow.results.store import write_atomically
 from qatflow.tasks.data import Batches
+from qatflow.tasks.randomness import seed_all
 
 State = dict[str, Tensor]
 DIVERGED = 10.0
@@ -184,7 +185,7 @@ class _Trial:
         """Go through the training data once; returns the mean loss, NaN where it is not finite, and the last rate."""
         fabric, training = self.training.fabric, self.training
         seed = training.seed * 1_000_003 + epoch
-        torch.manual_seed(seed)
+        seed_all(seed)
         training.train.reshuffle(seed)
         total = torch.zeros(2, dtype=torch.float64, device=fabric.device)
         count, rate = len(training.train), 0.0
@@ -268,6 +269,7 @@ class _Trial:
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "oscillations": self.oscillations.state(),
+            "loss": self.training.objective.state(),
         }
         torch.save(state, path)
 
@@ -281,6 +283,7 @@ class _Trial:
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.oscillations.load_state(state["oscillations"])
+        self.training.objective.load_state(state["loss"])
         for epoch in self.reported:
             self.training.report(self.outcome.history[epoch])
 

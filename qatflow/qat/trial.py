@@ -28,6 +28,7 @@ from qatflow.qat.features import feature_nodes
 from qatflow.qat.optimizers import choose_optimizer
 from qatflow.qat.schedule import Settings
 from qatflow.qat.train import Outcome, Training, train
+from qatflow.quant import fused
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
@@ -59,6 +60,8 @@ class _Plan:
     number: int
     checkpoint: Path
     """That of the trial that this one goes on with; its own if it is new."""
+    compiled: bool
+    """Whether it trains with compiled kernels, where there are any."""
 
 
 class Worker:
@@ -155,7 +158,8 @@ class Worker:
         if recipe.search.storage is not None and not goes_on:
             trial.set_user_attr(notes.CANDIDATES, str(self.bench.folder.resolve()))
         begun = stored.folder_of(self.bench.folder, trial, trial.user_attrs.get(notes.CONTINUES))
-        plan = _Plan(settings, trial.number, begun / stored.CHECKPOINT)
+        compiled = notes.compiled(study, self.bench.task.device.type)
+        plan = _Plan(settings, trial.number, begun / stored.CHECKPOINT, compiled)
         if not goes_on:
             plan.checkpoint.unlink(missing_ok=True)  # of another study, which had this folder before
         return plan
@@ -210,7 +214,7 @@ class Worker:
             outcome, simulation = self._train(plan, self._reporter(trial, plan))
             self._store(trial, outcome, simulation)
         notes.note_outcome(trial, outcome, time.perf_counter() - started)
-        if outcome.failed or not math.isfinite(outcome.best):
+        if trial.user_attrs[notes.FAILED]:
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, outcome.best)
@@ -223,7 +227,8 @@ class Worker:
             objective=objective_of(self.bench, self.first)[1],  # a loss may have a state, which is no other trial's
             report=lambda record: self.fabric.broadcast(report(record)),
         )
-        outcome = train(simulation, training, plan.settings, plan.checkpoint)
+        with fused.choice(plan.compiled):
+            outcome = train(simulation, training, plan.settings, plan.checkpoint)
         if self.bench.recipe.qat.batch_norms == "reestimate" and not outcome.failed:
             simulation = self._with_fresh_statistics(simulation, outcome)
         return outcome, simulation
@@ -270,5 +275,6 @@ class Worker:
             values = [math.nan if record.value is None else record.value for record in history]
             sign = 1.0 if self.fp32.higher_is_better else -1.0
             best = max(range(len(values)), key=lambda epoch: (sign * values[epoch], -epoch))
-            return Outcome(history, best, values[best], reason=f"as far as it goes, trial {other.number} was the same")
+            same = notes.numbers(study)[other.number]
+            return Outcome(history, best, values[best], reason=f"as far as it goes, trial {same} was the same")
         return None

@@ -16,11 +16,15 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from qatflow.quant.compiled_files import remove_half_written
 
 SMALLEST = 2**14
 """Elements from which on fewer passes over memory outweigh what a call of a compiled kernel costs, about 100 us."""
@@ -118,6 +122,7 @@ class Kernels:
     followed: Callable[..., Any]
 
 
+_chosen = ContextVar("_chosen", default=True)
 FUNCTIONS: tuple[Callable[..., Any], ...] = (forward, forward_in_place, backward, backward_frozen, followed)
 
 
@@ -126,7 +131,10 @@ def kernels(device: str) -> Kernels | str:
     """Return the compiled kernels for a type of device, or why there are none: then everything runs op by op."""
     if device not in ("cpu", "cuda"):
         return f"torch.compile is not used on {device}"
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # the compiler takes seconds to import
+
     compiled = Kernels(*(torch.compile(one, dynamic=True) for one in FUNCTIONS))
+    remove_half_written(Path(cache_dir()))
     try:
         with _quietly(), torch.no_grad():
             compiled.forward(torch.zeros(2, 3, device=device), torch.ones(5, 2, device=device))
@@ -150,9 +158,21 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def choice(compiled: bool) -> Iterator[None]:
+    """Use kernels in here where there are any, or run everything op by op: sums of gradients differ in a last bit."""
+    before = _chosen.set(compiled)
+    try:
+        yield
+    finally:
+        _chosen.reset(before)
+
+
 def usable(x: Tensor) -> Kernels | None:
     """Return the kernels for a tensor that they make faster; None for a small one, other types, or no compiler."""
     if x.numel() < SMALLEST or x.dtype not in (torch.float32, torch.bfloat16) or torch.compiler.is_compiling():
+        return None
+    if not _chosen.get():
         return None
     found = kernels(x.device.type)
     return found if isinstance(found, Kernels) else None

@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_and_loses_the_running_epoch_only(tmp_path: Path) -
     assert len(reached["history"]) - 1 >= max(before.intermediate_values) - 1
     result = qatflow.run(slow, folder, trust=TRUST)
     (trial,) = result.trials
-    assert trial.number == 1
+    assert trial.number == 0, "to Optuna it is another trial, to people the same"
     for record, earlier in zip(trial.history, reached["history"], strict=False):
         assert record.seconds == earlier["seconds"]  # not done again
     uninterrupted = qatflow.run(slow, tmp_path / "other", trust=TRUST)
@@ -236,7 +236,7 @@ def test_a_study_that_is_killed_twice_proposes_what_an_undisturbed_one_does(tmp_
         process.wait()
     killed = qatflow.run(slow, folder, trust=TRUST)
     undisturbed = qatflow.run(slow, tmp_path / "other", trust=TRUST)
-    assert [trial.number for trial in killed.trials] != list(range(7))
+    assert [trial.number for trial in killed.trials] == list(range(7))
     assert [summary(trial) for trial in killed.trials] == [summary(trial) for trial in undisturbed.trials]
     assert [one.distillation for one in killed.trials] == [one.distillation for one in undisturbed.trials]
     assert [one.decay_period for one in killed.trials] == [one.decay_period for one in undisturbed.trials]
