@@ -20,6 +20,7 @@ from qatflow.results.store import (
     digests,
     key_of,
     read_json,
+    read_usable,
     write_atomically,
     write_json,
     write_text,
@@ -107,12 +108,40 @@ def test_a_number_that_is_not_finite_is_refused_and_the_old_file_stays(tmp_path:
     assert read_json(path) == {"a": 1}
 
 
-@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b'{"a": 1', b"", b"\xff\xfe", b'{"a": 1e999}', b'{"a": NaN}', b'{"a": 9223372036854775808}', b'"\\ud800"'),
+        *(b"9" * 5000, b"[" * 51 + b"]" * 51, b"[" * 100_000),
+    ],
+)
 def test_a_damaged_file_is_told_of(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(RunFolderError, match=r"a\.json is damaged \(.*\); remove it and run again"):
         read_json(path)
+
+
+def test_what_json_holds_within_bounds_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[-9223372036854775807, 1e308, "\\ud83d\\ude00", ' + "[" * 49 + "]" * 49 + "]")
+    assert read_json(path)[:3] == [-(2**63) + 1, 1e308, "\U0001f600"]
+
+
+def test_what_is_no_file_is_told_of_and_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "b.json").symlink_to("nowhere")
+    told: list[str] = []
+    assert [read_usable(tmp_path / name, told.append) for name in ("a.json", "b.json", "c.json")] == [None] * 3
+    assert told == [
+        f"cannot read {tmp_path / 'a.json'}: it is not a file; it is made anew",
+        f"cannot read {tmp_path / 'b.json'}: No such file or directory; it is made anew",
+    ]
+
+
+def test_digests_that_are_none_are_told_of(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"meta\.json does not tell the SHA-256 of its files"):
+        check_digests(tmp_path, ["model.safetensors"])
 
 
 def test_a_missing_file_is_told_of(tmp_path: Path) -> None:

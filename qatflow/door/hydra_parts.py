@@ -194,7 +194,9 @@ class Options(ConfigRepository):
 class Visited(CachingConfigRepository):
     """Options that are counted on the way to one config: those that build on two others each never end."""
 
-    visits = 0
+    def __init__(self, repo: CachingConfigRepository) -> None:
+        self.delegate, self.cache = repo.delegate, repo.cache  # Hydra's own constructor would copy all options
+        self.visits = 0
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """Return an option.
@@ -261,9 +263,7 @@ class Loader(ConfigLoaderImpl):
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
         parsed, repo = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
-        counted = Visited(repo.delegate)
-        counted.cache = repo.cache
-        return parsed, counted
+        return parsed, Visited(repo)
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         steps = [default for default in defaults if str(default.config_path).startswith("steps/")]

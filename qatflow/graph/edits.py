@@ -49,6 +49,8 @@ def rebuild(base: fx.GraphModule, description: Description, state: Mapping[str, 
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     try:
+        if not isinstance(description, list):
+            raise TypeError("it is no list of nodes")
         for entry in description:
             if isinstance(entry, str):
                 made[entry] = graph.node_copy(known[entry], lambda source: made[source.name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -111,8 +112,9 @@ class Stored:
 
 def store(folder: Path, base: fx.GraphModule, candidate: Candidate) -> None:
     """Write a candidate to its folder; `meta.json` comes last, so that what it speaks of is there."""
-    if recall_test(folder, candidate.key) is None:
-        (folder / TEST).unlink(missing_ok=True)  # of what stood here before
+    with suppress(NotADirectoryError):  # which is told when the first file is written
+        if recall_test(folder, candidate.key) is None:
+(folder / TEST).unlink(missing_ok=True)  # of what stood here before
     save(folder, base, candidate.network, candidate.encodings)
     work = candidate.work
     meta = {

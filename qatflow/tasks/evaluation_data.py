@@ -18,9 +18,10 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from qatflow import recipe
+from qatflow.errors import RunFolderError
 from qatflow.results.gate import Measurement
 from qatflow.results.record import Record
-from qatflow.results.store import key_of, read_usable, write_json
+from qatflow.results.store import key_of, read_json, write_json
 from qatflow.tasks.batches import Batch
 from qatflow.tasks.fingerprint import DIGITS, batch_digests, digests_in_looks, form_of, is_random
 from qatflow.tasks.sample_files import file_stats
@@ -136,14 +137,15 @@ class EvaluationData:
 
     def _read(self) -> dict[str, _Known]:
         """Return what is stored; nothing where that is missing, damaged, or of another form."""
+        if not self._path.exists():
+            return {}
         try:
-            stored = read_usable(self._path, self._tell)
-            parts = {} if stored is None else _PARTS.validate_python(stored["parts"])
+            parts = _PARTS.validate_python(read_json(self._path)["parts"])
             for one in parts.values():
                 if one.fp32 is not None:
                     measurement_from_json(one.fp32)
-        except (LookupError, TypeError, ValueError):
-            self._tell(f"{self._path} is of another form: the evaluation data is read anew")
+        except (RunFolderError, LookupError, TypeError, ValueError):
+            self._tell(f"{self._path} cannot be read: the evaluation data is read anew")
             return {}
         return parts
 

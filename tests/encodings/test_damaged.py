@@ -441,3 +441,27 @@ def test_any_file_raises_nothing_but_encodings_errors(content: bytes, tmp_path: 
             with contextlib.suppress(EncodingsError):
                 write(tmp_path / "out.encodings", file, version)
                 read(tmp_path / "out.encodings")
+
+
+@pytest.mark.parametrize("op", ["QuantizeLinear", "DequantizeLinear"])
+@pytest.mark.parametrize("field", ["input", "output"])
+def test_a_pair_without_what_it_needs_is_told(tmp_path: Path, field: str, op: str) -> None:
+    import onnx
+
+    model = onnx.load(MODEL)
+    model.graph.node[0].op_type = op
+    model.graph.node[0].name = "first"
+    model.graph.node[0].ClearField(field)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EncodingsError) as caught:
+        read_model(path)
+    assert str(caught.value) == f"{path} is no valid ONNX model: its {op} 'first' lacks inputs or its output"
+
+
+@pytest.mark.parametrize("axis", [-9, -1, 9])
+def test_an_axis_that_a_tensor_does_not_have_is_a_misfit(axis: int) -> None:
+    tensor = TensorEncoding(name="w", role="parameter", bits=8, scales=(1.0, 1.0), zero_points=(0, 0), axis=axis)
+    model = ModelFacts({"w": (3, 4)}, {}, (), ("w",), frozenset({"w"}))
+    (found,) = misfits(EncodingsFile(version="1.0.0", tensors=(tensor,)), model)
+    assert found == f'"w": has 2 scales along axis {axis}, but the model\'s tensor has shape [3, 4]'

@@ -217,7 +217,21 @@ def lose_the_end(folder) -> None:
     path.write_text(path.read_text()[:50])
 
 
-@pytest.mark.parametrize("harm", [cut_short, take_away, forget_a_field, lose_the_end])
+def change_the_scales(folder) -> None:
+    path = folder / "encodings.json"
+    stored = json.loads(path.read_text())
+    next(iter(stored["tensors"].values()))["zero_point"] = [0.0, 0.0]
+    path.write_text(json.dumps(stored))
+
+
+def name_another_type(folder) -> None:
+    path = folder / "encodings.json"
+    path.write_text(path.read_text().replace('"float32"', '"load"'))
+
+
+@pytest.mark.parametrize(
+    "harm", [cut_short, take_away, forget_a_field, lose_the_end, change_the_scales, name_another_type]
+)
 def test_a_damaged_candidate_is_told_of(harm, tmp_path, folded: Network) -> None:
     simulation = simulate(folded, torch.randn(4, 3, 8, 8))
     save(tmp_path, folded.graph, folded, simulation.encodings())

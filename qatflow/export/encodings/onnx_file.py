@@ -11,7 +11,7 @@ from qatflow.errors import EncodingsError
 if TYPE_CHECKING:
     import onnx
 
-FEWEST_INPUTS = {"QuantizeLinear": 2, "DequantizeLinear": 2}
+PAIR = ("QuantizeLinear", "DequantizeLinear")
 FLOATS = (1, 10, 11, 16)
 """ONNX's numbers of float, float16, double and bfloat16."""
 
@@ -41,8 +41,8 @@ def load(path: Path) -> onnx.GraphProto:
         message = f"{path} is no ONNX model, or one without a node"
         raise EncodingsError(message)
     for node in model.graph.node:
-        if not node.output or len(node.input) < FEWEST_INPUTS.get(node.op_type, 0):
-            message = f"{path} is no valid ONNX model: its node {node.name!r} ({node.op_type}) lacks inputs or outputs"
+        if node.op_type in PAIR and (not node.output or len(node.input) < 2):
+            message = f"{path} is no valid ONNX model: its {node.op_type} {node.name!r} lacks inputs or its output"
             raise EncodingsError(message)
     try:
         return infer_shapes(model).graph

@@ -58,4 +58,5 @@ def pairs_of(graph: onnx.GraphProto, constants: Mapping[str, tuple[tuple[int, ..
 
 def _end(node: onnx.NodeProto, readers: list[onnx.NodeProto]) -> str:
     """Return the result of a pair, that of the Clip behind it where few bits are kept within their grid."""
-    return str(readers[0].output[0] if [one.op_type for one in readers] == ["Clip"] else node.output[0])
+    clips = [one.op_type for one in readers] == ["Clip"] and bool(readers[0].output)
+    return str(readers[0].output[0] if clips else node.output[0])
