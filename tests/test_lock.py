@@ -216,7 +216,9 @@ def test_processes_that_read_the_data_end_with_a_run_that_is_killed(tmp_path: Pa
 @pytest.mark.slow
 def test_two_sweeps_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "mine.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(settings())}")
+    (tmp_path / "recipes" / "mine.yaml").write_text(
+        f"# @package _global_\n{yaml.safe_dump(settings(), sort_keys=False)}"
+    )
     line = [sys.executable, "-m", "qatflow", "-m", "--config-dir", ".", "recipe=mine", "trust=[tests]", "seed=1,2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     nowhere = subprocess.DEVNULL
