@@ -10,13 +10,15 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
 
 from qatflow.errors import RunFolderError
 from qatflow.report.read import CUT_OFF, read_result
 from qatflow.results import lock
 from qatflow.results.lock import FILE, Holder, held, holder
-from tests.test_unfinished import ROOT, command
+from tests.test_unfinished import ROOT, command, settings
 
 HOLDING = """
 import sys, time
@@ -182,6 +184,62 @@ def test_what_is_no_file_of_ours_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=f"cannot write {tmp_path}/{FILE}: "), held(tmp_path, pytest.fail):
         pytest.fail("it was held")
     assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_processes_that_read_the_data_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    """In the midst of a sample as well."""
+    argv = [*command(tmp_path, "test:hang"), "data.workers=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "qatflow", *argv]
+    run = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def processes() -> list[str]:
+        found = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
+        return found.stdout.split()
+
+    try:
+        deadline = time.time() + 120
+        while not (tmp_path / "run" / "environment.json").exists() or len(processes()) < 2:
+            assert time.time() < deadline
+            time.sleep(0.1)
+        time.sleep(1)
+    finally:
+        run.kill()
+        run.wait()
+    assert holder(tmp_path / "run") is None
+    deadline = time.time() + 4  # PyTorch itself looks every 5 s, and only between two samples
+    while processes():
+        assert time.time() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text(
+        f"# @package _global_\n{yaml.safe_dump(settings(), sort_keys=False)}"
+    )
+    line = [sys.executable, "-m", "qatflow", "-m", "--config-dir", ".", "recipe=mine", "trust=[tests]", "seed=1,2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    nowhere = subprocess.DEVNULL
+
+    def both(*more: str) -> list[int]:
+        one, other = (
+            subprocess.Popen([*line, *more], cwd=tmp_path, env=environment, stdout=nowhere, stderr=nowhere)
+            for _ in range(2)
+        )
+        return [one.wait(300), other.wait(300)]
+
+    assert both() == [0, 0]
+    sweeps = list((tmp_path / "reports" / "sweep").iterdir())
+    assert len(sweeps) == 2
+    for sweep in sweeps:
+        assert list(pd.read_csv(sweep / "summary.csv")["status"]) == ["finished", "finished"]
+        assert not list(sweep.rglob(".*"))
+    same = tmp_path / "same"
+    assert set(both(f"hydra.sweep.dir={same}")) <= {0, 1}  # a job that the other one has at work is refused
+    assert [read_result(same / job).status for job in "01"] == ["finished", "finished"]
+    assert list(pd.read_csv(same / "summary.csv")["run"].astype(str)) == ["0", "1"]
 
 
 def test_a_second_run_is_refused_in_one_sentence_and_touches_nothing(tmp_path: Path) -> None:
