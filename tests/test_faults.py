@@ -21,6 +21,7 @@ from qatflow.errors import RunFolderError
 from qatflow.report.__main__ import main as report
 from qatflow.results.memory import forget_peak, room
 from qatflow.results.result import RunResult
+from qatflow.tasks.batches import SAMPLE
 from tests.made_tables import ROOT, check_table
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
@@ -34,6 +35,7 @@ RECIPE = {
     "report": {"html": False},
 }
 LONG = "n" * 300
+SAID: dict[tuple[str, ...], str] = {}
 FULL = "the disk is full; make room there and run again: what is finished is kept"
 NO_ROOM = "the memory does not suffice"
 SMALLER = (
@@ -66,7 +68,8 @@ class Place:
         assert "Traceback" not in text
         if (self.run / "result.json").exists():
             left = RunResult.model_validate_json((self.run / "result.json").read_text(encoding="utf-8"))
-            assert left.status == "finished" or (code == 1 and left.status == ("running" if FULL in text else "failed"))
+            ends = {"finished"} if code == 0 else {"failed"} if FULL not in text else {"failed", "running", "finished"}
+            assert left.status in ends
             assert (left.status == "failed") == bool(left.error)
         return self.shortened(text)
 
@@ -103,6 +106,17 @@ full = partial(limit, "RLIMIT_FSIZE")
 def of(*given: str, code: int = 1) -> Callable[[Place], str]:
     """Return what runs the recipe with overrides, in a run folder."""
     return lambda place: place.command(f"run.dir={place.run}", *given, code=code)
+
+
+def once(*given: str) -> Callable[[Place], str]:
+    """Return what runs the recipe with overrides to its end, for several rows once."""
+
+    def arrange(place: Place) -> str:
+        if given not in SAID:
+            SAID[given] = of(*given, code=0)(place)
+        return SAID[given]
+
+    return arrange
 
 
 def in_folder(path: str, *more: str, key: str = "run.dir") -> Callable[[Place], str]:
@@ -279,12 +293,13 @@ FAULTS = [
     Fault(
         "samples differ in shape",
         "the data's test part, batch 3: the samples of a batch cannot be stacked (stack expects each tensor to be "
-        "equal size, but got [1, 8, 8] at entry 0 and [1, 4, 8] at entry 4); give all of them the same shape and type.",
+        "equal size, but got [1, 8, 8] at entry 0 and [1, 4, 8] at entry 4); give all of them the same shape and type. "
+        f"One of them is tuple of (tuple, Tensor), and {SAMPLE}",
         of("data.kwargs.test=shape"),
     ),
     Fault(
         "a part has fewer samples than it says",
-        f"{READING}; its length is given as 50; the data's test part",
+        f"{READING}; its length is given as 50; the data's test part)",
         of("data.kwargs.test=long"),
     ),
     Fault(
@@ -353,13 +368,13 @@ FAULTS = [
         "an input is 0 in all calibration samples",
         "the model's input extra is 0 in all 32 calibration samples, so that the quantized model will know it as "
         "nothing else; give samples like those that it will be used for",
-        of(*HARMLESS, code=0),
+        once(*HARMLESS),
     ),
     Fault(
         "training samples are in `test`",
         "40 of 40 train samples that were looked at are in the test part as well, which the gate is judged on: what is "
         "fitted to them or chosen by them looks better there than it is; give `test` samples of its own",
-        of(*HARMLESS, code=0),
+        once(*HARMLESS),
     ),
     Fault(
         "calibration samples are in `test`",
@@ -385,9 +400,9 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.wrong)
 def test_a_fault_is_told_in_one_sentence(fault: Fault, place: Place) -> None:
     said = fault.arrange(place)
-    assert fault.says in said, said
+    assert fault.says in [re.sub(r"^(error: |note: |  - )", "", line) for line in said.splitlines()], said
 
 
 def test_the_page_has_every_fault() -> None:
-    rows = [(fault.wrong, f"{fault.says[:1].upper()}{fault.says[1:]}") for fault in FAULTS]
+    rows = [(fault.wrong, fault.says) for fault in FAULTS]
     check_table("docs/faults.md", "faults", ("what goes wrong", "what qatflow says"), rows)
