@@ -78,9 +78,9 @@ def run(
         journal.stage("capture: export the model as one graph")
         design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
         base = captured_network(task.model, *task.example(), design, recipe.data.mask)
+        check_memory(task, base)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()
-        check_memory(bench)
         if recipe.qat.when != "never":
             _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")

@@ -179,10 +179,10 @@ def _asked(found: re.Match[str]) -> str:
 
 def amount(size: float) -> str:
     """Return an amount of memory as it is read best."""
-    units = ["bytes", "KiB", "MiB", "GiB"]
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]
-    return f"{size:.3g} {units[0]}"
+    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:,.0f} {units[0]}"
 
 
 def said(error: BaseException) -> str:

@@ -1,19 +1,24 @@
 """What the user's code raises is one sentence that begins with its file and line; what ours raises is no such thing."""
 
+import errno
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import qatflow
 from qatflow import users_code
-from qatflow.errors import DataError, QatflowError, UserCodeError
+from qatflow.errors import DataError, MachineError, QatflowError, UserCodeError
 from qatflow.ladder import climb as ladder
 from qatflow.recipe import Recipe
 from qatflow.results.result import RunResult
-from qatflow.users_code import anywhere, owner_of, said
+from qatflow.tasks.batches import _collate
+from qatflow.users_code import FULL, anywhere, owner_of, said
 from tests.users_task import DATA, MODEL
 
+NO_ROOM = "the memory does not suffice"
 TASK = r"/.*tests/users_task\.py:\d+, in "
 
 
@@ -91,9 +96,48 @@ def test_the_users_code_that_misuses_ours_is_not_blamed() -> None:
         owner_of(None)  # type: ignore[arg-type]
 
 
-def test_memory_that_ran_out_is_nobodys_defect() -> None:
-    with pytest.raises(QatflowError, match="^the memory does not suffice; take a smaller data.batch_size"), anywhere():
-        raise MemoryError("no more")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("no more"), f"{NO_ROOM}; "),
+        (RuntimeError("could not create a primitive"), f"{NO_ROOM}; "),
+        (RuntimeError("could not execute a primitive"), f"{NO_ROOM}; "),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you "
+                "tried to allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            f"{NO_ROOM} (PyTorch asked for 4 GiB); ",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ... "),
+            f"{NO_ROOM} (PyTorch asked for 2.50 GiB); ",
+        ),
+        (RuntimeError("std::bad_alloc"), f"{NO_ROOM}; "),
+        (OSError(errno.ENOSPC, "No space left on device"), f"{FULL}$"),
+        (
+            RuntimeError(
+                "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: "
+                "file write failed"
+            ),
+            f"{FULL}$",
+        ),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), f"{FULL}$"),
+    ],
+)
+def test_what_the_machine_ran_out_of_is_nobodys_defect(error: Exception, message: str) -> None:
+    pattern = re.escape(message).replace(r"\$", "$")
+    with pytest.raises(MachineError, match=f": {pattern}"), anywhere():
+        raise error
+    with pytest.raises(MachineError, match=f": {pattern}"), anywhere():
+        raise RuntimeError("something went wrong") from error
+    with pytest.raises(MachineError, match=f": {pattern}"), users_code.users_code("reading the data"):
+        raise error
+
+
+def test_a_batch_that_memory_does_not_suffice_for_is_not_blamed_on_the_data() -> None:
+    with pytest.raises(MachineError, match=rf"{NO_ROOM} \(PyTorch asked for 3.64 TiB\)"):
+        _collate([torch.empty(0).new_zeros(1).expand(10**12)])
 
 
 def test_whose_code_a_file_is() -> None:

@@ -18,10 +18,11 @@ from torch import Tensor, fx
 from qatflow.errors import MachineError
 from qatflow.graph.called import called
 from qatflow.graph.tree import tree_leaves, tree_map_only
-from qatflow.ladder.bench import Bench
+from qatflow.quant.network import Network
 from qatflow.quant.quantizer import ActivationFakeQuantize
 from qatflow.quant.simulation import Simulation
 from qatflow.results import memory
+from qatflow.tasks.task import Task
 from qatflow.users_code import amount, out_of_memory
 
 NEXT_TO_NOTHING = 0.1
@@ -29,38 +30,42 @@ NEXT_TO_NOTHING = 0.1
 USED = 0.8
 """Share of the memory that a batch may take."""
 TELLING = 0.25
-"""Share from which on what a batch takes tells what a larger one would: below it, what the heap holds ready disturbs."""
+"""Share from which on what a batch takes tells what a larger one would: below, what the heap holds ready disturbs."""
 TIMES_KEPT = 3
 """How often every tensor of a graph is kept at most: the value, its quantized form, its gradient."""
 
 
-def check_memory(bench: Bench) -> None:
+def check_memory(task: Task, base: Network) -> None:
     """Check that batches of the recipe's sizes fit into memory.
+
+    Args:
+        task: the run's.
+        base: its captured model.
 
     Raises:
         MachineError: one does not; a size that would is named.
     """
-    task, recipe = bench.task, bench.recipe
+    recipe = task.recipe
     if task.device.type != "cpu":
         return
     parts = [*task.evaluation_parts.values(), task.splits.calibration]
     size = min(recipe.data.batch_size, max(map(len, parts)))
-    _check(bench, "data.batch_size", size, _calibration(bench), 1)
+    _check(base, "data.batch_size", size, _calibration(task, base), 1)
     if recipe.qat.when != "never" and task.splits.train is not None:
         search = recipe.search
         size = min(recipe.qat.batch_size or recipe.data.batch_size, len(task.splits.train))
         processes = search.workers * search.devices_per_trial if search.engine == "local" else 1
-        _check(bench, "qat.batch_size", -(-size // search.devices_per_trial), _training(bench), processes)
+        _check(base, "qat.batch_size", -(-size // search.devices_per_trial), _training(task, base), processes)
 
 
-def _check(bench: Bench, key: str, size: int, run: Callable[[int], None], processes: int) -> None:
+def _check(base: Network, key: str, size: int, run: Callable[[int], None], processes: int) -> None:
     """Run ever larger batches, up to `size` samples, as long as they fit; `processes` share the memory."""
     known = memory.forget_peak()
     room, start = memory.room(), memory.taken()
     if not known or room is None or start is None:
         return
     room //= processes
-    if size * TIMES_KEPT * _bytes_a_sample(bench.base.graph) < NEXT_TO_NOTHING * room:
+    if size * TIMES_KEPT * _bytes_a_sample(base.graph) < NEXT_TO_NOTHING * room:
         return
     done, grown, each = 0, 0.0, 0.0
     while done < size:
@@ -94,7 +99,7 @@ def _too_large(key: str, size: int, done: int, grown: float, each: float, room: 
 
 
 def _power(most: float) -> int:
-    return 2 ** int(math.log2(most))
+    return 1 << int(math.log2(most))
 
 
 def _bytes_a_sample(graph: fx.GraphModule) -> float:
@@ -112,9 +117,9 @@ EXAMPLE = 2
 """Samples that a graph was captured with."""
 
 
-def _batch(bench: Bench) -> Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]:
+def _batch(task: Task) -> Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]:
     """Return what makes inputs of so many samples, all of them the first one."""
-    example = bench.task.example()
+    example = task.example()
 
     def of(size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tree_map_only(Tensor, lambda value: value[:1].repeat(size, *[1] * (value.dim() - 1)), example)  # type: ignore[no-any-return]
@@ -122,25 +127,25 @@ def _batch(bench: Bench) -> Callable[[int], tuple[tuple[Any, ...], dict[str, Any
     return of
 
 
-def _calibration(bench: Bench) -> Callable[[int], None]:
+def _calibration(task: Task, base: Network) -> Callable[[int], None]:
     """Return what runs FP32, and then the simulation while ranges are observed, on so many samples."""
 
     def run(size: int) -> None:
-        simulation, (args, kwargs) = Simulation(bench.base), _batch(bench)(size)
+        simulation, (args, kwargs) = Simulation(base), _batch(task)(size)
         simulation.quantize_weights(False)
         with torch.no_grad():
-            reference = called(bench.base.graph, args, kwargs)
+            reference = called(base.graph, args, kwargs)
         simulation.observe([(args, kwargs)])
         del reference
 
     return run
 
 
-def _training(bench: Bench) -> Callable[[int], None]:
+def _training(task: Task, base: Network) -> Callable[[int], None]:
     """Return what makes a step of training on so many samples: forward, backward, and an optimizer's two moments."""
 
     def run(size: int) -> None:
-        simulation, (args, kwargs) = Simulation(bench.base), _batch(bench)(size)
+        simulation, (args, kwargs) = Simulation(base), _batch(task)(size)
         for module in simulation.model.modules():
             if isinstance(module, ActivationFakeQuantize):
                 module.register_forward_hook(_kept)

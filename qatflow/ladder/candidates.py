@@ -114,7 +114,7 @@ def store(folder: Path, base: fx.GraphModule, candidate: Candidate) -> None:
     """Write a candidate to its folder; `meta.json` comes last, so that what it speaks of is there."""
     with suppress(NotADirectoryError):  # which is told when the first file is written
         if recall_test(folder, candidate.key) is None:
-(folder / TEST).unlink(missing_ok=True)  # of what stood here before
+            (folder / TEST).unlink(missing_ok=True)  # of what stood here before
     save(folder, base, candidate.network, candidate.encodings)
     work = candidate.work
     meta = {
