@@ -53,6 +53,7 @@ def open_storage(url: str) -> RDBStorage:
     options: dict[str, Any] = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
     try:
         with _experimental():
+            _make_whole(url)
             return RDBStorage(
                 url,
                 engine_kwargs={"pool_pre_ping": True, **options},
@@ -68,6 +69,26 @@ def open_storage(url: str) -> RDBStorage:
             raise RunFolderError(message) from error
         fix = "check the URL, that the server answers, and its driver (pip install 'qatflow[postgresql]')"
         raise RecipeError([Mistake("search.storage", f"cannot be opened: {said}", fix)]) from error
+
+
+def _make_whole(url: str) -> None:
+    """Let a new SQLite file appear with all its tables.
+
+    In one that was made table by table by a process that was killed, names of studies need not be unique.
+    """
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or "?" in url or path.name == ":memory:" or path.exists():
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        close(RDBStorage(f"sqlite:///{aside}"))
+        os.link(aside, path)
+    except FileExistsError:
+        return  # another process was quicker
+    except OSError:  # a file system without links
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def close(storage: RDBStorage) -> None:
