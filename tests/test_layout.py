@@ -20,6 +20,7 @@ PRIVATE = {
     "graph/tree.py": "how torch flattens nested values, and how a graph is called",
     "graph/operators.py": "torch's class of operators, and their schemas",
     "export/torch_form.py": "registers torch's ops that quantize",
+    "quant/compiled_files.py": "where torch.compile keeps what it compiled",
     "quant/quantizer.py": "which tensors were changed in place; what `to` and `cuda` call",
     "results/signals.py": "ends a process at once, whatever its threads do",
     "qat/study.py": "Optuna's signs of life from outside `optimize`, and the order of studies",

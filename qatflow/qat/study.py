@@ -63,6 +63,7 @@ def open_storage(url: str, lost_after: float = Search().lost_after) -> RDBStorag
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with _experimental():
+            _make_whole(url)
             return _opened(url, lost_after)
     except Exception as error:  # SQLAlchemy's, Optuna's, or the driver's own
         file = Path(url.partition("///")[2])
@@ -93,6 +94,26 @@ def _opened(url: str, lost_after: float) -> RDBStorage:
                 raise
             time.sleep(PAUSE)
     raise AssertionError
+
+
+def _make_whole(url: str) -> None:
+    """Let a new SQLite file appear with all its tables.
+
+    In one that was made table by table by a process that was killed, names of studies need not be unique.
+    """
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or "?" in url or path.name == ":memory:" or path.exists():
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        close(RDBStorage(f"sqlite:///{aside}"))
+        os.link(aside, path)
+    except FileExistsError:
+        return  # another process was quicker
+    except OSError:  # a file system without links
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def close(storage: RDBStorage) -> None:

@@ -17,6 +17,13 @@ MAGIC, HEADER = b"\x7fELF\x02", struct.Struct("<40xQ10xHH2x")
 """Of a 64-bit ELF file; the header says where its table of sections is, which ends the file."""
 
 
+def compiler_cache() -> Path:
+    """Return where `torch.compile` keeps what it compiled, for all processes of a user."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # the compiler takes seconds to import
+
+    return Path(cache_dir())
+
+
 def remove_half_written(cache: Path) -> list[Path]:
     """Remove the libraries of a compiler's cache that are not whole, and return them.
 

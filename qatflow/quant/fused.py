@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qatflow.quant.compiled_files import remove_half_written
+from qatflow.quant.compiled_files import compiler_cache, remove_half_written
 
 SMALLEST = 2**14
 """Elements from which on fewer passes over memory outweigh what a call of a compiled kernel costs, about 100 us."""
@@ -131,10 +130,8 @@ def kernels(device: str) -> Kernels | str:
     """Return the compiled kernels for a type of device, or why there are none: then everything runs op by op."""
     if device not in ("cpu", "cuda"):
         return f"torch.compile is not used on {device}"
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # the compiler takes seconds to import
-
     compiled = Kernels(*(torch.compile(one, dynamic=True) for one in FUNCTIONS))
-    remove_half_written(Path(cache_dir()))
+    remove_half_written(compiler_cache())
     try:
         with _quietly(), torch.no_grad():
             compiled.forward(torch.zeros(2, 3, device=device), torch.ones(5, 2, device=device))

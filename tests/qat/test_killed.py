@@ -3,7 +3,12 @@
 import copy
 import os
 import random
+import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +128,30 @@ def test_a_trial_has_an_owner_from_its_first_moment_on(undisturbed: list[dict[st
     assert studies.ask(new).number == 0
     assert [one.system_attrs["fixed_params"] for one in new.trials] == [{}], "enqueued with its owner"
     assert without_seconds(run(OWN, tmp_path)[1].trials) == undisturbed
+
+
+STORAGE = """
+import sys, time
+from qatflow.qat import study
+print("ready", flush=True)
+study.open_storage(sys.argv[1])
+"""
+
+
+def test_a_new_study_appears_with_all_its_tables(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    line = [sys.executable, "-c", STORAGE, f"sqlite:///{path}"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None and not path.exists():
+            time.sleep(0.001)
+        with closing(sqlite3.connect(path)) as seen:
+            names = {name for (name,) in seen.execute("SELECT name FROM sqlite_master")}
+            assert {"studies", "ix_studies_study_name", "alembic_version"} <= names
+            assert len(seen.execute("SELECT * FROM alembic_version").fetchall()) == 1
+    assert process.returncode == 0
+    assert [one.name for one in tmp_path.iterdir()] == ["study.db"]
 
 
 def judged(recipe: Recipe, folder: Path, interrupt: int | None = None) -> Watching:
