@@ -29,6 +29,7 @@ from qatflow.quant.design import Design
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load
 from qatflow.recipe.check import recipe_from
+from qatflow.recipe.variables import WRITTEN
 from qatflow.recipe.yaml_file import read_yaml
 from qatflow.report.console import say
 from qatflow.results.progress import Silent
@@ -43,16 +44,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qatflow.worker", description=__doc__)
     parser.add_argument("place", metavar="RUN_FOLDER_OR_STORAGE", help="the run folder, or the study's storage URL")
     parser.add_argument("--trust", action="append", default=[], help="a package that the recipe may import from")
+    parser.add_argument("--storage", help="the study's storage URL, as the run was given it")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input does, as a run's own do")
     args = parser.parse_args(argv)
     if args.with_parent:
         end_with(sys.stdin.fileno())
-    training = partial(work, args.place, tuple(args.trust))
+    training = partial(work, args.place, tuple(args.trust), args.storage)
     return carried_out(lambda: guarded(training), "the trial can be gone on with")
 
 
-def work(place: str, trust: tuple[str, ...] = ()) -> int:
+def work(place: str, trust: tuple[str, ...] = (), storage_url: str | None = None) -> int:
     """Join the study of a run and train trials until it needs no more; returns the exit code.
+
+    Args:
+        place: the run folder, or the study's storage.
+        trust: packages that the recipe may import from.
+        storage_url: the study's storage; None is what the recipe says.
 
     Raises:
         QatflowError: there is no such study, or this machine's code or data are not those of the run.
@@ -63,6 +70,7 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
         raise RunFolderError(message)
     known = _known(folder)
     recipe = complete(recipe_from(read_yaml(folder / "recipe.yaml") or {}, trust), trust)
+    url = place if "://" in place else storage_url or _harmless(recipe.search.storage, folder)
     if processes() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
@@ -79,12 +87,24 @@ def work(place: str, trust: tuple[str, ...] = ()) -> int:
         Worker(bench, start, None).work()
         return MET
     search = recipe.search
-    storage = studies.open_storage(studies.storage_url(search.storage, folder), search.lost_after)
+    storage = studies.open_storage(studies.storage_url(url, folder), search.lost_after)
     try:
         Worker(bench, start, studies.open_study(storage, known.study, task.metric.higher_is_better)).work()
     finally:
         studies.close(storage)
     return MET
+
+
+def _harmless(url: str | None, folder: Path) -> str | None:
+    """Return what a recipe says of the study's storage, where that sends nothing of the environment away.
+
+    Raises:
+        RunFolderError: it would.
+    """
+    if url is not None and WRITTEN.search(url):
+        message = f"the recipe in {folder} sends environment variables to {url}: if you trust it, add --storage '{url}'"
+        raise RunFolderError(message)
+    return url
 
 
 class Known(Record):

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from qatflow.recipe import Search
+from qatflow.recipe.variables import WRITTEN
 
 WITH_PARENT = "--with-parent"
 """Lets a worker end when its standard input does."""
@@ -42,11 +43,13 @@ Starter = Callable[[int], Started]
 """Starts the worker of that number, again where it is gone."""
 
 
-def command(folder: Path, trust: tuple[str, ...], devices: int) -> list[str]:
+def command(folder: Path, trust: tuple[str, ...], search: Search) -> list[str]:
     """Return the command line of one worker."""
+    devices = search.devices_per_trial
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
     trusted = [part for package in trust for part in ("--trust", package)]
-    return [sys.executable, "-m", *torchrun, "qatflow.worker", str(folder.resolve()), *trusted]
+    storage = ["--storage", search.storage] if search.storage and WRITTEN.search(search.storage) else []
+    return [sys.executable, "-m", *torchrun, "qatflow.worker", str(folder.resolve()), *storage, *trusted]
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -94,7 +97,7 @@ def start_local(search: Search, folder: Path, trust: tuple[str, ...]) -> Starter
         if gpus:
             chosen = [str((number * devices + one) % gpus) for one in range(devices)]
             own["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
-        line = [*command(folder, trust, devices), WITH_PARENT]
+        line = [*command(folder, trust, search), WITH_PARENT]
         with log_path(folder, number).open("ab") as log:
             return _Process(subprocess.Popen(line, env=own, stdin=subprocess.PIPE, stdout=log, stderr=log))
 
@@ -149,7 +152,7 @@ def start_ray(search: Search, folder: Path, trust: tuple[str, ...]) -> Starter:
     devices = search.devices_per_trial
     gpus = devices if ray.cluster_resources().get("GPU", 0) >= devices else 0  # type: ignore[no-untyped-call]
     task = ray.remote(num_cpus=devices, num_gpus=gpus, max_retries=0)(_run)
-    line, own = [*command(folder, trust, devices), WITH_PARENT], environment(1)
+    line, own = [*command(folder, trust, search), WITH_PARENT], environment(1)
     passed = {key: own[key] for key in ("PYTHONPATH", "OMP_NUM_THREADS")}
     return lambda number: _RayTask(ray, task.remote(line, passed, str(log_path(folder, number)), str(Path.cwd())))
 

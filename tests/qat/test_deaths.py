@@ -17,7 +17,7 @@ from qatflow.qat import notes
 from qatflow.qat import study as studies
 from qatflow.qat.crew import MOST_LOST, Crew
 from qatflow.qat.launch import command
-from qatflow.recipe import Recipe
+from qatflow.recipe import Recipe, Search
 from qatflow.report.read import read_result
 from qatflow.results.lock import holder
 from tests.qat.test_workers import PATIENCE, TRUST, postgresql, recipe, summary, trials_in, wait_for
@@ -174,7 +174,7 @@ def check_another_machine(tmp_path: Path, url: str) -> None:
     first = caught(url, folder)
     process.kill()
     process.wait()
-    worker = subprocess.Popen([*command(folder, TRUST, 1)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    worker = subprocess.Popen([*command(folder, TRUST, Search())], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         cut = caught(url, folder, worker.pid)
     finally:

@@ -23,7 +23,7 @@ from qatflow.qat import study as studies
 from qatflow.qat.launch import command
 from qatflow.qat.search import search
 from qatflow.qat.space import PROBED_RATES
-from qatflow.recipe import Model, Recipe
+from qatflow.recipe import Model, Recipe, Search
 from qatflow.results.result import RunResult, TrialRecord
 from qatflow.results.store import read_json
 from qatflow.worker import work
@@ -147,7 +147,7 @@ class Overtaken(test_search.Watching):
         for item in items:
             if description == "qat: trial 0" and item == 0:
                 assert len(trials_in(f"sqlite:///{self.folder / 'study.db'}")) == 1
-                subprocess.run(command(self.folder, TRUST, 1), check=True, timeout=PATIENCE)
+                subprocess.run(command(self.folder, TRUST, Search()), check=True, timeout=PATIENCE)
             yield item
 
 
@@ -281,6 +281,15 @@ def test_a_worker_says_what_it_misses(tmp_path: Path) -> None:
     shutil.move(folder, moved)
     with pytest.raises(RunFolderError, match="cannot be reached from here: share it"):
         work(f"sqlite:///{moved / 'study.db'}", TRUST)
+    written = (moved / "recipe.yaml").read_text()
+    (moved / "recipe.yaml").write_text(
+        written.replace("storage: null", "storage: postgresql://${oc.env:HOME}@theirs/db")
+    )
+    with pytest.raises(
+        RunFolderError, match=r"sends environment variables to .*theirs/db: if you trust it, add --storage"
+    ):
+        work(str(moved), TRUST)
+    (moved / "recipe.yaml").write_text(written)
     stored = read_json(moved / "study.json")
     (moved / "study.json").write_text(json.dumps({**stored, "bench": "another"}))
     with pytest.raises(RunFolderError, match="are not those of the run"):
@@ -290,9 +299,12 @@ def test_a_worker_says_what_it_misses(tmp_path: Path) -> None:
 
 
 def test_the_commands_of_workers() -> None:
-    line = command(Path("/runs/one"), ("mine", "yours"), 1)
+    line = command(Path("/runs/one"), ("mine", "yours"), Search())
     assert line[1:] == ["-m", "qatflow.worker", "/runs/one", "--trust", "mine", "--trust", "yours"]
-    several = command(Path("/runs/one"), (), 4)
+    assert command(Path("/runs/one"), (), Search(storage="sqlite:///a.db"))[1:] == line[1:4]
+    secret = command(Path("/runs/one"), (), Search(storage="postgresql://${oc.env:PASSWORD}@host/db"))
+    assert secret[4:] == ["--storage", "postgresql://${oc.env:PASSWORD}@host/db"]
+    several = command(Path("/runs/one"), (), Search(devices_per_trial=4))
     assert several[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
 
 
