@@ -12,6 +12,7 @@ import math
 import os
 import re
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -312,6 +313,8 @@ def note_error(trial: optuna.Trial, error: Exception, seconds: float) -> None:
 def _runs(pid: int) -> bool:
     if pid == os.getpid():
         return False  # of an earlier process with our number, or of a call that was interrupted
+    if sys.platform == "win32":
+        return True  # to ask would be to interrupt it: its signs of life say
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

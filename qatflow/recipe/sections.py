@@ -182,7 +182,7 @@ class Search(Config):
     """What starts the workers: this machine, or a Ray cluster (`pip install qatflow[ray]`)."""
     devices_per_trial: Annotated[int, Field(ge=1)] = 1
     """GPUs (without any: processes) that one trial trains on, by distributed data parallelism."""
-    lost_after: Annotated[float, Field(gt=0), BeforeValidator(_as_seconds)] = 180.0
+    lost_after: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(_as_seconds)] = 180.0
     """A time such as `3m` without a sign of life of another machine, after which its trial is taken over."""
 
     @field_validator("lr", "epochs", "decay_period")
