@@ -203,7 +203,7 @@ def _changed(chance: random.Random, holder: Any, key: Any) -> None:
         case 0:
             del holder[key]
         case 1 if isinstance(holder, dict):
-            holder[chance.choice(("", "x", "__class__", "version", "name"))] = chance.choice(VALUES)
+            holder[chance.choice(("", "x", "__class__", "version", "name"))] = copy.deepcopy(chance.choice(VALUES))
         case 2:
             holder[key] = [holder[key]]
         case 3:

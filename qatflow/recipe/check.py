@@ -181,13 +181,13 @@ def _source_mistakes(
         problem = f"has both a name ({shown(name)}) and a factory ({shown(factory)})"
         yield Mistake(section, problem, f"keep one, for instance with {section}.name=null")
     if isinstance(name, str) and name not in names:
-        yield Mistake(f"{section}.name", f"unknown name {name!r}", allowed_values(name, names))
+        yield Mistake(f"{section}.name", f"unknown name {shown(name)}", allowed_values(name, names))
     if isinstance(factory, str):
         yield from _factory_mistakes(f"{section}.factory", factory, trust, section, f"{section}.kwargs", source)
-    is_file = isinstance(weights, str) and Path(os.path.expanduser(weights)).is_file()  # noqa: PTH111 - never raises
+    is_file = isinstance(weights, str) and os.path.isfile(os.path.expanduser(weights))  # noqa: PTH111, PTH113 - no raise
     if isinstance(weights, str) and not WRITTEN.search(weights) and not is_file:
         fix = f"relative paths start at {Path.cwd()}"
-        yield Mistake(f"{section}.weights", f"there is no file {weights!r}", fix)
+        yield Mistake(f"{section}.weights", f"there is no file {shown(weights)}", fix)
 
 
 def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Sequence[str]) -> Iterator[Mistake]:
@@ -198,7 +198,7 @@ def _metric_mistakes(gate: Mapping[str, Any], data: Mapping[str, Any], trust: Se
         yield from _factory_mistakes("gate.metric", metric, trust, "metric", "gate.metric_kwargs", gate)
     elif metric not in METRICS:
         fix = f"{allowed_values(metric, METRICS)}, or package.module:function"
-        yield Mistake("gate.metric", f"unknown metric {metric!r}", fix)
+        yield Mistake("gate.metric", f"unknown metric {shown(metric)}", fix)
         return
     elif isinstance(gate.get("metric_kwargs"), Mapping):
         yield from metric_kwargs_mistakes(metric, gate["metric_kwargs"])
@@ -213,7 +213,8 @@ def _value_mistakes(gate: Mapping[str, Any], metric: str) -> Iterator[Mistake]:
     direction = gate.get("direction", "auto")
     if direction == "auto" and metric in METRICS:
         direction = "lower" if metric in LOWER_IS_BETTER else "higher"
-    wrong, right = {"lower": ("min_value", "max_value"), "higher": ("max_value", "min_value")}.get(direction, ("", ""))
+    sides = {"lower": ("min_value", "max_value"), "higher": ("max_value", "min_value")}
+    wrong, right = sides.get(direction, ("", "")) if isinstance(direction, str) else ("", "")
     if wrong and gate.get(wrong) is not None and gate.get(right) is None:
         problem = f"{shown(gate[wrong])}, but a {direction} {metric} is better"
         yield Mistake(f"gate.{wrong}", problem, f"write gate.{right}")
@@ -249,7 +250,8 @@ def _training_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iter
         if ":" in value:
             yield from _factory_mistakes(f"qat.{key}", value, trust, key, f"qat.{key}_kwargs", qat)
         elif value not in names:
-            yield Mistake(f"qat.{key}", f"unknown {key} {value!r}", f"{allowed_values(value, names)}, or {FACTORY}")
+            fix = f"{allowed_values(value, names)}, or {FACTORY}"
+            yield Mistake(f"qat.{key}", f"unknown {key} {shown(value)}", fix)
         elif key == "loss" and qat.get("loss_kwargs"):
             yield Mistake("qat.loss_kwargs", f"{value!r} is a loss of ours and takes no arguments", "remove them")
     if labels is False and (qat.get("loss") in LABELLED_LOSSES or ":" in str(qat.get("loss"))):

@@ -11,22 +11,20 @@ from qatflow.recipe.config import Config
 
 def _as_drop(value: Any) -> Any:
     """Turn `1%` into `0.01` relative; leave a number alone. Returns what `Drop` takes."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return value
     relative = isinstance(value, str) and value.strip().endswith("%")
-    if isinstance(value, str):
-        try:
-            amount = float(value.strip().removesuffix("%"))
-        except ValueError as error:
-            raise ValueError("write a number in the metric's unit, or a share of FP32 such as '1%'") from error
-        return {"amount": amount / 100 if relative else amount, "relative": relative}
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"amount": float(value), "relative": False}
-    return value
+    try:
+        amount = float(value.strip().removesuffix("%") if isinstance(value, str) else value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("write a number in the metric's unit, or a share of FP32 such as '1%'") from error
+    return {"amount": amount / 100 if relative else amount, "relative": relative}
 
 
 class Drop(Config):
     """An allowed loss: in the metric's own unit, or relative to FP32."""
 
-    amount: Annotated[float, Field(ge=0)]
+    amount: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     relative: bool = False
 
     def __str__(self) -> str:

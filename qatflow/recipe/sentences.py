@@ -118,7 +118,7 @@ def _no_option(value: Any, error: ErrorDetails, schema: Schema) -> tuple[str, st
 def _no_section(value: Any, error: ErrorDetails, schema: Schema) -> tuple[str, str]:
     fix = "write its keys below it"
     if isinstance(value, str) and error["loc"]:  # a step's options have no named choices
-        fix += f"; a named choice goes under `defaults`, as `override /{error['loc'][-1]}: {value}`"
+        fix += f"; a named choice goes under `defaults`, as `override /{error['loc'][-1]}: {shown(value, quote=False)}`"
     return f"{shown(value)} is not a section", fix
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from qatflow.errors import Mistake, allowed_values, near_match
 from qatflow.recipe import names
+from qatflow.recipe.sentences import shown
 
 Role = Literal["model", "data", "metric", "loss", "optimizer", "step", "target"]
 Kind = Literal[
@@ -128,7 +129,7 @@ def form_mistakes(path: str, written: str, what: str = "function") -> Iterator[M
     """Tell whether something is not written as `package.module:name`."""
     module, _, name = written.partition(":")
     if not all(part.isidentifier() for part in (*name.split("."), *module.split("."))):
-        yield Mistake(path, f"{written!r} names no {what}", f"write it as package.module:{what}")
+        yield Mistake(path, f"{shown(written)} names no {what}", f"write it as package.module:{what}")
 
 
 def trust_mistakes(path: str, written: str, trust: Iterable[str], role: Role) -> Iterator[Mistake]:
@@ -137,18 +138,18 @@ def trust_mistakes(path: str, written: str, trust: Iterable[str], role: Role) ->
     if package == OURS:
         own = OWN.get(role, ())
         fix = f"write the name alone; {allowed_values(written.rpartition(':')[2], own)}" if own else "write another one"
-        yield Mistake(path, f"{written!r} is within qatflow, whose own things go by their names", fix)
+        yield Mistake(path, f"{shown(written)} is within qatflow, whose own things go by their names", fix)
     elif is_trusted(written, trust):
         return
     elif opening_of(written, role) is None:
         known = package in PACKAGES
-        problem = f"{written!r} is not open to every recipe" if known else f"the package {package!r} is not trusted"
+        problem = f"{shown(written)} is not open to every recipe" if known else f"the package {shown(package)} is not trusted"
         hint = "" if known else near_match(package, {package_of(one.module) for one in OPEN if one.role == role})
-        fix = hint or f"if you trust it, add trust=[{package}] on the command line"
+        fix = hint or f"if you trust it, add trust=[{shown(package, quote=False)}] on the command line"
         yield Mistake(path, problem, f"{fix}{open_to_all(role)}")
     elif _shadows(package):
-        problem = f"the folder {Path.cwd()} has a {package!r} of its own, which would be taken for the well-known one"
-        fix = f"rename it, or install {package}; if you trust what lies here, add trust=[{package}]"
+        problem = f"the folder {Path.cwd()} has a {shown(package)} of its own, which would be taken for the well-known one"
+        fix = f"rename it, or install {package}; if you trust what lies here, add trust=[{shown(package, quote=False)}]"
         yield Mistake(path, problem, f"{fix} on the command line")
 
 
@@ -175,7 +176,7 @@ def argument_mistakes(
     if is_trusted(written, trust) or opening is None:
         return
     for name, value in kwargs.items():
-        place, fix = f"{path}.{name}", f"if you trust this recipe, add trust=[{package}] on the command line"
+        place, fix = f"{path}.{name}", f"if you trust this recipe, add trust=[{shown(package, quote=False)}] on the command line"
         may = opening.arguments
         values = (None if PLACES.fullmatch(name) else ()) if may is None else may.get(name)
         if name in REMOTE_ARGUMENTS:
@@ -184,10 +185,10 @@ def argument_mistakes(
                 yield Mistake(place, "would run code that lies beside the weights", remote)
         elif values is None:
             weights = "a checkpoint is model.weights; " if role == "model" else ""
-            yield Mistake(place, f"no recipe may say this to {written} without trust", f"{weights}{fix}")
+            yield Mistake(place, f"no recipe may say this to {shown(written, quote=False)} without trust", f"{weights}{fix}")
         elif values and value not in values:
             yield Mistake(
-                place, f"{value!r} is not an option", f"{allowed_values(str(value), map(str, values))}; {fix}"
+                place, f"{shown(value)} is not an option", f"{allowed_values(str(value), map(str, values))}; {fix}"
             )
 
 
@@ -196,14 +197,14 @@ def package_mistakes(path: str, written: str, trust: Iterable[str], role: Role) 
     package = package_of(written)
     if package == LIVE:
         if LIVE not in trust:
-            problem = f"{written!r} was an object of a Python session, which no command line has"
+            problem = f"{shown(written)} was an object of a Python session, which no command line has"
             yield Mistake(path, problem, "call qatflow.quantize with folder=FOLDER again, or name a factory")
         return
     mistakes = list(trust_mistakes(path, written, trust, role))
     yield from mistakes
     if not mistakes and not lies_here(package) and _installed(package) is None:
         fix = "install it, or run qatflow in the folder that holds it"
-        yield Mistake(path, f"the package {package!r} is not installed", fix)
+        yield Mistake(path, f"the package {shown(package)} is not installed", fix)
 
 
 def outside_mistakes(
