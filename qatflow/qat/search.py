@@ -264,8 +264,9 @@ class _Told:
         self.known: set[int] = set()
 
     def __call__(self) -> None:
-        numbers = notes.numbers(self.study)
-        for trial in notes.to_tell(self.study):
+        ended = notes.to_tell(self.study)
+        numbers = notes.numbers(self.study)  # looked at later, so that every trial that ended is among them
+        for trial in ended:
             if trial.number not in self.known:
                 self.known.add(trial.number)
                 self.bench.progress.trial(notes.record_of(trial, numbers[trial.number]))
