@@ -143,12 +143,16 @@ def trust_mistakes(path: str, written: str, trust: Iterable[str], role: Role) ->
         return
     elif opening_of(written, role) is None:
         known = package in PACKAGES
-        problem = f"{shown(written)} is not open to every recipe" if known else f"the package {shown(package)} is not trusted"
+        problem = (
+            f"{shown(written)} is not open to every recipe" if known else f"the package {shown(package)} is not trusted"
+        )
         hint = "" if known else near_match(package, {package_of(one.module) for one in OPEN if one.role == role})
         fix = hint or f"if you trust it, add trust=[{shown(package, quote=False)}] on the command line"
         yield Mistake(path, problem, f"{fix}{open_to_all(role)}")
     elif _shadows(package):
-        problem = f"the folder {Path.cwd()} has a {shown(package)} of its own, which would be taken for the well-known one"
+        problem = (
+            f"the folder {Path.cwd()} has a {shown(package)} of its own, which would be taken for the well-known one"
+        )
         fix = f"rename it, or install {package}; if you trust what lies here, add trust=[{shown(package, quote=False)}]"
         yield Mistake(path, problem, f"{fix} on the command line")
 
@@ -176,7 +180,10 @@ def argument_mistakes(
     if is_trusted(written, trust) or opening is None:
         return
     for name, value in kwargs.items():
-        place, fix = f"{path}.{name}", f"if you trust this recipe, add trust=[{shown(package, quote=False)}] on the command line"
+        place, fix = (
+            f"{path}.{name}",
+            f"if you trust this recipe, add trust=[{shown(package, quote=False)}] on the command line",
+        )
         may = opening.arguments
         values = (None if PLACES.fullmatch(name) else ()) if may is None else may.get(name)
         if name in REMOTE_ARGUMENTS:
@@ -185,7 +192,9 @@ def argument_mistakes(
                 yield Mistake(place, "would run code that lies beside the weights", remote)
         elif values is None:
             weights = "a checkpoint is model.weights; " if role == "model" else ""
-            yield Mistake(place, f"no recipe may say this to {shown(written, quote=False)} without trust", f"{weights}{fix}")
+            yield Mistake(
+                place, f"no recipe may say this to {shown(written, quote=False)} without trust", f"{weights}{fix}"
+            )
         elif values and value not in values:
             yield Mistake(
                 place, f"{shown(value)} is not an option", f"{allowed_values(str(value), map(str, values))}; {fix}"
