@@ -18,6 +18,7 @@ from torch import nn
 
 from qatflow import engine
 from qatflow.errors import Mistake, RecipeError
+from qatflow.graph.caches import graphs_forgotten
 from qatflow.ladder.environment import Origin
 from qatflow.recipe import Data, Recipe
 from qatflow.recipe.check import session_recipe
@@ -173,7 +174,7 @@ def _carried_out(
     parts: Parts | None = None,
 ) -> RunResult:
     made_folder(home)
-    with _log_to(home / "log.txt", progress):
+    with graphs_forgotten(), _log_to(home / "log.txt", progress):
         try:
             return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:
