@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch.fx import graph_module
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 @contextmanager
@@ -29,6 +30,10 @@ def graphs_forgotten() -> Iterator[None]:
 
 
 def _forget_shapes() -> None:
+    """Clear what is kept of every capture's sizes: by the op, and by functions that remember the capture with it."""
+    for one in vars(ShapeEnv).values():
+        if hasattr(one, "cache_clear"):
+            one.cache_clear()
     try:
         from torch._subclasses.fake_tensor import FakeTensorMode
     except ImportError:
