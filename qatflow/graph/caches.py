@@ -15,7 +15,7 @@ from torch.fx import graph_module
 
 @contextmanager
 def graphs_forgotten() -> Iterator[None]:
-    """Let torch forget the texts of graphs that are made in here; those that still live run on, without text for tracebacks."""
+    """Let torch forget the texts of graphs that are made in here; those that still live run on."""
     texts: dict[str, Any] = getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
     before = set(texts)
     try:
