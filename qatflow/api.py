@@ -18,6 +18,7 @@ from torch import nn
 
 from qatflow import engine
 from qatflow.errors import Mistake, RecipeError
+from qatflow.graph.caches import graphs_forgotten
 from qatflow.ladder.environment import Origin
 from qatflow.recipe import Data, Recipe
 from qatflow.recipe.check import session_recipe
@@ -176,7 +177,8 @@ def _carried_out(
 ) -> RunResult:
     made_folder(home)
     tell = (progress or Silent()).note
-    with held(home, tell), logged(home / "log.txt", recipe, partial(_tell, progress)):
+    logging_to = logged(home / "log.txt", recipe, partial(_tell, progress))
+    with held(home, tell), graphs_forgotten(), logging_to:
         try:
             return engine.run(recipe, home, trust, progress, origin, parts).in_folder(home)
         finally:

@@ -18,6 +18,7 @@ LOOKS_AGAIN = {"graph/called.py", "graph/capture_errors.py"}
 PRIVATE = {
     "door/hydra_parts.py": "how Hydra composes, and starts its plugins",
     "graph/tree.py": "how torch flattens nested values, and how a graph is called",
+    "graph/caches.py": "what torch remembers of graphs",
     "graph/operators.py": "torch's class of operators, and their schemas",
     "export/torch_form.py": "registers torch's ops that quantize",
     "quant/compiled_files.py": "where torch.compile keeps what it compiled",
