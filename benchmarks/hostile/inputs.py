@@ -152,7 +152,7 @@ class Kinds:
             case _ if path.suffix == ".json":
                 path.write_bytes(json_of(chance, content))
             case _ if path.suffix == ".yaml":
-                path.write_bytes(yaml_of(chance, content.decode()))
+                path.write_bytes(yaml_of(chance, content.decode(errors="replace")))
             case _:
                 path.write_bytes(bytes_of(chance, content))
 
