@@ -229,7 +229,8 @@ def check_module(module: str, arguments: list[str]) -> None:
         marks = [one.split(":")[0] for one in PROJECT["tool"]["pytest"]["ini_options"]["markers"]]
         assert arguments in ([], ["small_npu"]) or (arguments[0] == "-m" and arguments[1] in marks)
         return
-    path = ROOT / f"{module.replace('.', '/')}.py"
+    place = ROOT / module.replace(".", "/")
+    path = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
     options = [one for one in arguments if one.startswith("--")]
     assert all(f'"{one}"' in path.read_text(encoding="utf-8") for one in options), options
 
