@@ -16,6 +16,7 @@ from qatflow.export.onnx_qdq import insert_qdq
 from qatflow.export.onnx_tidy import tidy
 from qatflow.export.program import exported
 from qatflow.export.signature import Example, Signature
+from qatflow.graph.caches import forget_sizes
 from qatflow.graph.capture_errors import first_sentence, quiet
 from qatflow.results.store import write_atomically
 from qatflow.users_code import blame_machine
@@ -77,6 +78,7 @@ def onnx_model(
         message = f"the model cannot be written as ONNX: {first_sentence(_root(error))}; {LEAVE_OUT}"
         raise ExportError(message) from error
     assert converted is not None
+    forget_sizes(program.graph_module)
     model = converted.model
     insert_qdq(model, names, packed=options.packed)
     tidy(model, signature.inputs, signature.outputs)

@@ -11,6 +11,7 @@ from qatflow.export.program import exported
 from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
 from qatflow.export.torch_form import TorchForm
+from qatflow.graph.caches import forget_sizes
 from qatflow.quant.simulation import Simulation
 from qatflow.results.store import write_atomically
 
@@ -34,3 +35,4 @@ def export_pt2(simulation: Simulation, example: Example, path: Path, content: In
     graph = quantized_graph(content, simulation.placement, target, TorchForm())
     program = exported(graph, Signature.of(graph, example), example)
     write_atomically(path, lambda aside: torch.export.save(program, aside))
+    forget_sizes(program.graph_module)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qatflow.errors import CaptureError, UserCodeError
+from qatflow.graph.caches import forget_sizes
 from qatflow.graph.capture_errors import explain, quiet, why_different
 from qatflow.graph.closeness import outputs_close
 from qatflow.graph.operators import Operator, changes_its_input, functional_twin, is_view
@@ -76,6 +77,7 @@ def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mas
     graph.recompile()
     _check_same_function(model, graph, args, kwargs)
     note_mask(graph, model, args, kwargs, mask)
+    forget_sizes(graph)
     return graph
 
 
