@@ -29,9 +29,10 @@ from qatflow.quant.design import Design
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.saved import load
 from qatflow.recipe.check import recipe_from
-from qatflow.recipe.variables import WRITTEN
+from qatflow.recipe.places import place_mistakes
 from qatflow.recipe.yaml_file import read_yaml
 from qatflow.report.console import say
+from qatflow.results.lock import require_own
 from qatflow.results.progress import Silent
 from qatflow.results.record import Record
 from qatflow.results.result import TrialRecord
@@ -68,6 +69,7 @@ def work(place: str, trust: tuple[str, ...] = (), storage_url: str | None = None
     if not (folder / "study.json").exists():
         message = f"{folder} has no study yet: it is made when the run comes to QAT"
         raise RunFolderError(message)
+    require_own(folder)
     known = _known(folder)
     recipe = complete(recipe_from(read_yaml(folder / "recipe.yaml") or {}, trust), trust)
     url = place if "://" in place else storage_url or _harmless(recipe.search.storage, folder)
@@ -96,13 +98,13 @@ def work(place: str, trust: tuple[str, ...] = (), storage_url: str | None = None
 
 
 def _harmless(url: str | None, folder: Path) -> str | None:
-    """Return what a recipe says of the study's storage, where that sends nothing of the environment away.
+    """Return what a recipe says of the study's storage, where that is a file below the current folder.
 
     Raises:
-        RunFolderError: it would.
+        RunFolderError: it is another one.
     """
-    if url is not None and WRITTEN.search(url):
-        message = f"the recipe in {folder} sends environment variables to {url}: if you trust it, add --storage '{url}'"
+    for mistake in place_mistakes({"search": {"storage": url}}, ()):
+        message = f"{folder / 'recipe.yaml'}: {mistake.path}: {mistake.problem}; if you trust it, add --storage '{url}'"
         raise RunFolderError(message)
     return url
 

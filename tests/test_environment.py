@@ -79,9 +79,8 @@ def test_the_revision_is_that_of_the_users_files(tmp_path: Path, monkeypatch: py
     made = digits(model={"factory": "code_of_mine:model"}, gate={"metric": "torchmetrics:Accuracy"})
     found = environment(made, Origin("again", recipes / "mine.yaml"), CPU, None)["git_revisions"]
     assert set(found) == {str(package), str(recipes)}
-    assert not found[str(package)].endswith("-dirty")
     (package / "code.py").write_text("changed")
-    assert git_revisions([package]) == {str(package): f"{found[str(package)]}-dirty"}
+    assert git_revisions([package]) == {str(package): found[str(package)]}
     assert git_revisions([tmp_path]) == {}
 
 
@@ -104,3 +103,20 @@ def more() -> dict[str, object]:
     from tests.users_task import Samples, data
 
     return {**data(), "test": Samples("other", 40, "")}
+
+
+def test_git_runs_nothing_that_a_checkout_names(tmp_path: Path) -> None:
+    script = tmp_path / "theirs.sh"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\ncat\n")
+    script.chmod(0o755)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    (folder / ".gitattributes").write_text("*.txt filter=theirs\n")
+    for line in ("init -q", "add .gitattributes", "-c user.name=a -c user.email=a@b commit -qm one", "add -N a.txt"):
+        subprocess.run(["git", "-C", str(folder), *line.split()], check=True)
+    for key in ("core.fsmonitor", "filter.theirs.clean"):
+        subprocess.run(["git", "-C", str(folder), "config", key, str(script)], check=True)
+    (folder / "a.txt").write_text("b")
+    assert len(git_revisions([folder])[str(folder)]) == 12
+    assert not (tmp_path / "ran").exists()

@@ -118,4 +118,7 @@ def test_writing_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASTLE", SECRET)
     monkeypatch.setenv("SHORT", "1")
     value = {"a": ["${oc.env:CASTLE}"], "b": "${oc.env:SHORT}"}
-    assert as_written(f"no {SECRET} on 1 hill", value) == "no ${oc.env:CASTLE} on 1 hill"
+    assert as_written(f"no {SECRET.upper()} on 1 hill", value) == "no ${oc.env:CASTLE} on 1 hill"
+    monkeypatch.setenv("CASTLE", "first line\nsecond line\n")
+    assert as_written("first line: second line", value) == "${oc.env:CASTLE}: ${oc.env:CASTLE}"
+    assert as_written(r"'first line\nsecond line\n'", value) == "'${oc.env:CASTLE}'"

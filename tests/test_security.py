@@ -148,7 +148,7 @@ GUARDS = [
             **recipe(defaults=["tiny", {"/report@hydra.callbacks": "theirs"}]),
             "report/theirs.yaml": {"callbacks": TOUCH},
         },
-        HYDRA.format("report/theirs"),
+        HYDRA.format("recipe theirs"),
     ),
     Guard(
         "a YAML tag that makes an object",
@@ -175,10 +175,41 @@ GUARDS = [
         "command line: search.storage=...",
     ),
     Guard(
+        "a database's file by another spelling",
+        recipe(search={"storage": "sqlite:///file:/tmp/ran?uri=true"}),
+        "search.storage: 'sqlite:///file:/tmp/ran?uri=true' is no plain sqlite:///FILE, and a recipe may not choose a "
+        "server, which gets passwords; give it on the command line: search.storage=...",
+    ),
+    Guard(
+        "a server that asks for passwords",
+        recipe(search={"storage": "postgresql://theirs/db"}),
+        "search.storage: 'postgresql://theirs/db' is no plain sqlite:///FILE, and a recipe may not choose a server, "
+        "which gets passwords; give it on the command line: search.storage=...",
+    ),
+    Guard(
         "a secret of the environment, sent to a server",
         recipe(search={"storage": "postgresql://${oc.env:HOME}@theirs/db"}),
         "search.storage: a recipe may not name an environment variable here; give it on the command line: "
         "search.storage=...",
+    ),
+    Guard(
+        "a secret of the environment, as the name of an option",
+        recipe(defaults=["tiny", {"override /precision": "${oc.env:HOME}"}]),
+        "defaults of recipe theirs: a `${...:...}` is looked up before anything is checked; write the name",
+    ),
+    Guard(
+        "a launcher of Hydra's",
+        recipe(defaults=["tiny", {"override /hydra/launcher": "joblib"}]),
+        HYDRA.format("recipe theirs"),
+    ),
+    Guard(
+        "an option outside of the folders of options",
+        {
+            **recipe(defaults=["tiny", {"override /precision": "../../../../../../../../../../proc/self/cwd/evil"}]),
+            "../evil.yaml": f"# @package hydra.callbacks\ntheirs: {TOUCH}\n",
+        },
+        "precision: '../../../../../../../../../../proc/self/cwd/evil' is outside of the folders of options; write the "
+        "option's name",
     ),
 ]
 

@@ -104,7 +104,12 @@ def recipe_of(cfg: DictConfig, trust: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: it has mistakes; all of them are in the error.
     """
-    return _with_absolute_paths(recipe_from(plain(cfg), trust))
+    mapping = plain(cfg)
+    said = {line.lstrip("+~").partition("=")[0] for line in HydraConfig.get().overrides.task}
+    mistakes = list(place_mistakes(mapping, said))
+    if mistakes:
+        raise RecipeError(mistakes)
+    return _with_absolute_paths(recipe_from(mapping, trust))
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -235,6 +240,10 @@ class _Planner:
         yield from found.mistakes.values()
         for path in found.absent:
             group, _, option = path.rpartition("/")
+            if ".." in path.split("/"):
+                group, _, option = path.partition("/")
+                yield Mistake(group, f"{shown(option)} is outside of the folders of options", "write the option's name")
+                continue
             problem = f"unknown step {option!r}" if group == "steps" else f"{option!r} is not an option"
             yield Mistake(group, problem, allowed_values(option, self._loader.get_group_options(group)))
 

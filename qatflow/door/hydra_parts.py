@@ -10,6 +10,7 @@ The groups `steps` and `target` are made from the tables of those names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,7 +26,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra._internal.utils import get_args_parser as get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import ResultDefault
+from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -43,6 +44,7 @@ from qatflow.recipe.steps import STEP_CONFIGS
 PACKAGE = "_global_"
 VERSION_BASE = "1.3"
 PRIMARY = "config"
+RESOLVED = re.compile(r"\$\{[^}]*:")
 HYDRA = "hydra"
 """The node of Hydra's own settings."""
 USERS = "command-line"
@@ -168,13 +170,42 @@ class Options(ConfigRepository):
             return False
         return True
 
+    def _create_defaults_list(self, config_path: str, defaults: ListConfig) -> list[InputDefault]:
+        """Read the defaults of a config; what those of a recipe or user's option say to Hydra is told, and left."""
+        if self.is_users(config_path):
+            kept = [
+                item for item in OmegaConf.to_container(defaults) or () if not self._is_for_hydra(item, config_path)
+            ]
+            defaults = OmegaConf.create(kept)
+        return list(super()._create_defaults_list(config_path, defaults))
+
+    def _is_for_hydra(self, item: Any, config_path: str) -> bool:
+        """Tell whether an entry of defaults chooses something of Hydra's, or reads the environment."""
+        pairs = item.items() if isinstance(item, dict) else [(item, "")]
+        where = config_path.replace(f"{GROUP}/", f"{GROUP} ")
+        for key, value in pairs:
+            group, _, package = str(key).split(" ")[-1].lstrip("/").partition("@")
+            if HYDRA in (group.split("/")[0], package.split(":")[0].split(".")[0]):
+                self.found.mistakes[f"{HYDRA} {where}"] = _said_to_hydra(where)
+                return True
+            if RESOLVED.search(f"{key} {value}"):
+                problem = "a `${...:...}` is looked up before anything is checked"
+                self.found.mistakes[f"defaults {where}"] = Mistake(f"defaults of {where}", problem, "write the name")
+                return True
+        return False
+
     def is_users(self, config_path: str) -> bool:
         """Tell whether a config is a recipe, or lies in a user's `--config-dir`."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         return config_path.startswith(f"{GROUP}/") or (source is not None and source.provider == USERS)
 
     def _find_object_source(self, config_path: str, object_type: ObjectType | None) -> ConfigSource | None:
-        """Return where a config or group is; Hydra's own and the tree itself are not looked for in a user's folder."""
+        """Return where a config or group is; Hydra's own and the tree itself are not looked for in a user's folder.
+
+        A path that leaves the folders of options leads nowhere: it could name any file of the machine.
+        """
+        if ".." in config_path.split("/") or config_path.startswith("/") or "\\" in config_path:
+            return None
         if config_path != PRIMARY and config_path.split("/")[0] != HYDRA:
             return super()._find_object_source(config_path, object_type)
         for source in (one for one in self.sources if one.provider != USERS):
@@ -249,13 +280,10 @@ class Loader(ConfigLoaderImpl):
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
         found = super()._load_single_config(default, repo)
-        is_users = self.options.is_users(str(default.config_path))
-        is_chosen = default.parent is not None and self.options.is_users(default.parent)
-        if (is_users or is_chosen) and HYDRA in found.config:
-            who = str(default.config_path if is_users else default.parent).replace(f"{GROUP}/", f"{GROUP} ")
-            problem = f"{who} says something to Hydra, which no recipe and no option may"
-            fix = "drop it; what is meant for Hydra stands on the command line, as in hydra.verbose=true"
-            self.options.found.mistakes[f"{HYDRA} {who}"] = Mistake(HYDRA, problem, fix)
+        path = str(default.config_path)
+        if HYDRA in found.config and path != PRIMARY and path.split("/")[0] != HYDRA:
+            who = path.replace(f"{GROUP}/", f"{GROUP} ")
+            self.options.found.mistakes[f"{HYDRA} {who}"] = _said_to_hydra(who)
             del found.config[HYDRA]
         return found
 
@@ -304,6 +332,12 @@ def hydra_at(config_dir: Path | None, recipes: Mapping[str, Path]) -> Prepared:
         anchor = SearchPathQuery(provider="schema")
         path.prepend(provider=USERS, path=f"file://{config_dir.absolute()}", anchor=anchor)
     return Prepared("qatflow", Loader(path, recipes))
+
+
+def _said_to_hydra(who: str) -> Mistake:
+    problem = f"{who} says something to Hydra, which no recipe and no option may"
+    fix = "drop it; what is meant for Hydra stands on the command line, as in hydra.verbose=true"
+    return Mistake(HYDRA, problem, fix)
 
 
 def as_written(cfg: DictConfig) -> dict[str, Any]:

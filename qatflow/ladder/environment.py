@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -144,20 +145,27 @@ def _folder_of(package: str) -> Path | None:
 
 
 def git_revisions(folders: Iterable[Path]) -> dict[str, str]:
-    """Return the revision of every git checkout that some folders are in, `-dirty` where files were changed since."""
+    """Return the revision of every git checkout that some folders are in.
+
+    Whether files were changed since is not asked: git would run filters and monitors that the checkout itself names.
+    """
     found = {}
     for folder in dict.fromkeys(folders):
         root = _git(folder, "rev-parse", "--show-toplevel")
         if root and root not in found:
-            found[root] = _git(folder, "describe", "--always", "--dirty", "--abbrev=12") or "no commit yet"
+            found[root] = _git(folder, "rev-parse", "--short=12", "HEAD") or "no commit yet"
     return found
 
 
 def _git(folder: Path, *arguments: str) -> str:
     """Return what git says; empty where there is no git, or no checkout."""
-    command = ["git", "-C", str(folder), *arguments]
+    git = shutil.which("git")
+    if git is None or Path(git).resolve().is_relative_to(Path.cwd()):
+        return ""
+    command = [git, "-c", "core.fsmonitor=false", "-c", "safe.bareRepository=explicit", "-C", str(folder), *arguments]
+    own = {**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=own)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

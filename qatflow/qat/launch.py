@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 
 from qatflow.recipe import Search
-from qatflow.recipe.variables import WRITTEN
 
 WITH_PARENT = "--with-parent"
 """Lets a worker end when its standard input does."""
@@ -48,13 +47,14 @@ def command(folder: Path, trust: tuple[str, ...], search: Search) -> list[str]:
     devices = search.devices_per_trial
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
     trusted = [part for package in trust for part in ("--trust", package)]
-    storage = ["--storage", search.storage] if search.storage and WRITTEN.search(search.storage) else []
+    storage = ["--storage", search.storage] if search.storage else []
     return [sys.executable, "-m", *torchrun, "qatflow.worker", str(folder.resolve()), *storage, *trusted]
 
 
 def environment(threads: int) -> dict[str, str]:
     """Return the environment of a worker: it finds the same modules as this process, and uses so many cores."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": str(threads)}
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **own, "PYTHONSAFEPATH": "1"}  # no module beside a recipe is imported
 
 
 @dataclass
@@ -153,7 +153,7 @@ def start_ray(search: Search, folder: Path, trust: tuple[str, ...]) -> Starter:
     gpus = devices if ray.cluster_resources().get("GPU", 0) >= devices else 0  # type: ignore[no-untyped-call]
     task = ray.remote(num_cpus=devices, num_gpus=gpus, max_retries=0)(_run)
     line, own = [*command(folder, trust, search), WITH_PARENT], environment(1)
-    passed = {key: own[key] for key in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    passed = {key: own[key] for key in ("PYTHONPATH", "OMP_NUM_THREADS", "PYTHONSAFEPATH")}
     return lambda number: _RayTask(ray, task.remote(line, passed, str(log_path(folder, number)), str(Path.cwd())))
 
 

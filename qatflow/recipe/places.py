@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qatflow.errors import Mistake
+from qatflow.recipe.sentences import shown
 from qatflow.recipe.variables import WRITTEN
+
+SQLITE = "sqlite:///"
 
 
 def place_mistakes(recipe: Mapping[str, Any], said: Collection[str]) -> Iterator[Mistake]:
@@ -23,10 +27,13 @@ def place_mistakes(recipe: Mapping[str, Any], said: Collection[str]) -> Iterator
         if not isinstance(value, str) or path in said:
             continue
         fix = f"give it on the command line: {path}=..."
-        _, is_file_of_a_database, file = value.partition(":///")
+        file = value.removeprefix(SQLITE) if path == "search.storage" else value
         if WRITTEN.search(value):
             yield Mistake(path, "a recipe may not name an environment variable here", fix)
-        elif path == "run.dir" or is_file_of_a_database:
-            place = Path(file.partition("?")[0] or value).expanduser()
-            if not place.resolve().is_relative_to(Path.cwd().resolve()):
-                yield Mistake(path, f"{value!r} is outside of the current folder, where no recipe may write", fix)
+        elif path == "search.storage" and (not value.startswith(SQLITE) or "?" in value or file.startswith("file:")):
+            problem = (
+                f"{shown(value)} is no plain {SQLITE}FILE, and a recipe may not choose a server, which gets passwords"
+            )
+            yield Mistake(path, problem, fix)
+        elif not Path(os.path.expanduser(file)).resolve().is_relative_to(Path.cwd().resolve()):  # noqa: PTH111
+            yield Mistake(path, f"{shown(value)} is outside of the current folder, where no recipe may write", fix)

@@ -88,6 +88,13 @@ def as_written(text: str, value: Any) -> str:
             text = as_written(text, item)
     elif isinstance(value, str):
         for found in WRITTEN.finditer(value):
-            secret = os.environ.get(found["name"], "")
-            text = text.replace(secret, found[0]) if len(secret) >= SHORTEST else text
+            kept = found[0].replace("\\", r"\\")
+            for secret in _spellings(os.environ.get(found["name"], "")):
+                text = re.sub(re.escape(secret), kept, text, flags=re.IGNORECASE)
     return text
+
+
+def _spellings(value: str) -> list[str]:
+    """Return how a value may be quoted in a message, the longest first: whole, escaped, or some of its lines."""
+    spelt = {value, value.strip(), repr(value)[1:-1], *(line.strip() for line in value.splitlines())}
+    return sorted((one for one in spelt if len(one) >= SHORTEST), key=len, reverse=True)

@@ -37,7 +37,7 @@ WORDS = {
     Verdict.ANOMALOUS: ("anomalous", "magenta"),
     Verdict.BASELINE: ("FP32", "dim"),
 }
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 COLUMNS = ("candidate", "metric", "drop (interval)", "verdict", "SQNR dB", "seconds")
 
 

@@ -81,6 +81,7 @@ def held(folder: Path, note: Callable[[str], None], grace: float = GRACE) -> Ite
         RunFolderError: another process holds it, or it cannot be written to; nothing was changed in it.
     """
     path = folder / FILE
+    require_own(folder)
     handle = _opened(path)
     try:
         certain = _take(handle, folder)
@@ -105,6 +106,19 @@ def held(folder: Path, note: Callable[[str], None], grace: float = GRACE) -> Ite
         if handle in _HANDLES:
             _HANDLES.discard(handle)
             os.close(handle)
+
+
+def require_own(folder: Path) -> None:
+    """Refuse a folder in which something leads elsewhere: it may come from anyone, and what is written there with it.
+
+    Raises:
+        RunFolderError: there is a link in it.
+    """
+    for place, folders, files in os.walk(folder):
+        for link in (Path(place, name) for name in (*folders, *files)):
+            if link.is_symlink():
+                message = f"{link} leads elsewhere; remove it, or choose another folder with run.dir=FOLDER"
+                raise RunFolderError(message)
 
 
 def holder(folder: Path) -> Holder | None:

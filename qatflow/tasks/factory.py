@@ -114,11 +114,19 @@ def load_factory(
     mistakes = list(argument_mistakes(kwargs_path, factory, kwargs or {}, trust, role))
     if mistakes:
         raise RecipeError(mistakes)
-    function = load_object(factory, trust, path, role, callable)
+    function: Any = load_object(factory, trust, path, role, callable)
     if not callable(function):
         problem = f"{factory!r} is a {type(function).__name__} and cannot be called"
         raise RecipeError([Mistake(path, problem, "name a function or a class")])
-    return function if is_trusted(factory, trust) else opened(function)
+    if not is_trusted(factory, trust):
+        return opened(function)
+    passed_on = _open_name(function, trust, role)
+    if passed_on is None:
+        return function  # type: ignore[no-any-return]  # callable() said so
+    mistakes = list(argument_mistakes(kwargs_path, passed_on, {**_stored(function), **(kwargs or {})}, trust, role))
+    if mistakes:
+        raise RecipeError(mistakes)
+    return opened(function)
 
 
 def load_object(
@@ -171,15 +179,45 @@ def _check_home(found: Any, written: str, trust: Collection[str], path: str, rol
     Raises:
         RecipeError: it does.
     """
-    while isinstance(found, functools.partial):
-        found = found.func
-    module = str(getattr(found, "__module__", None) or type(found).__module__)
-    home, name = module.split(".")[0], str(getattr(found, "__qualname__", ""))
-    opening = opening_of(f"{module}:{name}", role)
-    if home in trust or (opening is not None and is_open(found, opening, f"{module}:{name}")):
+    home = _module_of(_unwrapped(found)).split(".")[0]
+    if home in trust or _open_name(found, trust, role) is not None:
         return
     problem = f"{written!r} is not {package_of(written)}'s own but comes from {home!r}, which is not trusted"
     raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
+
+
+def _open_name(found: Any, trust: Collection[str], role: Role) -> str | None:
+    """Return the name by which what is of an untrusted package is open to every recipe; None where it is not.
+
+    Its package may have it in another place than where it is written.
+    """
+    found = _unwrapped(found)
+    module, name = _module_of(found), str(getattr(found, "__qualname__", ""))
+    if module.split(".")[0] in trust:
+        return None
+    owner = getattr(found, "__self__", None)
+    if inspect.isclass(owner):
+        module, name = owner.__module__, f"{owner.__qualname__}.{found.__name__}"
+    for written in (f"{module}:{name}", f"{module.split('.')[0]}:{name}"):
+        opening = opening_of(written, role)
+        if opening is not None and is_open(found, opening, written):
+            return written
+    return None
+
+
+def _unwrapped(found: Any) -> Any:
+    while isinstance(found, functools.partial):
+        found = found.func
+    return found
+
+
+def _stored(found: Any) -> dict[str, Any]:
+    """Return the arguments that a partial brings."""
+    return {**_stored(found.func), **found.keywords} if isinstance(found, functools.partial) else {}
+
+
+def _module_of(found: Any) -> str:
+    return str(getattr(found, "__module__", None) or type(found).__module__)
 
 
 def _import(module: str, path: str, trusted: bool) -> ModuleType:

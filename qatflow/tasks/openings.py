@@ -82,7 +82,8 @@ def _is_model(found: Any, package: str, name: str) -> bool:
     import torchvision
 
     listed = torchvision.models
-    return found is listed.get_model or (name in listed.list_models() and listed.get_model_builder(name) is found)
+    names = [one for one in listed.list_models() if one.removeprefix("quantized_") == name]
+    return found is listed.get_model or any(listed.get_model_builder(one) is found for one in names)
 
 
 def _is_maker(found: Any, package: str, name: str) -> bool:

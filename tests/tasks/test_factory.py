@@ -44,6 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         ("torchvision.models:get_model", "model"),
         ("torchvision.models.segmentation:lraspp_mobilenet_v3_large", "model"),
         ("torchvision.models:MobileNetV2", "model"),
+        ("torchvision.models.quantization:resnet18", "model"),
         ("timm:create_model", "model"),
         ("timm.models:mobilenetv3_small_100", "model"),
         ("timm.models.vision_transformer:VisionTransformer", "model"),
@@ -146,6 +147,24 @@ def test_a_trusted_package_may_pass_on_what_is_open_to_all(project: Write) -> No
     assert load("users_zoo:resnet18", "users_zoo").__name__ == "resnet18"
     with pytest.raises(RecipeError, match="comes from 'torchvision', which is not trusted"):
         load("users_zoo:list_models", "users_zoo")
+
+
+def test_what_is_passed_on_keeps_its_bounds(project: Write) -> None:
+    pytest.importorskip("timm")
+    lines = ["import functools", "from timm import create_model", "from timm.models import resnet18"]
+    lines += ["from transformers import AutoModel, BertModel", "cached = functools.partial(resnet18, cache_dir='ran')"]
+    project("users_zoo", "\n".join(lines))
+    for name, kwargs in {
+        "resnet18": {"cache_dir": "ran"},
+        "create_model": {"checkpoint_path": "ran"},
+        "cached": {},
+        "BertModel.from_pretrained": {"cache_dir": "ran"},
+        "AutoModel.from_pretrained": {"trust_remote_code": True},
+    }.items():
+        with pytest.raises(RecipeError, match=r"without trust|would run code|not users_zoo's own"):
+            load(f"users_zoo:{name}", "users_zoo", **kwargs)
+    assert load("users_zoo:create_model", "users_zoo", model_name="resnet18").__name__ == "create_model"
+    assert load("users_zoo:AutoModel.from_pretrained", "users_zoo").__name__ == "from_pretrained"
 
 
 def test_what_is_open_to_all_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
