@@ -286,7 +286,7 @@ def test_a_worker_says_what_it_misses(tmp_path: Path) -> None:
         written.replace("storage: null", "storage: postgresql://${oc.env:HOME}@theirs/db")
     )
     with pytest.raises(
-        RunFolderError, match=r"sends environment variables to .*theirs/db: if you trust it, add --storage"
+        RunFolderError, match=r"may not name an environment variable here; if you trust it, add --storage"
     ):
         work(str(moved), TRUST)
     (moved / "recipe.yaml").write_text(written)
