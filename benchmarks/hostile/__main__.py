@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Process:
     home: Path
     running: subprocess.Popen[str] | None = None
     answers: queue.Queue[str] = field(default_factory=queue.Queue)
+    listener: threading.Thread = field(default_factory=threading.Thread)
 
     def ask(self, asked: Input, folder: Path) -> dict[str, Any]:
         """Return what an input did; `died` or `hung` where it never answered."""
@@ -55,6 +57,11 @@ class Process:
         if self.running is not None:
             self.running.kill()
             self.running.wait()
+            self.listener.join()  # which reads to the end
+            for pipe in (self.running.stdin, self.running.stdout):
+                with suppress(BrokenPipeError):  # what was left to write
+                    if pipe is not None:
+                        pipe.close()
             self.running = None
 
     def _start(self) -> subprocess.Popen[str]:
@@ -70,7 +77,8 @@ class Process:
             environment, pipe = {**os.environ, **own}, subprocess.PIPE
             self.running = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
             self.answers = queue.Queue()
-            threading.Thread(target=_listen, args=(self.running, self.answers), daemon=True).start()
+            self.listener = threading.Thread(target=_listen, args=(self.running, self.answers), daemon=True)
+            self.listener.start()
             if self._answer(START) != "ready\n":
                 message = "the process that carries inputs out did not start"
                 raise RuntimeError(message)
