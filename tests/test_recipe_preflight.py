@@ -176,6 +176,13 @@ def test_sweeps_that_only_a_plugin_can_enumerate() -> None:
     ]
 
 
+def test_a_listed_value_that_cannot_be_read_is_told() -> None:
+    assert told("recipe=tiny", 'data=choice("☺")', multirun=True) == [
+        "data: '☺' cannot be read as a value; quote text that has special characters, and the whole for the "
+        "shell: 'key=\"a, b\"'"
+    ]
+
+
 def test_a_sweeper_that_is_not_there() -> None:
     assert told("recipe=tiny", "seed=1,2", "hydra/sweeper=nope", multirun=True) == [
         "hydra/sweeper: 'nope' is not an option; allowed: basic"

@@ -31,6 +31,8 @@ from qatflow.recipe.sentences import shown
 OWN_TREE = ("config_name", "config_path", "experimental_rerun")
 OPEN_SECTIONS = ("model.kwargs.", "data.kwargs.", "gate.metric_kwargs.", "precision.overrides.", "steps.")
 """Arguments of users' own functions, names of layers, and options of steps: any key may be new there."""
+UNREADABLE = (HydraException, OmegaConfBaseException, ValueError, ArithmeticError)
+"""What Hydra raises of a line that is not in its grammar."""
 MOST_JOBS = 1_000
 """Of one sweep."""
 USERS_STEP = re.compile(r"(?P<sign>[+~]*)steps\.(?P<name>[\w.]+:\w+)(?P<rest>[^=]*)(?P<value>.*)", re.DOTALL)
@@ -135,7 +137,7 @@ def read_overrides(lines: Sequence[str], loader: ConfigLoader, multirun: bool) -
             continue
         try:
             override = _parsed(parser, line, found.files)
-        except (HydraException, OmegaConfBaseException, ValueError, ArithmeticError):
+        except UNREADABLE:
             found.mistakes.append(_unreadable(line))
             continue
         found.mistakes += value_mistakes(override.key_or_group, override.value())
@@ -197,9 +199,15 @@ def _jobs(found: Overrides, parser: OverridesParser) -> list[list[Override]]:
             values.pop(key, None)
         else:
             listed = _listed(override)
-            values[key] = [_parsed(parser, f"{key}={value}", found.files) for value in listed]
-            for one in values[key]:
+            values[key] = []
+            for value in listed:
+                try:
+                    one = _parsed(parser, f"{key}={value}", found.files)
+                except UNREADABLE:  # Hydra lists it without the quotes that it had
+                    found.mistakes.append(_unreadable(f"{key}={value}"))
+                    continue
                 found.mistakes += value_mistakes(key, one.value())
+                values[key].append(one)
             if not listed:
                 problem = f"{override.get_value_string()} does not stand for a list of values"
                 found.mistakes.append(Mistake(key, problem, "list them, as in key=1,2,3 or key=range(1,4)"))
