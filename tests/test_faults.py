@@ -18,11 +18,11 @@ from tests.fault_places import (
     TASK,
     Place,
     full_at,
-    full_at_log,
     full_at_onnx,
     full_at_report,
     full_at_study,
     in_folder,
+    linked_log,
     little_memory,
     locked,
     of,
@@ -86,7 +86,7 @@ FAULTS = [
         "FOLDER/file is no folder; choose another folder with hydra.sweep.dir=FOLDER",
         in_folder("file", "-m", "seed=1,2", key="hydra.sweep.dir"),
     ),
-    Fault("the disk is full at the start", f"cannot write FOLDER/run/recipe.yaml: {FULL}", full_at(0)),
+    Fault("the disk is full at the start", f"cannot write FOLDER/run/run.lock: {FULL}", full_at(0)),
     Fault(
         "the disk is full at a candidate's weights",
         f"cannot write FOLDER/run/candidates/naive/model.safetensors: {FULL}",
@@ -103,7 +103,11 @@ FAULTS = [
         full_at_study,
     ),
     Fault("the disk is full at the report", f"cannot write FOLDER/run/report.html: {FULL}", full_at_report),
-    Fault("the disk is full at the log", f"FOLDER/run/log.txt is not complete: {FULL}", full_at_log),
+    Fault(
+        "something in the run folder is a link",
+        "FOLDER/run/log.txt leads elsewhere; remove it, or choose another folder with run.dir=FOLDER",
+        linked_log,
+    ),
     Fault(
         "the model's factory raises",
         "model.factory: 'tests.faulty_task:model' failed: tests/faulty_task.py:LINE, in model: FileNotFoundError: "

@@ -25,6 +25,7 @@ from datetime import datetime
 from pathlib import Path
 
 from qatflow.errors import RunFolderError
+from qatflow.results.store import unwritable
 
 FILE = "run.lock"
 BEAT = 10.0
@@ -263,7 +264,7 @@ def _sign(handle: int, path: Path) -> None:
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, f"{said}\n".encode())
     except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from error
+        raise unwritable(path, error) from error
 
 
 def _read(handle: int) -> Holder | None:
