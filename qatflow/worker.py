@@ -103,7 +103,8 @@ def _harmless(url: str | None, folder: Path) -> str | None:
     Raises:
         RunFolderError: it is another one.
     """
-    for mistake in place_mistakes({"search": {"storage": url}}, ()):
+    mistake = next(place_mistakes({"search": {"storage": url}}, ()), None)
+    if mistake is not None:
         message = f"{folder / 'recipe.yaml'}: {mistake.path}: {mistake.problem}; if you trust it, add --storage '{url}'"
         raise RunFolderError(message)
     return url

@@ -30,6 +30,8 @@ RECIPE = {
 }
 LONG = "n" * 300
 SAID: dict[tuple[str, ...], str] = {}
+MOST = 2_000_000
+"""Bytes of a file, more than any other file of a run of `RECIPE` has."""
 FULL = "the disk is full; make room there and run again: what is finished is kept"
 
 
@@ -162,6 +164,14 @@ def full_at_report(place: Place) -> str:
     of(code=0)(place)
     with full(8000):
         return place.said(report, str(place.run))
+
+
+def full_at_log(place: Place) -> str:
+    """Let the log be as long as a file may be, before the run adds to it."""
+    place.run.mkdir()
+    (place.run / "log.txt").write_bytes(bytes(MOST))
+    with full(MOST):
+        return of(code=0)(place)
 
 
 def linked_log(place: Place) -> str:

@@ -18,6 +18,7 @@ from tests.fault_places import (
     TASK,
     Place,
     full_at,
+    full_at_log,
     full_at_onnx,
     full_at_report,
     full_at_study,
@@ -103,6 +104,7 @@ FAULTS = [
         full_at_study,
     ),
     Fault("the disk is full at the report", f"cannot write FOLDER/run/report.html: {FULL}", full_at_report),
+    Fault("the disk is full at the log", f"FOLDER/run/log.txt is not complete: {FULL}", full_at_log),
     Fault(
         "something in the run folder is a link",
         "FOLDER/run/log.txt leads elsewhere; remove it, or choose another folder with run.dir=FOLDER",

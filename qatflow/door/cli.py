@@ -18,10 +18,10 @@ from qatflow.door import listing
 from qatflow.door.command_line import Flags, for_hydra, read_flags
 from qatflow.door.composing import LOST, plan
 from qatflow.door.endings import MET, guarded
-from qatflow.door.environment_variables import variables_kept
 from qatflow.door.files import find_recipes
 from qatflow.door.hydra_parts import PRIMARY, get_args_parser, hydra_at
 from qatflow.door.launching import launch
+from qatflow.door.plain_values import variables_kept
 from qatflow.errors import Mistake, RecipeError
 from qatflow.report.console import say
 from qatflow.results.signals import carried_out

@@ -26,12 +26,12 @@ from packaging.requirements import Requirement
 from yaml import YAMLError
 
 from qatflow.door.command_line import is_choice, read_overrides
-from qatflow.door.environment_variables import plain, variables_kept
 from qatflow.door.files import GROUP, find_recipes, hidden_options
-from qatflow.door.hydra_parts import PRIMARY, Findings, Loader, Prepared, as_written, hydra_at, with_overrides
+from qatflow.door.hydra_parts import PRIMARY, Findings, Loader, Prepared, hydra_at, is_elsewhere, with_overrides
+from qatflow.door.plain_values import plain, unresolved, variables_kept
 from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
 from qatflow.recipe import Recipe
-from qatflow.recipe.check import check, recipe_from
+from qatflow.recipe.check import check
 from qatflow.recipe.limits import link_problem
 from qatflow.recipe.places import place_mistakes
 from qatflow.recipe.sentences import shown
@@ -105,11 +105,13 @@ def recipe_of(cfg: DictConfig, trust: Sequence[str]) -> Recipe:
         RecipeError: it has mistakes; all of them are in the error.
     """
     mapping = plain(cfg)
-    said = {line.lstrip("+~").partition("=")[0] for line in HydraConfig.get().overrides.task}
-    mistakes = list(place_mistakes(mapping, said))
-    if mistakes:
+    recipe, mistakes = check(mapping, trust)
+    mistakes += place_mistakes(
+        mapping, {line.lstrip("+~").partition("=")[0] for line in HydraConfig.get().overrides.task}
+    )
+    if recipe is None or mistakes:
         raise RecipeError(mistakes)
-    return _with_absolute_paths(recipe_from(mapping, trust))
+    return _with_absolute_paths(recipe)
 
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -142,7 +144,7 @@ class _Planner:
         with_overrides(cfg, overrides, number)
         for override in values:
             self._set(cfg, override, "steps" in found.broken)
-        if too_many := link_problem(as_written(cfg)):
+        if too_many := link_problem(unresolved(cfg)):
             self._mistakes.append(Mistake(f"recipe {name}", too_many))
             return None
         mapping, lost = _mapping(cfg)
@@ -239,11 +241,11 @@ class _Planner:
         """Tell of files that cannot be composed, and of options that are not there."""
         yield from found.mistakes.values()
         for path in found.absent:
-            group, _, option = path.rpartition("/")
-            if ".." in path.split("/"):
+            if is_elsewhere(path):
                 group, _, option = path.partition("/")
                 yield Mistake(group, f"{shown(option)} is outside of the folders of options", "write the option's name")
                 continue
+            group, _, option = path.rpartition("/")
             problem = f"unknown step {option!r}" if group == "steps" else f"{option!r} is not an option"
             yield Mistake(group, problem, allowed_values(option, self._loader.get_group_options(group)))
 
@@ -303,8 +305,7 @@ def _mapping(cfg: DictConfig) -> tuple[dict[str, Any], list[Mistake]]:
     """Return the config as plain values; an interpolation that leads nowhere is told and left as it stands."""
     mistakes: list[Mistake] = []
     HydraConfig.instance().set_config(cfg)
-    mapping: Any = OmegaConf.to_container(cfg, resolve=False)
-    del mapping["hydra"]
+    mapping = unresolved(cfg)
     for key in mapping:
         try:
             with variables_kept():
@@ -314,4 +315,4 @@ def _mapping(cfg: DictConfig) -> tuple[dict[str, Any], list[Mistake]]:
             path = str(error.full_key or key)
             mistakes.append(Mistake(path, str(error).splitlines()[0], "correct the ${...} in it"))
     HydraConfig.instance().cfg = None
-    return dict(mapping), mistakes
+    return mapping, mistakes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -61,13 +62,24 @@ def load_recipe(path: Path) -> DictConfig:
     Raises:
         RecipeError: it cannot be read, is not a mapping, or holds more than any recipe; the error names file and line.
     """
-    try:
+    with built_of(path):
         node = OmegaConf.load(io.StringIO(yaml_text(path)))
+    assert isinstance(node, DictConfig)  # a mapping, or nothing
+    return node
+
+
+@contextmanager
+def built_of(path: Path) -> Iterator[None]:
+    """Tell of what OmegaConf cannot build of a file, in here.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
     except YAMLError as error:
         raise RecipeError([unreadable(error, str(path))]) from error
     except (OmegaConfBaseException, ValueError, ArithmeticError) as error:
-        if isinstance(error, RecipeError):
-            raise
         raise RecipeError([Mistake(str(path), f"cannot be read: {' '.join(str(error).split())}")]) from error
-    assert isinstance(node, DictConfig)  # a mapping, or nothing
-    return node

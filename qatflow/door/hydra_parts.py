@@ -11,7 +11,7 @@ The groups `steps` and `target` are made from the tables of those names.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -34,22 +34,26 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
-from qatflow.door.files import GROUP, TABLES, load_recipe, shipped
+from qatflow.door.files import GROUP, TABLES, built_of, load_recipe, shipped
+from qatflow.door.plain_values import unresolved
 from qatflow.errors import Mistake, RecipeError, allowed_values
 from qatflow.recipe import Data, Model, Recipe
 from qatflow.recipe.limits import link_problem
 from qatflow.recipe.sentences import shown
 from qatflow.recipe.steps import STEP_CONFIGS
+from qatflow.recipe.yaml_file import yaml_text
 
 PACKAGE = "_global_"
 VERSION_BASE = "1.3"
 PRIMARY = "config"
 RESOLVED = re.compile(r"\$\{[^}]*:")
+"""What OmegaConf looks up by a resolver, such as `${oc.env:HOME}`."""
 HYDRA = "hydra"
 """The node of Hydra's own settings."""
 USERS = "command-line"
 """What Hydra calls a folder that `--config-dir` names."""
 MOST_VISITS = 1_000
+"""Of options, on the way to one config."""
 SOURCES = {"defaults": [{"override /model": "digits_mobilenet"}, {"override /data": "digits"}]}
 """What stands for a recipe that cannot be read, so that the rest can still be checked."""
 
@@ -82,7 +86,7 @@ class Findings:
 
 
 class OptionFiles(FileConfigSource):
-    """A folder of options, whose files are looked through before Hydra builds anything of them."""
+    """A user's folder of options, whose files are looked through before Hydra builds anything of them."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Return an option.
@@ -91,11 +95,9 @@ class OptionFiles(FileConfigSource):
             RecipeError: the file cannot be read, or holds more than any option.
         """
         path = Path(self.path) / self._normalize_file_name(config_path)
-        load_recipe(path)
-        try:
+        yaml_text(path)
+        with built_of(path):
             return super().load_config(config_path)
-        except ValueError as error:
-            raise RecipeError([Mistake(str(path), f"cannot be read: {error}")]) from error
 
 
 class Options(ConfigRepository):
@@ -108,10 +110,7 @@ class Options(ConfigRepository):
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         super().initialize_sources(config_search_path)
-        self.sources = [
-            OptionFiles(one.provider, one.path) if one.scheme() == FileConfigSource.scheme() else one
-            for one in self.sources
-        ]
+        self.sources = [OptionFiles(one.provider, one.path) if one.provider == USERS else one for one in self.sources]
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         group, _, name = config_path.rpartition("/")
@@ -145,54 +144,41 @@ class Options(ConfigRepository):
         if self.found.bare:
             kept = [str(key) for key in node if key not in ("defaults", "hydra")] if self.found.bare == 1 else []
             return OmegaConf.masked_copy(node, kept)
-        if isinstance(node.get("defaults"), ListConfig):
-            node.defaults = [
-                item for item in node.defaults if self._can_be_composed(item, f"defaults of recipe {name}")
-            ]
         return node
 
-    def _can_be_composed(self, item: Any, where: str) -> bool:
-        """Tell whether an entry overrides a group that there is with an option that YAML read as a word."""
-        for key, value in item.items() if isinstance(item, DictConfig) else ():
-            group = str(key).split()[-1].partition("@")[0].lstrip("/")
-            if group == GROUP:
-                fix = "to build on another recipe, write its name alone: `- quickstart`"
-                mistake = Mistake(where, "a recipe cannot choose one", fix)
-            elif isinstance(value, bool):
-                fix = "quote words such as off, on, yes and no: YAML reads them as true and false"
-                mistake = Mistake(where, f"{shown(value)} is not an option of {group}", fix)
-            elif str(key).startswith("override") and not group.startswith("hydra/") and not self.group_exists(group):
-                known = allowed_values(group, sorted(groups() - {GROUP}))
-                mistake = Mistake(where, f"there is no group {group!r}", known)
-            else:
-                continue
-            self.found.mistakes[f"{where} {group}"] = mistake
-            return False
-        return True
-
     def _create_defaults_list(self, config_path: str, defaults: ListConfig) -> list[InputDefault]:
-        """Read the defaults of a config; what those of a recipe or user's option say to Hydra is told, and left."""
-        if self.is_users(config_path):
-            kept = [
-                item for item in OmegaConf.to_container(defaults) or () if not self._is_for_hydra(item, config_path)
-            ]
+        """Read the defaults of a config; what a recipe's or a user's option's cannot mean is told, and left out."""
+        if self.is_users(config_path) and isinstance(defaults, ListConfig):
+            where = config_path.replace(f"{GROUP}/", f"{GROUP} ")
+            items: Any = OmegaConf.to_container(defaults)
+            kept: list[Any] = []
+            for item in items:
+                mistakes = list(self._mistakes_in(item, where))
+                self.found.mistakes |= {f"{where}: {mistake}": mistake for mistake in mistakes}
+                kept += [] if mistakes else [item]
             defaults = OmegaConf.create(kept)
         return list(super()._create_defaults_list(config_path, defaults))
 
-    def _is_for_hydra(self, item: Any, config_path: str) -> bool:
-        """Tell whether an entry of defaults chooses something of Hydra's, or reads the environment."""
-        pairs = item.items() if isinstance(item, dict) else [(item, "")]
-        where = config_path.replace(f"{GROUP}/", f"{GROUP} ")
-        for key, value in pairs:
-            group, _, package = str(key).split(" ")[-1].lstrip("/").partition("@")
-            if HYDRA in (group.split("/")[0], package.split(":")[0].split(".")[0]):
-                self.found.mistakes[f"{HYDRA} {where}"] = _said_to_hydra(where)
-                return True
-            if RESOLVED.search(f"{key} {value}"):
+    def _mistakes_in(self, item: Any, where: str) -> Iterator[Mistake]:
+        """Tell of an entry of defaults that speaks to Hydra, reads the environment, or names what cannot be."""
+        for written, value in item.items() if isinstance(item, dict) else [(item, None)]:
+            name, _, package = str(written).split(" ")[-1].partition("@")
+            group = name.lstrip("/")
+            is_override = str(written).startswith("override") and (group != name or where.startswith(GROUP))
+            if HYDRA in (group.split("/")[0], package.split(".")[0]):
+                yield _said_to_hydra(where)
+            elif RESOLVED.search(f"{written} {value}"):
                 problem = "a `${...:...}` is looked up before anything is checked"
-                self.found.mistakes[f"defaults {where}"] = Mistake(f"defaults of {where}", problem, "write the name")
-                return True
-        return False
+                yield Mistake(f"defaults of {where}", problem, "write the name")
+            elif group == GROUP:
+                fix = "to build on another recipe, write its name alone: `- quickstart`"
+                yield Mistake(f"defaults of {where}", "a recipe cannot choose one", fix)
+            elif isinstance(value, bool):
+                fix = "quote words such as off, on, yes and no: YAML reads them as true and false"
+                yield Mistake(f"defaults of {where}", f"{shown(value)} is not an option of {group}", fix)
+            elif is_override and not self.group_exists(group):
+                known = allowed_values(group, sorted(groups() - {GROUP}))
+                yield Mistake(f"defaults of {where}", f"there is no group {group!r}", known)
 
     def is_users(self, config_path: str) -> bool:
         """Tell whether a config is a recipe, or lies in a user's `--config-dir`."""
@@ -204,7 +190,7 @@ class Options(ConfigRepository):
 
         A path that leaves the folders of options leads nowhere: it could name any file of the machine.
         """
-        if ".." in config_path.split("/") or config_path.startswith("/") or "\\" in config_path:
+        if is_elsewhere(config_path):
             return None
         if config_path != PRIMARY and config_path.split("/")[0] != HYDRA:
             return super()._find_object_source(config_path, object_type)
@@ -270,7 +256,7 @@ class Loader(ConfigLoaderImpl):
                     raise
                 absent.add(str(error.missing_cfg_file))
                 continue
-            if too_many := link_problem(as_written(cfg)):
+            if too_many := link_problem(unresolved(cfg)):
                 raise ConfigCompositionException(too_many)
             if any(line.startswith("steps=") for line in overrides) and isinstance(cfg.get("steps"), DictConfig):
                 with open_dict(cfg.steps):
@@ -340,11 +326,9 @@ def _said_to_hydra(who: str) -> Mistake:
     return Mistake(HYDRA, problem, fix)
 
 
-def as_written(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed recipe as plain values, without Hydra's own node and without looking `${...}` up."""
-    mapping: Any = OmegaConf.to_container(cfg)
-    mapping.pop("hydra", None)
-    return dict(mapping)
+def is_elsewhere(config_path: str) -> bool:
+    """Tell whether a path of an option leaves the folders of options."""
+    return ".." in config_path.split("/") or config_path.startswith("/") or "\\" in config_path
 
 
 def base_recipe() -> dict[str, Any]:

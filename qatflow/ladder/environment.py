@@ -160,7 +160,7 @@ def git_revisions(folders: Iterable[Path]) -> dict[str, str]:
 def _git(folder: Path, *arguments: str) -> str:
     """Return what git says; empty where there is no git, or no checkout."""
     git = shutil.which("git")
-    if git is None or Path(git).resolve().is_relative_to(Path.cwd()):
+    if git is None or Path(git).resolve().parent == Path.cwd():  # where Windows looks first
         return ""
     command = [git, "-c", "core.fsmonitor=false", "-c", "safe.bareRepository=explicit", "-C", str(folder), *arguments]
     own = {**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_OPTIONAL_LOCKS": "0"}

@@ -31,9 +31,7 @@ def place_mistakes(recipe: Mapping[str, Any], said: Collection[str]) -> Iterator
         if WRITTEN.search(value):
             yield Mistake(path, "a recipe may not name an environment variable here", fix)
         elif path == "search.storage" and (not value.startswith(SQLITE) or "?" in value or file.startswith("file:")):
-            problem = (
-                f"{shown(value)} is no plain {SQLITE}FILE, and a recipe may not choose a server, which gets passwords"
-            )
-            yield Mistake(path, problem, fix)
+            problem = f"is no plain {SQLITE}FILE, and a recipe may not choose a server, which gets passwords"
+            yield Mistake(path, f"{shown(value)} {problem}", fix)
         elif not Path(os.path.expanduser(file)).resolve().is_relative_to(Path.cwd().resolve()):  # noqa: PTH111
             yield Mistake(path, f"{shown(value)} is outside of the current folder, where no recipe may write", fix)

@@ -57,7 +57,7 @@ class Opening:
     Attributes:
         role: what it is for.
         module: where it is, or below it.
-        name: in that module; NAME stands for any.
+        name: in that module alone; where it has NAME, which stands for any, below the module as well.
         kind: what it has to be.
         arguments: those it may be given, with their values, where that is less than all but `PLACES`.
     """
@@ -75,7 +75,7 @@ class Opening:
 
     def fits(self, module: str, name: str) -> bool:
         """Tell whether it opens a name of a module."""
-        is_there = module == self.module or (self.name != "create_model" and module.startswith(f"{self.module}."))
+        is_there = module == self.module or ("NAME" in self.name and module.startswith(f"{self.module}."))
         return is_there and re.fullmatch(self.name.replace(".", r"\.").replace("NAME", r"\w+"), name) is not None
 
 
@@ -114,7 +114,8 @@ def package_of(written: str) -> str:
 
 def is_trusted(written: str, trust: Iterable[str]) -> bool:
     """Tell whether the package of `package.module:name` is trusted."""
-    return package_of(written) in trust and package_of(written) not in (OURS, REMOTE_CODE)
+    package = package_of(written)
+    return package in trust and package not in (OURS, REMOTE_CODE)
 
 
 def opening_of(written: str, role: Role) -> Opening | None:
@@ -142,19 +143,19 @@ def trust_mistakes(path: str, written: str, trust: Iterable[str], role: Role) ->
     elif is_trusted(written, trust):
         return
     elif opening_of(written, role) is None:
-        known = package in PACKAGES
-        problem = (
-            f"{shown(written)} is not open to every recipe" if known else f"the package {shown(package)} is not trusted"
-        )
-        hint = "" if known else near_match(package, {package_of(one.module) for one in OPEN if one.role == role})
-        fix = hint or f"if you trust it, add trust=[{shown(package, quote=False)}] on the command line"
-        yield Mistake(path, problem, f"{fix}{open_to_all(role)}")
+        problem, hint = f"{shown(written)} is not open to every recipe", ""
+        if package not in PACKAGES:
+            problem = f"the package {shown(package)} is not trusted"
+            hint = near_match(package, {package_of(one.module) for one in OPEN if one.role == role})
+        yield Mistake(path, problem, f"{hint or trusting('it', package)}{open_to_all(role)}")
     elif _shadows(package):
-        problem = (
-            f"the folder {Path.cwd()} has a {shown(package)} of its own, which would be taken for the well-known one"
-        )
-        fix = f"rename it, or install {package}; if you trust what lies here, add trust=[{shown(package, quote=False)}]"
-        yield Mistake(path, problem, f"{fix} on the command line")
+        problem = f"the folder {Path.cwd()} has a {package!r} of its own, which would be taken for the well-known one"
+        yield Mistake(path, problem, f"rename it, or install {package}; {trusting('what lies here', package)}")
+
+
+def trusting(what: str, package: str) -> str:
+    """Return how to trust a package."""
+    return f"if you trust {what}, add trust=[{shown(package, quote=False)}] on the command line"
 
 
 def open_to_all(role: Role) -> str:
@@ -180,25 +181,17 @@ def argument_mistakes(
     if is_trusted(written, trust) or opening is None:
         return
     for name, value in kwargs.items():
-        place, fix = (
-            f"{path}.{name}",
-            f"if you trust this recipe, add trust=[{shown(package, quote=False)}] on the command line",
-        )
-        may = opening.arguments
+        place, may, fix = f"{path}.{name}", opening.arguments, trusting("this recipe", package)
         values = (None if PLACES.fullmatch(name) else ()) if may is None else may.get(name)
         if name in REMOTE_ARGUMENTS:
             if value and REMOTE_CODE not in trust:
-                remote = f"if you trust it, add trust=[{REMOTE_CODE}] on the command line"
-                yield Mistake(place, "would run code that lies beside the weights", remote)
+                yield Mistake(place, "would run code that lies beside the weights", trusting("it", REMOTE_CODE))
         elif values is None:
-            weights = "a checkpoint is model.weights; " if role == "model" else ""
-            yield Mistake(
-                place, f"no recipe may say this to {shown(written, quote=False)} without trust", f"{weights}{fix}"
-            )
+            problem = f"no recipe may say this to {shown(written, quote=False)} without trust"
+            yield Mistake(place, problem, f"a checkpoint is model.weights; {fix}" if role == "model" else fix)
         elif values and value not in values:
-            yield Mistake(
-                place, f"{shown(value)} is not an option", f"{allowed_values(str(value), map(str, values))}; {fix}"
-            )
+            allowed = allowed_values(str(value), map(str, values))
+            yield Mistake(place, f"{shown(value)} is not an option", f"{allowed}; {fix}")
 
 
 def package_mistakes(path: str, written: str, trust: Iterable[str], role: Role) -> Iterator[Mistake]:

@@ -26,7 +26,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: it cannot be read, is no YAML, or holds more than any recipe; the error names file and line.
     """
-    return loaded(yaml_text(path), str(path))
+    return _built(yaml_text(path), str(path))
 
 
 def loaded(text: str, name: str) -> dict[str, Any]:
@@ -36,6 +36,10 @@ def loaded(text: str, name: str) -> dict[str, Any]:
         RecipeError: it is no YAML, or holds more than any recipe; the error names text and line.
     """
     _go_through(text, name)
+    return _built(text, name)
+
+
+def _built(text: str, name: str) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load(text) or {})
     except (yaml.YAMLError, ValueError, ArithmeticError) as error:

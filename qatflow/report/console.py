@@ -7,7 +7,6 @@ Names of candidates, models and files come from users and are never read as rich
 from __future__ import annotations
 
 import importlib.util
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from qatflow.report.wording import spelt
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, Judgement, RunResult, TrialRecord, Verdict
 from qatflow.results.unfinished import unfinished
@@ -37,7 +37,6 @@ WORDS = {
     Verdict.ANOMALOUS: ("anomalous", "magenta"),
     Verdict.BASELINE: ("FP32", "dim"),
 }
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 COLUMNS = ("candidate", "metric", "drop (interval)", "verdict", "SQNR dB", "seconds")
 
 
@@ -167,12 +166,10 @@ class PlainProgress:
 def say(console: Console, text: str) -> None:
     """Print text as it is: no markup, no colours guessed, no line broken.
 
-    Control characters, which could move the cursor or set the window's title, are spelt out, as is what the console
-    cannot show.
+    What the console cannot show is spelt out as well.
     """
-    spelt = CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
-    spelt = spelt.encode(console.encoding, "backslashreplace").decode(console.encoding)
-    console.print(spelt, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    text = spelt(text).encode(console.encoding, "backslashreplace").decode(console.encoding)
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def number(value: float | None) -> str:

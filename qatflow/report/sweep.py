@@ -20,9 +20,8 @@ from qatflow.report.charts.ladder import Bar, RowChart, drop_charts, tone_of
 from qatflow.report.html import page, relative_href
 from qatflow.report.read import read_result
 from qatflow.report.recipe_keys import differing, flatten
-from qatflow.report.write import csv, read_text
+from qatflow.report.write import csv, read_text, shown_in
 from qatflow.results.result import RunResult
-from qatflow.results.store import write_text
 from qatflow.results.tables import Columns
 from qatflow.results.unfinished import Unfinished, unfinished
 
@@ -88,8 +87,8 @@ def write_sweep(folder: Path, runs: Sequence[Path]) -> list[Path]:
     read = [_read(folder, Path(run)) for run in runs]
     keys = differing([run.recipe for run in read])
     return [
-        write_text(folder / "summary.csv", csv(summary(read, keys))),
-        write_text(folder / "summary.html", _page(folder, read, keys)),
+        shown_in(folder / "summary.csv", csv(summary(read, keys))),
+        shown_in(folder / "summary.html", _page(folder, read, keys)),
     ]
 
 

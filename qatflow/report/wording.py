@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,11 +26,19 @@ TITLES = {
     Verdict.BASELINE: "Only FP32 was measured",
 }
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MANY_OSCILLATE = 0.005
 """Share of weights that oscillate in an epoch, above which a reader should know."""
 
 CHECK_WORDS = {"verified": "verified", "disagrees": "disagrees with the simulation", "slower": "slower than FP32"}
 CHECK_TONES = {"verified": "met", "disagrees": "missed", "slower": "within_noise"}
+
+
+def spelt(text: str) -> str:
+    """Return a text with its control characters spelt out: they could move a terminal's cursor, set its title, or turn
+    the order of letters.
+    """
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Headline(NamedTuple):

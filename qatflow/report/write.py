@@ -15,6 +15,7 @@ import pandas as pd
 from qatflow.report.html import STUDY_PAGE, render
 from qatflow.report.info import has_plots
 from qatflow.report.read import read_result
+from qatflow.report.wording import spelt
 from qatflow.results import tables
 from qatflow.results.result import RunResult
 from qatflow.results.store import parsed, write_text
@@ -39,14 +40,14 @@ def write(folder: Path, html: bool = True) -> list[Path]:
     """
     folder = Path(folder)
     result = read_result(folder)
-    written = [write_text(folder / name, csv(table(result))) for name, table in TABLES.items()]
+    written = [shown_in(folder / name, csv(table(result))) for name, table in TABLES.items()]
     if html:
         page = render(result, read_text(folder / "recipe.yaml"), read_environment(folder))
-        written.append(write_text(folder / "report.html", page))
+        written.append(shown_in(folder / "report.html", page))
     if html and has_plots(result):
         from qatflow.report.study_page import render_study  # brings Optuna and Plotly, which most runs do without
 
-        written.append(write_text(folder / STUDY_PAGE, render_study(result)))
+        written.append(write_text(folder / STUDY_PAGE, render_study(result)))  # Plotly's script has some of its own
     return written
 
 
@@ -72,6 +73,15 @@ def read_environment(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {"environment.json": "is damaged"}
     return values if isinstance(values, dict) else {"environment.json": "is not a mapping"}
+
+
+def shown_in(path: Path, text: str) -> Path:
+    """Write a text that people look at, also in a terminal; returns its path.
+
+    Raises:
+        RunFolderError: the folder cannot be written to.
+    """
+    return write_text(path, spelt(text))
 
 
 def csv(table: pd.DataFrame) -> str:

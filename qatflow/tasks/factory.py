@@ -26,6 +26,7 @@ from qatflow.recipe.trust import (
     opening_of,
     package_of,
     trust_mistakes,
+    trusting,
 )
 from qatflow.recipe.variables import read
 from qatflow.tasks.openings import is_open, opened
@@ -163,7 +164,7 @@ def load_object(
         _check_home(found, written, trust, path, role)
     opening = opening_of(written, role)
     if not trusted and opening is not None and not is_open(found, opening, written):
-        fix = f"if you trust it, add trust=[{package_of(written)}] on the command line"
+        fix = trusting("it", package_of(written))
         raise RecipeError([Mistake(path, f"{written!r} is not {opening.kind}", fix)])
     return found
 
@@ -183,7 +184,7 @@ def _check_home(found: Any, written: str, trust: Collection[str], path: str, rol
     if home in trust or _open_name(found, trust, role) is not None:
         return
     problem = f"{written!r} is not {package_of(written)}'s own but comes from {home!r}, which is not trusted"
-    raise RecipeError([Mistake(path, problem, f"if you trust it, add trust=[{home}] on the command line")])
+    raise RecipeError([Mistake(path, problem, trusting("it", home))])
 
 
 def _open_name(found: Any, trust: Collection[str], role: Role) -> str | None:

@@ -218,7 +218,7 @@ def test_a_study_that_two_folders_share_is_trained_once_and_both_have_its_winner
     assert [summary(trial) for trial in first.trials] == [summary(trial) for trial in second.trials]
     assert len(first.trials) == 3
     homes = {one.user_attrs[notes.CANDIDATES] for one in trials_in(url) if notes.CANDIDATES in one.user_attrs}
-    assert homes <= {str(folder / "candidates") for folder in folders}
+    assert homes and homes <= {str(folder / "candidates") for folder in folders}  # one may be quicker with all three
     winners = [one for run in (first, second) for one in run.candidates if one.stage == "qat" and one.part == "test"]
     assert winners[0].value == winners[1].value
     assert winners[0].notes["trial"] == winners[1].notes["trial"]

@@ -332,6 +332,7 @@ def hostile(run: RunResult) -> RunResult:
             "float_tensors": (left,),
             "timings": {SCRIPT: 1.0},
             "artefacts": {SCRIPT: f'"onclick={SCRIPT}', "link": "javascript:alert(1)", "host": "//example.com/x"},
+            "notes": (SCRIPT,),
             "export_notes": {SCRIPT: SCRIPT},
             "started": SCRIPT,
         }
@@ -345,6 +346,12 @@ def test_names_cannot_become_markup(trained_run: RunResult) -> None:
     assert "script" not in page.names()
     assert page.text.count(SCRIPT) > 25
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+
+
+def test_notes_are_as_they_were_told(trained_run: RunResult) -> None:
+    told = page_of(trained_run.model_copy(update={"notes": ("naive meets the gate", "there is `more`")}))
+    assert "Notes naive meets the gate there is `more`" in " ".join(told.text.split())
+    assert "Notes" not in page_of(trained_run).text
 
 
 def test_nothing_comes_from_outside(trained_run: RunResult) -> None:

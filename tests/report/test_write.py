@@ -140,3 +140,12 @@ def test_a_disk_that_is_full(met_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_read_result_is_what_was_written(trained_folder: Path, trained_run: RunResult) -> None:
     assert read_result(trained_folder) == trained_run
+
+
+def test_control_characters_of_a_foreign_run_reach_no_file(met_folder: Path) -> None:
+    path = met_folder / "result.json"
+    path.write_text(path.read_text().replace('"fold_batch_norms"', '"\\u001b]0;title\\u0007\\u202e"'))
+    for written in write(met_folder):
+        text = written.read_text()
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert r"\x1b]0;title\x07\u202e" in (met_folder / "results.csv").read_text()

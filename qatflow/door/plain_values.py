@@ -1,4 +1,4 @@
-"""Composing without reading the environment: `${oc.env:NAME}` stays as it is written.
+"""Configs as plain values, without reading the environment: `${oc.env:NAME}` stays as it is written.
 
 What it stands for is read where it is used, by `qatflow.recipe.variables`, so that no file has it.
 """
@@ -13,6 +13,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 RESOLVER = "oc.env"
+
+
+def unresolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return a composed config as plain values, without Hydra's own node and without looking `${...}` up."""
+    mapping: Any = OmegaConf.to_container(cfg)
+    mapping.pop("hydra", None)
+    return dict(mapping)
 
 
 def plain(cfg: DictConfig | ListConfig) -> Any:
