@@ -30,8 +30,9 @@ MEMORY = (
     "(calibration.samples, those of the steps)"
 )
 FULL = "the disk is full; make room there and run again: what is finished is kept"
+READER_DIED = "a process that reads the data died, often for want of memory; try data.workers=0"
 MACHINE = {
-    "DataLoader worker (pid": "a process that reads the data died, often for want of memory; try data.workers=0",
+    "DataLoader worker (pid": READER_DIED,
     "MemoryError": MEMORY,
     "OutOfMemoryError": MEMORY,
     "can't allocate memory": MEMORY,
@@ -55,6 +56,8 @@ MACHINE = {
 """What an exception says that the machine is to blame for, and what helps; the words are PyTorch's, oneDNN's, CUDA's,
 ONNX Runtime's, safetensors', SQLite's and the systems' own."""
 ASKED = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+) ?(?P<unit>bytes|[KMG]i?B)")
+CUT_OFF = {"ConnectionResetError", "ConnectionRefusedError", "BrokenPipeError", "EOFError", "FileNotFoundError"}
+"""How else a process that died is noticed: while a tensor that it shares is fetched from it."""
 BROUGHT = "Original Traceback (most recent call last):\n"
 """How the text of an exception goes on that PyTorch brought from another process or thread."""
 Owner = Literal["qatflow", "user", "library", "nobody"]
@@ -165,7 +168,15 @@ def lacking(error: BaseException) -> str:
     if asked is not None:
         lack, _, advice = found.partition("; ")
         return f"{lack} (PyTorch asked for {_asked(asked)}); {advice}"
+    if not found and _cut_off(error):
+        return READER_DIED
     return found or (lacking(error.__cause__) if error.__cause__ is not None else "")
+
+
+def _cut_off(error: BaseException) -> bool:
+    raised = raised_by(error, error.__traceback__)
+    fetches = (frame.file.parts[-3:] == ("torch", "multiprocessing", "reductions.py") for frame in raised.frames)
+    return raised.kind in CUT_OFF and any(fetches)
 
 
 def out_of_memory(error: BaseException) -> bool:

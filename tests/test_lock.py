@@ -189,26 +189,29 @@ def test_what_is_no_file_of_ours_is_not_written(tmp_path: Path) -> None:
     assert (tmp_path / "theirs").read_text() == "theirs"
 
 
+def until_it_hangs(process: "subprocess.Popen[bytes]") -> None:
+    """Read its standard error up to where `tests.users_task` says that it hangs."""
+    assert process.stderr is not None
+    assert any(line == b"hangs\n" for line in process.stderr)
+
+
 def test_processes_that_read_the_data_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
     """In the midst of a sample as well."""
     argv = [*command(tmp_path, "test:hang"), "data.workers=1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "qatflow", *argv]
-    run = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def processes() -> list[str]:
         found = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
         return found.stdout.split()
 
     try:
-        deadline = time.time() + 120
-        while not (tmp_path / "run" / "environment.json").exists() or len(processes()) < 2:
-            assert time.time() < deadline
-            time.sleep(0.1)
-        time.sleep(1)
+        until_it_hangs(run)
+        assert len(processes()) == 2
     finally:
         run.kill()
-        run.wait()
+        run.communicate()
     assert holder(tmp_path / "run") is None
     deadline = time.time() + 4  # PyTorch itself looks every 5 s, and only between two samples
     while processes():
@@ -249,19 +252,14 @@ def test_a_second_run_is_refused_in_one_sentence_and_touches_nothing(tmp_path: P
     argv = command(tmp_path, "test:hang")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-W", "error", "-m", "qatflow", *argv]
-    first = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        deadline = time.time() + 120
-        while not (tmp_path / "run" / "environment.json").exists():
-            assert time.time() < deadline
-            assert first.poll() is None
-            time.sleep(0.1)
+        until_it_hangs(first)
 
         def files() -> dict[str, tuple[float, int]]:
             found = [path for path in (tmp_path / "run").rglob("*") if path.name != FILE]
             return {str(path): (path.stat().st_mtime, path.stat().st_size) for path in found}
 
-        time.sleep(1)
         before = files()
         second = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert (second.returncode, second.stdout) == (1, "")
@@ -271,7 +269,7 @@ def test_a_second_run_is_refused_in_one_sentence_and_touches_nothing(tmp_path: P
         assert read_result(tmp_path / "run").status == "running"
     finally:
         first.kill()
-        first.wait()
+        first.communicate()
     cut_off = read_result(tmp_path / "run")
     assert (cut_off.status, cut_off.error) == ("interrupted", CUT_OFF)
 

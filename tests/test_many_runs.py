@@ -1,11 +1,15 @@
 """Many short runs in one process, some of which train: handles, threads, processes and memory stay.
 
-`QATFLOW_RUNS=200 pytest -m slow tests/test_many_runs.py` carries out more of them.
+`QATFLOW_RUNS=200 pytest -m slow tests/test_many_runs.py` carries out more of them. They are a process of their own:
+pytest keeps every record that is logged.
 """
 
 import gc
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +21,7 @@ from qatflow.results.memory import forget_peak, taken
 from qatflow.results.result import RunResult
 from tests.faulty_task import SIZES
 
+ROOT = Path(__file__).parents[1]
 RUNS, WARM = int(os.environ.get("QATFLOW_RUNS", "40")), 25
 """How many there are, and after how many all that is kept for good is there."""
 TRAINS = 20
@@ -26,7 +31,7 @@ GROWTH = 16 * 2**20
 
 
 class Held(NamedTuple):
-    """What this process holds."""
+    """What a process holds."""
 
     files: int
     threads: int
@@ -59,16 +64,26 @@ def once(folder: Path, trains: bool) -> RunResult:
     return run(recipe, folder, trust=("tests",))
 
 
+def runs(folder: Path) -> None:
+    """Carry them out, and print a line of JSON after each: what the process holds, and its memory in bytes."""
+    for number in range(1, RUNS + 1):
+        result = once(folder / str(number), trains=number % TRAINS == 0)
+        assert (result.status, result.training_error) == ("finished", "")
+        sys.stdout.write(f"{json.dumps([held(), memory()])}\n")
+        sys.stdout.flush()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="what a process holds is told by Linux")
 def test_runs_in_one_process_leave_nothing_behind(tmp_path: Path) -> None:
-    before, start = None, 0
-    for number in range(1, RUNS + 1):
-        result = once(tmp_path / str(number), trains=number % TRAINS == 0)
-        assert (result.status, result.training_error) == ("finished", "")
-        if number in (WARM, RUNS) or number % TRAINS == 0:
-            print(number, held(), memory() // 2**20, "MiB", flush=True)  # noqa: T201 - shown where it fails
-        if number == WARM:
-            before, start = held(), memory()
-    assert held() == before
-    assert memory() - start < GROWTH
+    command = [sys.executable, "-m", "tests.test_many_runs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(told) == RUNS
+    assert told[-1][0] == told[WARM - 1][0]
+    assert told[-1][1] - told[WARM - 1][1] < GROWTH, [memory // 2**20 for _, memory in told]
+
+
+if __name__ == "__main__":
+    runs(Path(sys.argv[1]))

@@ -2,11 +2,13 @@
 
 import errno
 import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch import multiprocessing
 
 import qatflow
 from qatflow import users_code
@@ -15,7 +17,7 @@ from qatflow.ladder import climb as ladder
 from qatflow.recipe import Recipe
 from qatflow.results.result import RunResult
 from qatflow.tasks.batches import _collate
-from qatflow.users_code import FULL, anywhere, owner_of, said
+from qatflow.users_code import FULL, READER_DIED, anywhere, owner_of, said
 from tests.users_task import DATA, MODEL
 
 NO_ROOM = "the memory does not suffice"
@@ -133,6 +135,29 @@ def test_what_the_machine_ran_out_of_is_nobodys_defect(error: Exception, message
         raise RuntimeError("something went wrong") from error
     with pytest.raises(MachineError, match=f": {pattern}"), users_code.users_code("reading the data"):
         raise error
+
+
+def puts_and_stays(queue: "multiprocessing.Queue[torch.Tensor]") -> None:
+    queue.put(torch.ones(3))
+    time.sleep(600)
+
+
+def test_a_process_that_died_before_its_tensor_was_fetched() -> None:
+    """As it is met where the process is killed between sending a batch and sharing it, which is a matter of luck."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=puts_and_stays, args=(queue,))
+    process.start()
+    try:
+        while queue.empty():
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.join()
+    with pytest.raises(MachineError, match=re.escape(READER_DIED)), users_code.users_code("reading the data"):
+        queue.get()
+    with pytest.raises(UserCodeError, match="ConnectionResetError: the server hung up"), users_code.users_code("it"):
+        raise ConnectionResetError("the server hung up")
 
 
 def test_a_batch_that_memory_does_not_suffice_for_is_not_blamed_on_the_data() -> None:

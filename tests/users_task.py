@@ -1,6 +1,7 @@
 """A user's package, in which something fails or stops the run where `what` says so."""
 
 import signal
+import sys
 import time
 from typing import Any
 
@@ -42,6 +43,7 @@ class Samples:
         if self.what == "exit" and index == 20:
             raise SystemExit("enough")
         if self.what == "hang" and index == 20:
+            sys.stderr.write("hangs\n")
             time.sleep(600)
         if self.what.startswith("SIG") and index == 20:
             signal.raise_signal(signal.Signals[self.what])

@@ -71,6 +71,7 @@ class Process:
             own = {
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "TMPDIR": str(self.home),
+                "TORCHINDUCTOR_CACHE_DIR": str(self.home / "compiled"),  # which PyTorch lets children inherit
                 "PYTHONPATH": places,
                 "OMP_NUM_THREADS": "1",
             }
@@ -135,7 +136,8 @@ def _keep(place: Path, folder: Path, told: dict[str, Any]) -> None:
     """Keep an input for a look, with what it did."""
     shutil.copytree(folder, place, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("export"))
     (place / "told.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-    print(f"{place}: {', '.join(told['wrong'])}", file=sys.stderr)
+    found = [str(one) for kind in ("ran", "outside") for one in told.get(kind, ())]
+    print(f"{place}: {'; '.join([*told['wrong'], *found])}", file=sys.stderr)
 
 
 def valid_run(folder: Path) -> Path:

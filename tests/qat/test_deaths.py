@@ -17,7 +17,7 @@ from qatflow.qat import notes
 from qatflow.qat import study as studies
 from qatflow.qat.crew import MOST_LOST, Crew
 from qatflow.qat.launch import command
-from qatflow.recipe import Recipe, Search
+from qatflow.recipe import Recipe
 from qatflow.report.read import read_result
 from qatflow.results.lock import holder
 from tests.qat.test_workers import PATIENCE, TRUST, postgresql, recipe, summary, trials_in, wait_for
@@ -38,16 +38,17 @@ def begun(own: Recipe, folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", RUN, file, folder], cwd=ROOT)
 
 
-def caught(url: str, folder: Path, pid: int | None = None) -> FrozenTrial:
-    """Wait for a trial, of this process if one is named, that has got through an epoch; its checkpoint is there."""
+def caught(url: str, folder: Path, worker: "subprocess.Popen[bytes] | None" = None) -> FrozenTrial:
+    """Wait for a trial, of this worker if one is given, that has got through an epoch; its checkpoint is there."""
     found: list[FrozenTrial] = []
 
     def look() -> bool:
+        assert worker is None or worker.poll() is None
         if list(folder.glob("candidates/*/checkpoint.pt")):
             live = [
                 one for one in trials_in(url) if one.state == TrialState.RUNNING and len(one.intermediate_values) > 1
             ]
-            found.extend(one for one in live if pid in (None, one.user_attrs[studies.OWNER]["pid"]))
+            found.extend(one for one in live if worker is None or worker.pid == one.user_attrs[studies.OWNER]["pid"])
         return bool(found)
 
     wait_for(look, PATIENCE)
@@ -184,9 +185,9 @@ def check_another_machine(tmp_path: Path, url: str) -> None:
     first = caught(url, folder)
     process.kill()
     process.wait()
-    worker = subprocess.Popen([*command(folder, TRUST, Search())], cwd=ROOT, stdout=subprocess.DEVNULL)
+    worker = subprocess.Popen([*command(folder, TRUST, own.search)], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        cut = caught(url, folder, worker.pid)
+        cut = caught(url, folder, worker)
     finally:
         worker.kill()
         worker.wait()

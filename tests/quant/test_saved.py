@@ -19,7 +19,7 @@ from qatflow.quant.design import Design
 from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import captured_network
-from qatflow.quant.saved import encoding_from_json, encoding_to_json, load, save
+from qatflow.quant.saved import StoredEncoding, encoding_from_json, encoding_to_json, load, save
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Calibration, Precision
 from qatflow.recipe.steps import STEP_CONFIGS
@@ -170,7 +170,8 @@ def test_a_new_value_lies_in_memory_as_the_old_one_did(layout: torch.memory_form
 def test_encodings_keep_every_bit(dtype: torch.dtype) -> None:
     grid = Grid(4, True, False, smallest_scale=1e-7)
     encoding = Encoding(grid, torch.rand(5).to(dtype) / 3, torch.tensor([0.0, -8, 7, 1, 2], dtype=dtype), 1)
-    back = encoding_from_json(json.loads(json.dumps(encoding_to_json(encoding))), torch.device("cpu"))
+    stored = StoredEncoding.taken(json.loads(json.dumps(encoding_to_json(encoding))))
+    back = encoding_from_json(stored, torch.device("cpu"))
     assert back.grid == grid and back.grid.smallest_scale == 1e-7 and back.axis == 1
     assert back.scale.dtype == dtype
     assert torch.equal(back.scale, encoding.scale) and torch.equal(back.zero_point, encoding.zero_point)

@@ -108,7 +108,7 @@ def test_code_without_a_file_counts_by_what_it_does() -> None:
 
 
 def test_names_of_ours_and_untrusted_factories() -> None:
-    assert factory_fingerprint("accuracy", ()) == ""
+    assert factory_fingerprint("accuracy", (), "metric") == ""
     with pytest.raises(RecipeError, match="not trusted"):
-        factory_fingerprint("torch.nn:CrossEntropyLoss", ())
-    assert factory_fingerprint("torch.nn:CrossEntropyLoss", ("torch",)) == code_fingerprint(torch.nn.MSELoss)
+        factory_fingerprint("my_package:loss", (), "loss")
+    assert factory_fingerprint("torch.nn:CrossEntropyLoss", (), "loss") == code_fingerprint(torch.nn.MSELoss)

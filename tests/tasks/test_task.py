@@ -26,6 +26,7 @@ from qatflow.results.result import CandidateRecord
 from qatflow.tasks.task import Task, load_task
 
 MODULE = "taskcase"
+TRUST = (MODULE, __name__.partition(".")[0])
 METRIC = "def make(power=1):\n    return lambda outputs, target, fp32: (outputs - fp32).abs().mean(1) ** power\n"
 
 
@@ -108,7 +109,7 @@ class Told(Silent):
 
 def ready(folder: Path, settings: Recipe) -> tuple[Bench, Told]:
     """Return a bench on which FP32 was measured."""
-    task, told = load_task(settings, (MODULE,)), Told()
+    task, told = load_task(settings, TRUST), Told()
     design = Design(TARGETS[settings.target], settings.precision, settings.calibration)
     base = captured_network(task.model, *task.example(), design)
     bench = Bench(settings, task, base, folder, told)
@@ -207,10 +208,10 @@ def test_settings_count_where_they_matter(
 
 
 def test_random_augmentation_of_train_changes_nothing(tmp_path: Path, module: types.ModuleType) -> None:
-    tasks = [load_task(recipe(), (MODULE,)) for _ in range(2)]
+    tasks = [load_task(recipe(), TRUST) for _ in range(2)]
     assert tasks[0].training_key == tasks[1].training_key
     module.data = lambda: parts(lambda data: data.update(train=Drawn(part(41, 1))))
-    assert load_task(recipe(), (MODULE,)).training_key != tasks[0].training_key
+    assert load_task(recipe(), TRUST).training_key != tasks[0].training_key
 
 
 @pytest.mark.parametrize("name", ["calibration", "test"])
@@ -234,7 +235,7 @@ def test_code_of_loss_and_optimizer_counts_for_training_only(
     for value in (1, 2):
         exec(text.format(value=value), vars(module))
         settings = recipe(qat={"when": "never", section: f"{MODULE}:train"})
-        keys.append((ready(tmp_path, settings)[0].key, load_task(settings, (MODULE,)).training_key))
+        keys.append((ready(tmp_path, settings)[0].key, load_task(settings, TRUST).training_key))
     assert keys[0][0] == keys[1][0]
     assert keys[0][1] != keys[1][1]
 
@@ -260,7 +261,7 @@ def test_every_calibration_sample_that_a_step_takes_is_in_the_key(
     )
     climbed(tmp_path, settings)
     assert {24, 32, 40, 41} <= taken
-    assert taken <= load_task(settings, (MODULE,)).calibration_limits()
+    assert taken <= load_task(settings, TRUST).calibration_limits()
 
 
 def negate(folder: Path) -> str:
@@ -291,7 +292,7 @@ def lost(folder: Path) -> str:
 
 def without_digests(folder: Path) -> str:
     (folder / "meta.json").write_text((folder / "meta.json").read_text().replace('"files"', '"file"'))
-    return "'files'"
+    return "files: field required"
 
 
 def half_written(folder: Path) -> str:
