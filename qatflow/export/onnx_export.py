@@ -9,6 +9,7 @@ import onnx_ir as ir
 from torch import fx
 
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
+from qatflow.export.loaded import LayerKernel
 from qatflow.export.onnx_file import OPSET, OPSET_OF_FEW_AND_MANY_BITS, OnnxOptions, onnx_model, save_onnx
 from qatflow.export.onnx_float import FileTensors, tensors_of, without_qdq
 from qatflow.export.onnx_form import OnnxForm, keep_names
@@ -34,6 +35,7 @@ class Exported:
         graph: the same with PyTorch's quantize and dequantize calls, and biases as in the file.
         weights: how signed weights of up to 8 bits are stored.
         kind: of the file.
+        lowered: how its layers run, where that is settled when it is written.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Exported:
     graph: fx.GraphModule
     weights: Storage
     kind: FileKind = "onnx"
+    lowered: tuple[LayerKernel, ...] = ()
 
 
 @dataclass(frozen=True)

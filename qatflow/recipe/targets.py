@@ -15,7 +15,8 @@ from qatflow.errors import Mistake
 
 FileKind = Literal["onnx", "pte"]
 """An ONNX file with Q/DQ, or an ExecuTorch program whose layers XNNPACK runs."""
-RuntimeName = Literal["onnxruntime", "executorch"]
+RuntimeName = Literal["onnxruntime", "openvino", "qnn", "executorch"]
+"""Also the names of the extras that bring them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ TARGETS: dict[str, TargetEntry] = {
     ),
     "qnn": TargetEntry(
         about="Qualcomm QNN (Hexagon): uint8 or uint16 everywhere, supergroups as AIMET simulates them",
+        road=Road(runtimes={"onnx": "qnn"}),
     ),
     "xnnpack": TargetEntry(
         about="XNNPACK through ExecuTorch: int8 with zero points",
@@ -78,6 +80,7 @@ TARGETS: dict[str, TargetEntry] = {
     ),
     "openvino": TargetEntry(
         about="OpenVINO on CPU: Q/DQ on the inputs of fused layers, as NNCF puts them",
+        road=Road(runtimes={"onnx": "openvino"}, packed_int4=False),
     ),
 }
 

@@ -15,7 +15,7 @@ from qatflow.export.compare import compare
 from qatflow.export.encodings import read, read_model
 from qatflow.export.latency import interleaved
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.runtimes.onnxruntime import OnnxModel
 from qatflow.export.signature import Signature
 from qatflow.graph.capture import capture
 from qatflow.recipe import Export, Recipe
@@ -78,7 +78,7 @@ def test_what_was_found_is_in_the_folder(run: tuple[RunResult, Path]) -> None:
 
 
 def test_a_deployed_metric_that_misses_the_gate_turns_the_verdict(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module.OnnxModel, "run", _with_shuffled_classes(module.OnnxModel.run))
+    monkeypatch.setattr(OnnxModel, "run", _with_shuffled_classes(OnnxModel.run))
     result = qatflow.run(recipe(), tmp_path)
     assert result.winner is not None
     assert result.winner.passed

@@ -1,7 +1,9 @@
-"""An exported file in ONNX Runtime, called like the model that it was made of."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,20 @@ import torch
 from torch import Tensor
 
 from qatflow.errors import ExportError
+from qatflow.export.loaded import Called, Inside, counted
+from qatflow.export.onnx_export import Exported
+from qatflow.export.runtimes.kernels import layer_kernels, read_nodes
 from qatflow.export.signature import Signature
-from qatflow.graph.tree import tree_leaves
 from qatflow.users_code import blame_machine
 
 CPU = ["CPUExecutionProvider"]
+INTEGER = frozenset({"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"})
+
+RENAMED = re.compile(r"(_token_\d+|_nhwc|_fused|_kernel)+$")
+"""What the runtime appends to the name of a node that it replaces."""
 
 
-class OnnxModel:
+class OnnxModel(Called):
     """A file as a function on tensors, on the CPU.
 
     Args:
@@ -51,7 +59,7 @@ class OnnxModel:
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         try:
-            source = _with_outputs(path, also) if also else str(path)
+            source = with_outputs(path, also) if also else str(path)
             self._session = onnxruntime.InferenceSession(source, options, providers=CPU)
             self._names = [output.name for output in self._session.get_outputs()]
         except Exception as error:  # the runtime's errors share no base class
@@ -59,20 +67,35 @@ class OnnxModel:
             message = f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {error}"
             raise ExportError(message) from error
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns, on the device of its inputs."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = self.run(args, kwargs)
-        return self.signature.result([outputs[name].to(tensors[0].device) for name in self.signature.outputs])
-
-    def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    def run(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Return the outputs by name, those that were asked for besides included."""
         feed = {name: value.detach().cpu().numpy() for name, value in self.signature.feed(args, kwargs).items()}
         values = self._session.run(self._names, feed)
         return {name: torch.from_numpy(value) for name, value in zip(self._names, values, strict=True)}
 
 
-def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+def inside(exported: Exported) -> Inside:
+    """Return which layers run on integers, from the graph as the runtime has optimized it."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        OnnxModel(exported.path, exported.signature, optimized=optimized)
+        nodes = read_nodes(optimized)
+    kernels = {RENAMED.sub("", node.name or ""): node.op_type for node in nodes}
+    layers = layer_kernels(exported.path, kernels, lambda kernel: kernel in INTEGER, _reason)
+    return Inside(layers, counted(node.op_type for node in nodes))
+
+
+def _reason(node: ir.Node) -> str:
+    """Say why a layer whose operands are bytes has no integer kernel."""
+    if node.op_type == "ConvTranspose":
+        return "ONNX Runtime has no integer kernel for transposed convolutions"
+    users = [use.node.op_type for use in node.outputs[0].uses()]
+    if node.op_type == "Conv" and users != ["QuantizeLinear"]:
+        return f"its result is not quantized right behind it, but read by {', '.join(sorted(set(users))) or 'nothing'}"
+    return "ONNX Runtime did not choose one"
+
+
+def with_outputs(path: Path, names: Sequence[str]) -> bytes:
     """Return a model with some of its tensors as outputs."""
     model = ir.load(path)
     for node in model.graph:
