@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -106,6 +107,17 @@ class Called:
         device = next(iter(self.signature.feed(args, kwargs).values())).device
         outputs = self.run(args, kwargs)
         return self.signature.result([outputs[name].to(device) for name in self.signature.outputs])
+
+
+@contextlib.contextmanager
+def own_logging() -> Iterator[None]:
+    """Undo what a library does to the root logger when it is imported: every line of ours would be shown twice."""
+    before = list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        for handler in [one for one in logging.root.handlers if one not in before]:
+            logging.root.removeHandler(handler)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from qatflow.errors import ExportError
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
-from qatflow.export.loaded import LayerKernel
+from qatflow.export.loaded import LayerKernel, own_logging
 from qatflow.export.onnx_export import Exported
 from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
@@ -60,8 +60,9 @@ def write_program(graph: fx.GraphModule, signature: Signature, example: Example,
         ExportError: ExecuTorch is not installed, or cannot take the graph.
     """
     try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        with own_logging():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
     except ImportError as error:
         raise ExportError(MISSING) from error
     graph = copy_graph(graph)

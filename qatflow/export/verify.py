@@ -36,6 +36,7 @@ from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.network import copy_graph
 from qatflow.results.latency import SHORT_CALL
+from qatflow.results.outputs import Outputs, keep_outputs
 from qatflow.results.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
 from qatflow.results.verification import ByDefault
 from qatflow.tasks.metrics import logits
@@ -65,6 +66,7 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
     ground = bench.testing if runtime is None else bench.first_of_test(runtime.most_samples)
     evaluation = ground.evaluator.evaluate(watched)
     record = bench.deployed(evaluation, winner, time.perf_counter() - started, ground)
+    keep_outputs(bench.run_folder, watched.scores)
     differences = _differences(bench, exported, chosen)
     found = Verification(
         file=f"export/{exported.path.name}",
@@ -129,11 +131,14 @@ class _Watched:
     ) -> None:
         self.model, self.by_default, self.simulation, self.fp32 = model, by_default, simulation, fp32
         self.exact, self.default = _Agreement(fp32), _Agreement(fp32)
+        self.scores: list[Outputs] = []
+        """The main output of every batch."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         got, wanted = self.model(*args, **kwargs), self.simulation(*args, **kwargs)
         padding = padding_of(self.fp32, args, kwargs)
         self.exact.add(wanted, got, padding)
+        self.scores.append(logits(got).detach().float().cpu().numpy())
         if self.by_default is not None:
             self.default.add(wanted, self.by_default(*args, **kwargs), padding)
         return got

@@ -9,6 +9,8 @@ from pydantic import Field
 from qatflow.results.latency import LatencyRecord
 from qatflow.results.record import Record
 
+EXACT_PRECISION = "f32"
+
 
 class TensorDifference(Record):
     """One tensor whose integers differ between the runtime and the simulation, given the same inputs."""
@@ -88,6 +90,11 @@ class Verification(Record):
     def disagreeing(self) -> tuple[str, ...]:
         """Tensors that the runtime computes in another way than the simulation."""
         return tuple(one.tensor for one in self.worst if not one.agrees)
+
+    @property
+    def differs_by_default(self) -> bool:
+        """Whether what the runtime does without `settings` is another thing."""
+        return self.by_default is not None and self.by_default.precision != EXACT_PRECISION
 
     @property
     def slower(self) -> bool:

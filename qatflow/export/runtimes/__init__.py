@@ -111,12 +111,15 @@ class Chosen:
 def runtime_of(road: Road, kind: FileKind, target: str) -> Chosen:
     """Return what runs a target's file here."""
     own = road.runtimes.get(kind)
-    if own is None:
-        return Chosen(runtime=None, missing=f"no runtime of target {target} can be run here")
-    runtime = RUNTIMES[own]
-    if runtime.installed:
-        return Chosen(runtime=runtime)
-    return Chosen(runtime=None, missing=f"{runtime.title} is not installed: pip install 'qatflow[{own}]'")
+    if own is not None and RUNTIMES[own].installed:
+        return Chosen(runtime=RUNTIMES[own])
+    return Chosen(runtime=None, missing=missing(road) or f"No runtime of target {target} can be run here")
+
+
+def missing(road: Road) -> str:
+    """Return which of a target's own runtimes is not installed, and what installs it; empty where none is missing."""
+    names = (name for name in road.runtimes.values() if not RUNTIMES[name].installed)
+    return next((f"{RUNTIMES[name].title} is not installed: pip install 'qatflow[{name}]'" for name in names), "")
 
 
 def as_written(path: Path, signature: Signature, also: Sequence[str]) -> LoadedFile:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from qatflow.errors import ExportError
-from qatflow.export.loaded import Called, Inside, counted, in_batches_of, silent
+from qatflow.export.loaded import Called, Inside, counted, in_batches_of, own_logging, silent
 from qatflow.export.onnx_export import Exported
 from qatflow.export.signature import Signature
 from qatflow.users_code import blame_machine
@@ -30,8 +30,8 @@ class PteModel(Called):
         self.signature = signature
         self.name = f"ExecuTorch {version('executorch')}"
         try:
-            from executorch.runtime import Runtime
-
+            with own_logging():
+                from executorch.runtime import Runtime
             with silent():
                 self._program = Runtime.get().load_program(path)
                 self._method = self._program.load_method("forward")
