@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from qatflow.results.outputs import agreement, kept_outputs
-from qatflow.results.result import RunResult
+from qatflow.results.result import CandidateRecord, RunResult
 from qatflow.results.tables import Columns
 
 FILES: Columns = {
@@ -54,6 +54,11 @@ class FileRun(NamedTuple):
     """Of its model and data, as `environment.json` has them."""
     result: RunResult
 
+    @property
+    def deployed(self) -> CandidateRecord | None:
+        """The file's row."""
+        return next((one for one in self.result.candidates if one.stage == "deployed"), None)
+
 
 def files(runs: Sequence[FileRun]) -> pd.DataFrame:
     """Return a row a run: its file in its runtime, as `verification.json` has it."""
@@ -63,7 +68,7 @@ def files(runs: Sequence[FileRun]) -> pd.DataFrame:
 def _row(run: FileRun) -> list[object]:
     found = run.result.verification
     assert found is not None
-    deployed = next((one for one in run.result.candidates if one.stage == "deployed"), None)
+    deployed = run.deployed
     drops = [deployed.drop, deployed.drop_low, deployed.drop_high] if deployed else [None, None, None]
     times = [found.latency.int8, found.latency.fp32] if found.latency else [None, None]
     return [

@@ -168,7 +168,7 @@ def _page(folder: Path, runs: Sequence[SweepRun], keys: Sequence[str], exported:
         passed=passed,
         unfinished=[one for run in runs if (one := _stopped(run)) is not None],
         allowed=wording.allowed,
-        files=[(run, numbers.format_of(run.result)) for run in exported],
+        files=[(run, numbers.format_of(run.result), run.deployed) for run in exported],
         check_tones=wording.CHECK_TONES,
         check_word=wording.check_word,
         pairs=list(pairs(exported).itertuples()),

@@ -17,6 +17,8 @@ Outputs = npt.NDArray[np.float32]
 FILE, NAME = "export/outputs.safetensors", "outputs"
 MOST_BYTES = 16 * 2**20
 """What is kept: the first samples, as many as fit."""
+HEADER = 2**16
+"""Bytes of a file besides, at most."""
 
 
 def keep_outputs(folder: Path, batches: Sequence[Outputs]) -> str:
@@ -41,7 +43,7 @@ def kept_outputs(folder: Path) -> Outputs | None:
     """Return the outputs of a run folder, `[samples, ...]`; None where there are none that can be read."""
     path = folder / FILE
     try:
-        if not path.is_file() or path.stat().st_size > 2 * MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES + HEADER:
             return None
         return load_file(path)[NAME].astype(np.float32)
     except (OSError, SafetensorError, LookupError, ValueError, TypeError):

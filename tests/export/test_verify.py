@@ -1,6 +1,8 @@
 """The last gate: what is found of a file that is right, and of one that is not."""
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -15,10 +17,12 @@ from qatflow.export.compare import compare
 from qatflow.export.encodings import read, read_model
 from qatflow.export.latency import interleaved
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
+from qatflow.export.runtimes import RUNTIMES
 from qatflow.export.runtimes.onnxruntime import OnnxModel
 from qatflow.export.signature import Signature
 from qatflow.graph.capture import capture
-from qatflow.recipe import Export, Recipe
+from qatflow.recipe import Export, Recipe, targets
+from qatflow.results.outputs import kept_outputs
 from qatflow.results.result import RunResult, Verdict
 from tests.export.exported import Net, exported, inputs_of
 
@@ -95,10 +99,64 @@ def _with_shuffled_classes(run):
     return wrong
 
 
-def test_another_target_is_checked_but_not_timed(tmp_path: Path) -> None:
-    found = qatflow.run(recipe(target="qnn"), tmp_path).verification
+def test_a_target_without_a_runtime_is_checked_but_not_timed(tmp_path: Path) -> None:
+    found = qatflow.run(recipe(target="tensorrt"), tmp_path).verification
     assert found is not None
     assert (found.is_target, found.latency, found.layers, found.verdict) == (False, None, 0, "verified")
+    assert found.stands_in == "No runtime of target tensorrt can be run here"
+    assert "No runtime of target tensorrt can be run here. ONNX Runtime" in (tmp_path / "report.html").read_text()
+
+
+def test_a_runtime_that_is_not_installed_is_told_at_the_start_and_stood_in_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "openvino", replace(RUNTIMES["openvino"], module="no_such_package"))
+    result = qatflow.run(recipe(target="openvino"), tmp_path)
+    found, said = result.verification, "OpenVINO is not installed: pip install 'qatflow[openvino]'"
+    assert found is not None
+    assert (found.is_target, found.stands_in, found.settings) == (False, said, "")
+    assert found.runtime.startswith("ONNX Runtime ")
+    assert result.notes[0].startswith(f"{said}; until then a stand-in runs the exported file")
+
+
+@pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
+def test_a_program_is_run_in_executorch_and_timed_beside_fp32(tmp_path: Path) -> None:
+    result = qatflow.run(recipe(target="xnnpack"), tmp_path)
+    found = result.verification
+    assert result.artefacts["pte"] == "export/model.pte"
+    assert "onnx" not in result.artefacts
+    assert found is not None
+    assert (found.runtime.split()[0], found.is_target, found.agreement) == ("ExecuTorch", True, 1.0)
+    assert (found.integer_layers, found.layers, found.float_layers) == (20, 20, ())
+    assert found.latency is not None
+    assert found.fp32_bytes is not None
+    assert found.fp32_bytes > found.bytes
+    assert not [one for one in logging.root.handlers if type(one) is logging.StreamHandler]
+
+
+def test_where_executorch_is_missing_an_onnx_file_takes_its_programs_place(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "executorch", replace(RUNTIMES["executorch"], module="no_such_package"))
+    monkeypatch.setattr(targets, "can_write_programs", lambda: False)
+    result = qatflow.run(recipe(target="xnnpack"), tmp_path)
+    assert result.verification is not None
+    assert result.verification.stands_in == "ExecuTorch is not installed: pip install 'qatflow[executorch]'"
+    assert ("onnx" in result.artefacts, "pte" in result.artefacts) == (True, False)
+
+
+def test_a_slow_simulator_gets_the_first_samples_and_turns_no_verdict_by_chance(tmp_path: Path, monkeypatch) -> None:
+    few = replace(RUNTIMES["onnxruntime"], most_samples=100, timed=False)
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", few)
+    result = qatflow.run(recipe(gate={"max_drop": 0.01, "strict": True}), tmp_path)
+    found, deployed = result.verification, result.candidates[-1]
+    assert found is not None
+    assert (found.samples, found.of_samples, found.latency) == (128, 497, None)
+    assert (deployed.samples, deployed.passed, result.passed) == (128, False, True)
+    assert "only the first 128 of 497 samples were run" in (tmp_path / "report.html").read_text()
+
+
+def test_outputs_are_kept_for_sweeps(run: tuple[RunResult, Path]) -> None:
+    _, folder = run
+    kept = kept_outputs(folder)
+    assert kept is not None
+    assert kept.shape == (497, 10)
 
 
 def test_the_recipe_may_leave_it_out(tmp_path: Path) -> None:
@@ -120,7 +178,7 @@ def test_without_an_onnx_file_encodings_name_the_graphs_tensors_and_say_so(tmp_p
 
 
 def test_encodings_of_xnnpack_have_their_float_file_too(tmp_path: Path) -> None:
-    result = qatflow.run(recipe(target="xnnpack", export=Export(verify=False)), tmp_path)
+    result = qatflow.run(recipe(target="xnnpack", export=Export(verify=False, pte=False)), tmp_path)
     assert sorted(result.artefacts) == ["encodings", "float_onnx", "weights"]
     model = read_model(tmp_path / "export" / "model_float.onnx")
     assert {entry.name for entry in read(tmp_path / "export" / "model.encodings").tensors} <= model.tensors
@@ -137,7 +195,9 @@ def test_the_tensor_that_goes_wrong_is_named_and_no_other(tmp_path: Path) -> Non
     onnx.save(model, tmp_path / "wrong.onnx")
     names = [f"{point.tensor}_quantized" for point in file.placement.points if not point.parameter]
     broken = OnnxModel(tmp_path / "wrong.onnx", file.signature, also=names)
-    records = [module._record(one, one.tensor) for one in compare(file.graph, broken, [inputs_of(Net, 8)])]
+    records = [
+        module._record(one, one.tensor, by_steps=True) for one in compare(file.graph, broken, [inputs_of(Net, 8)])
+    ]
     wrong_ones = [one.tensor for one in records if not one.agrees]
     assert len(wrong_ones) == 1
     assert "hardtanh" in wrong_ones[0] or "relu6" in wrong_ones[0] or "conv2d_1" in wrong_ones[0]
