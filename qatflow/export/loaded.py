@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +85,13 @@ def in_batches_of(
         part = {name: _whole(value[start : start + size], size) for name, value in feed.items()}
         found.append([one[: count - start] if one.dim() else one for one in run(part)])
     return [torch.cat(parts) if parts[0].dim() else parts[0] for parts in zip(*found, strict=True)]
+
+
+def fixed_batch(shapes: Iterable[Sequence[object]]) -> int | None:
+    """Return the batch that a file's inputs have in common; None where it is free, or they have no one batch."""
+    firsts = {shape[0] if len(shape) else None for shape in shapes}
+    (first,) = firsts if len(firsts) == 1 else (None,)
+    return first if isinstance(first, int) else None
 
 
 def _whole(value: Tensor, size: int) -> Tensor:

@@ -68,7 +68,7 @@ class OnnxFiles:
 
 
 def export_onnx(simulation: Simulation, example: Example, path: Path, config: Export | None = None) -> Exported:
-    """Write a simulation as ONNX, with a dynamic batch and the names of the model's own inputs and outputs.
+    """Write a simulation as ONNX, with a free batch unless `config` fixes it, and the model's own names.
 
     Args:
         simulation: calibrated or trained.
@@ -105,7 +105,7 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
     every = tensor_names(content.network.graph, signature)
     listed = [point.tensor for point in placement.points if point.parameter is None] + list(placement.tied)
     names = {tensor: every[tensor] for tensor in listed}
-    options = OnnxOptions(config.opset or needed_opset(placement, packed), packed)
+    options = OnnxOptions(config.opset or needed_opset(placement, packed), packed, config.batch)
     quantized = onnx_model(graph, signature, example, options, names)
     floats = without_qdq(quantized)
     return OnnxFiles(quantized, floats, tensors_of(quantized, floats, names), signature, stored)

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from qatflow.errors import ExportError
 from qatflow.export.compare import Difference, compare
 from qatflow.export.latency import interleaved
 from qatflow.export.loaded import LoadedFile
@@ -27,6 +28,7 @@ from qatflow.export.pte_export import write_program
 from qatflow.export.runtimes import Chosen, Runtime, runtime_of
 from qatflow.export.signature import Example
 from qatflow.export.single_precision import in_single_precision
+from qatflow.graph.capture_errors import first_sentence
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import Padding, padding_of
 from qatflow.graph.sqnr import OutputSqnr, decibel, part_powers
@@ -58,9 +60,8 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
     """
     started = time.perf_counter()
     target = bench.base.design.target
-    chosen = runtime_of(target.road, exported.kind, target.name)
+    chosen, model = _loaded(exported, runtime_of(target.road, exported.kind, target.name))
     runtime = chosen.runtime
-    model = chosen.load(exported.path, exported.signature, ())
     default = runtime.by_default(exported.path, exported.signature, ()) if runtime and runtime.by_default else None
     watched = _Watched(model, default, exported.simulation, bench.base.graph)
     ground = bench.testing if runtime is None else bench.first_of_test(runtime.most_samples)
@@ -87,6 +88,20 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         bytes=_size(exported.path),
     )
     return record, found if runtime is None else _looked_into(bench, exported, runtime, found)
+
+
+def _loaded(exported: Exported, chosen: Chosen) -> tuple[Chosen, LoadedFile]:
+    """Return a file in its runtime; in a stand-in where that one cannot load it, which is not the end of a run.
+
+    Raises:
+        ExportError: the stand-in cannot either.
+    """
+    if chosen.runtime is None:
+        return chosen, chosen.load(exported.path, exported.signature, ())
+    try:
+        return chosen, chosen.load(exported.path, exported.signature, ())
+    except ExportError as error:
+        return _loaded(exported, Chosen(runtime=None, missing=first_sentence(error)))
 
 
 class _Agreement:
@@ -167,6 +182,13 @@ def _first(count: int, example: Example) -> Example:
     return tree_map_only(Tensor, lambda one: one[:count], example)  # type: ignore[no-any-return]
 
 
+def _repeated(count: int, example: Example) -> Example:
+    """Return a batch of so many samples."""
+    return tree_map_only(  # type: ignore[no-any-return]
+        Tensor, lambda one: one.repeat(-(-count // len(one)), *[1] * (one.dim() - 1))[:count], example
+    )
+
+
 def _worst(differences: list[Difference], exported: Exported, exact_bits: int) -> tuple[TensorDifference, ...]:
     points = {point.tensor: point for point in exported.placement.points if not point.parameter}
     found = [
@@ -211,16 +233,17 @@ def _looked_into(bench: Bench, exported: Exported, runtime: Runtime, found: Veri
 def _timed(bench: Bench, exported: Exported, runtime: Runtime) -> dict[str, Any]:
     """Return what a call takes beside one of FP32 in the same runtime, and FP32's size."""
     example = bench.task.example()
+    batch = bench.recipe.export.batch if exported.kind == "onnx" else None
     with tempfile.TemporaryDirectory() as folder:
         fp32 = (Path(folder) / "fp32").with_suffix(exported.path.suffix)
         graph = _single(bench.base.graph)
         if exported.kind == "pte":
             write_program(graph, exported.signature, example, fp32)
         else:
-            write_onnx(graph, exported.signature, example, fp32, OnnxOptions())
+            write_onnx(graph, exported.signature, example, fp32, OnnxOptions(batch=bench.recipe.export.batch))
         loads = (runtime.by_default or runtime.load, *([runtime.load] if runtime.by_default else []))
         times = [
-            _latency(load(exported.path, exported.signature, ()), load(fp32, exported.signature, ()), example)
+            _latency(load(exported.path, exported.signature, ()), load(fp32, exported.signature, ()), example, batch)
             for load in loads
         ]
         return dict(zip(("latency", "exact_latency"), times, strict=False)) | {"fp32_bytes": _size(fp32)}
@@ -233,16 +256,16 @@ def _single(graph: fx.GraphModule) -> fx.GraphModule:
     return finish(copied)
 
 
-def _latency(int8: LoadedFile, fp32: LoadedFile, two: Example) -> LatencyRecord:
+def _latency(int8: LoadedFile, fp32: LoadedFile, two: Example, batch: int | None = None) -> LatencyRecord:
     """Time two files in turn on one sample; where that takes next to no time, on two as well: see `LatencyRecord`."""
-    one = _first(1, two)
+    one = _first(1, two) if batch is None else _repeated(batch, two)
     quantized, float32 = interleaved(partial(int8.run, *one), partial(fp32.run, *one))
     of_two: tuple[float | None, float | None] = (None, None)
-    if min(quantized.median, float32.median) < SHORT_CALL:
+    if batch is None and min(quantized.median, float32.median) < SHORT_CALL:
         both = interleaved(partial(int8.run, *two), partial(fp32.run, *two))
         of_two = both[0].median, both[1].median
     return LatencyRecord(
-        batch=1,
+        batch=batch or 1,
         int8=quantized.median,
         int8_quartiles=(quantized.low, quantized.high),
         fp32=float32.median,

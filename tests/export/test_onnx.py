@@ -88,6 +88,24 @@ def test_layers_in_float_are_told_with_the_reason(tmp_path: Path) -> None:
     assert reasons["stem"] == "its input has fewer than 8 bits, which no integer kernel takes"
 
 
+@pytest.mark.parametrize("model", [Net, Attention])
+def test_a_fixed_batch_is_in_the_file_and_fed_in_its_size(model: type[nn.Module], tmp_path: Path) -> None:
+    simulation = simulated(model, "onnxruntime", Precision())
+    file = export_onnx(simulation, inputs_of(model, 2), tmp_path / "model.onnx", Export(batch=4))
+    written = onnx.load(file.path)
+    onnx.checker.check_model(written, full_check=True)
+    dims = [one.type.tensor_type.shape.dim[0] for one in (*written.graph.input, *written.graph.output)]
+    assert {(one.dim_value, one.dim_param) for one in dims} == {(4, "")}
+    args, kwargs = inputs_of(model, 6, 1)
+    free = OnnxModel(exported(model).path, file.signature)
+    for one, other in zip(
+        pytree.tree_leaves(OnnxModel(file.path, file.signature)(*args, **kwargs)),
+        pytree.tree_leaves(free(*args, **kwargs)),
+        strict=True,
+    ):
+        assert sqnr_db(one, other) > 40  # batches of other sizes may add in another order
+
+
 def test_weights_are_integers_behind_one_dequantize(tmp_path: Path) -> None:
     for storage, dtype, zero in (("int8", TensorProto.INT8, 0), ("uint8", TensorProto.UINT8, 128)):
         model = loaded(exported(Net, config=Export(weights=storage)))

@@ -2,16 +2,19 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
 
 import qatflow
+from qatflow.errors import ExportError
 from qatflow.export import verify as module
 from qatflow.export.compare import compare
 from qatflow.export.encodings import read, read_model
@@ -150,6 +153,65 @@ def test_a_slow_simulator_gets_the_first_samples_and_turns_no_verdict_by_chance(
     assert (found.samples, found.of_samples, found.latency) == (128, 497, None)
     assert (deployed.samples, deployed.passed, result.passed) == (128, False, True)
     assert "only the first 128 of 497 samples were run" in (tmp_path / "report.html").read_text()
+
+
+def test_the_file_says_where_it_comes_from(run: tuple[RunResult, Path]) -> None:
+    result, folder = run
+    told = onnxruntime.InferenceSession(folder / "export" / "model.onnx").get_modelmeta().custom_metadata_map
+    best = result.winner
+    assert best is not None
+    assert told["qatflow.recipe"] == "test"
+    assert told["qatflow.target"] == "onnxruntime"
+    assert (told["qatflow.candidate"], told["qatflow.verdict"]) == (best.id, best.verdict.value)
+    assert float(told["qatflow.drop"]) == best.drop
+    assert len(told["qatflow.recipe_hash"]) == 24
+
+
+def test_a_fixed_batch_is_run_and_timed_in_its_size(tmp_path: Path) -> None:
+    found = qatflow.run(recipe(export=Export(batch=8)), tmp_path).verification
+    assert found is not None
+    assert (found.samples, found.agreement) == (497, 1.0)
+    assert found.latency is not None
+    assert found.latency.batch == 8
+    assert "Latency, 8 samples" in (tmp_path / "report.html").read_text()
+
+
+def test_a_file_that_its_runtime_refuses_is_run_by_a_stand_in(tmp_path: Path, monkeypatch) -> None:
+    def refuses(path: Path, signature: Signature, also: Sequence[str]) -> OnnxModel:
+        raise ExportError("the runtime cannot load model.onnx: no such kernel. Exception from core.cpp")
+
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", replace(RUNTIMES["onnxruntime"], load=refuses))
+    result = qatflow.run(recipe(), tmp_path)
+    assert result.status == "finished"
+    assert result.verification is not None
+    assert result.verification.stands_in == "the runtime cannot load model.onnx: no such kernel"
+    assert (result.verification.is_target, result.verification.agreement) == (False, 1.0)
+
+
+class Volumes(nn.Module):
+    """A net that ExecuTorch does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv3d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)).mean((2, 3, 4)))
+
+
+@pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
+def test_a_model_that_executorch_does_not_take_gets_an_onnx_file(tmp_path: Path) -> None:
+    x = torch.randn(64, 1, 5, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = list(zip(x, Volumes().eval()(x).argmax(1), strict=True))
+    data = {"calibration": pairs[:16], "test": pairs[16:]}
+    result = qatflow.quantize(Volumes().eval(), data, folder=tmp_path, target="xnnpack", qat="never")
+    assert "onnx" in result.artefacts
+    assert "pte" not in result.artefacts
+    said = str(result.export_notes["no_program"])
+    assert said.startswith("ExecuTorch cannot take the model: ")
+    assert said.endswith("; an ONNX file takes its place")
 
 
 def test_outputs_are_kept_for_sweeps(run: tuple[RunResult, Path]) -> None:

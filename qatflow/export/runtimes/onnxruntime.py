@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qatflow.errors import ExportError
-from qatflow.export.loaded import Called, Inside, counted
+from qatflow.export.loaded import Called, Inside, counted, fixed_batch, in_batches_of
 from qatflow.export.onnx_export import Exported
 from qatflow.export.runtimes.kernels import layer_kernels, read_nodes
 from qatflow.export.signature import Signature
@@ -62,6 +62,7 @@ class OnnxModel(Called):
             source = with_outputs(path, also) if also else str(path)
             self._session = onnxruntime.InferenceSession(source, options, providers=CPU)
             self._names = [output.name for output in self._session.get_outputs()]
+            self.batch = fixed_batch(one.shape for one in self._session.get_inputs())
         except Exception as error:  # the runtime's errors share no base class
             blame_machine(error)
             message = f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {error}"
@@ -69,9 +70,13 @@ class OnnxModel(Called):
 
     def run(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Return the outputs by name, those that were asked for besides included."""
-        feed = {name: value.detach().cpu().numpy() for name, value in self.signature.feed(args, kwargs).items()}
-        values = self._session.run(self._names, feed)
-        return {name: torch.from_numpy(value) for name, value in zip(self._names, values, strict=True)}
+        feed = {name: value.detach().cpu() for name, value in self.signature.feed(args, kwargs).items()}
+        values = self._batch(feed) if self.batch is None else in_batches_of(self.batch, feed, self._batch)
+        return dict(zip(self._names, values, strict=True))
+
+    def _batch(self, feed: dict[str, Tensor]) -> list[Tensor]:
+        values = self._session.run(self._names, {name: value.numpy() for name, value in feed.items()})
+        return [torch.from_numpy(value) for value in values]
 
 
 def inside(exported: Exported) -> Inside:

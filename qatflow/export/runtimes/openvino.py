@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qatflow.errors import ExportError
-from qatflow.export.loaded import Called, Inside, counted
+from qatflow.export.loaded import Called, Inside, counted, fixed_batch, in_batches_of
 from qatflow.export.onnx_export import Exported
 from qatflow.export.runtimes.kernels import layer_kernels
 from qatflow.export.runtimes.onnxruntime import with_outputs
@@ -67,12 +67,18 @@ class OpenVinoModel(Called):
             raise ExportError(message) from error
         self.precision = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         self._names = [one.get_any_name() for one in self._compiled.outputs]
+        shapes = [one.get_partial_shape() for one in self._compiled.inputs]
+        self.batch = fixed_batch([one.get_length() if one.is_static else None for one in shape] for shape in shapes)
 
     def run(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Return the outputs by name, those that were asked for besides included."""
-        feed = {name: value.detach().cpu().numpy() for name, value in self.signature.feed(args, kwargs).items()}
-        found = self._compiled(feed)
-        return {name: torch.from_numpy(found[name]).clone() for name in self._names}
+        feed = {name: value.detach().cpu() for name, value in self.signature.feed(args, kwargs).items()}
+        values = self._batch(feed) if self.batch is None else in_batches_of(self.batch, feed, self._batch)
+        return dict(zip(self._names, values, strict=True))
+
+    def _batch(self, feed: dict[str, Tensor]) -> list[Tensor]:
+        found = self._compiled({name: value.numpy() for name, value in feed.items()})
+        return [torch.from_numpy(found[name]).clone() for name in self._names]
 
     def kernels(self) -> dict[str, str]:
         """Return the kernel that each node of the file went into, by the node's name, as OpenVINO tells it."""
