@@ -27,11 +27,10 @@ from benchmarks.coverage import fold, markdown
 from benchmarks.zoo import ZOO, Entry
 from qatflow.errors import QatflowError
 from qatflow.export.compare import compare
-from qatflow.export.integer_kernels import layer_kernels
 from qatflow.export.latency import interleaved
 from qatflow.export.onnx_export import export_onnx
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.runtimes.onnxruntime import OnnxModel, inside
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import captured_network
@@ -86,7 +85,7 @@ def judge(name: str, entry: Entry, folder: Path) -> Row:
 
 def _check(row: Row, base: Network, simulation: Simulation, entry: Entry, folder: Path) -> None:
     exported = export_onnx(simulation, entry.inputs(2, 0), folder / "model.onnx")
-    model = OnnxModel(exported.path, exported.signature, optimized=folder / "optimized.onnx")
+    model = OnnxModel(exported.path, exported.signature)
     row.file = True
     got, wanted, floats = [], [], []
     for seed in range(UNSEEN, UNSEEN + SAMPLES // BATCH):
@@ -100,7 +99,7 @@ def _check(row: Row, base: Network, simulation: Simulation, entry: Entry, folder
         row.agreement = round(100 * float(same.float().mean()), 2)
     row.sqnr_db, row.noise_db = _ratio(wanted, got), _ratio(floats, wanted)
     _look_inside(row, exported, entry)
-    kernels = layer_kernels(exported.path, folder / "optimized.onnx")
+    kernels = inside(exported).layers
     row.integer_layers = f"{sum(one.integer for one in kernels)} / {len(kernels)}"
     row.why = "; ".join(sorted({one.reason for one in kernels if not one.integer}))
     write_onnx(base.graph, exported.signature, entry.inputs(2, 0), folder / "fp32.onnx", OnnxOptions())

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from benchmarks.qat_steps import rows as step_rows
 from benchmarks.qat_variants import Work
 from qatflow import STEPS, Simulation, export_onnx
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.runtimes.onnxruntime import OnnxModel
 from qatflow.quant.design import Design
 from qatflow.quant.fake_quantize import fake_quantize
 from qatflow.quant.fused import kernels

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
+from qatflow.export.runtimes import missing
 from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.ladder.batch_memory import check_memory
@@ -29,7 +30,7 @@ from qatflow.recipe import Recipe
 from qatflow.results import commands
 from qatflow.results.journal import Journal
 from qatflow.results.progress import Progress, Silent
-from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, RunResult, Verification
+from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, GateRecord, RunResult, Verification
 from qatflow.results.store import read_json, write_json, write_text
 from qatflow.tasks.doubts import doubts
 from qatflow.tasks.live import Parts
@@ -81,6 +82,7 @@ def run(
         check_memory(task, base)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()
+        _tell_missing_runtime(bench, journal)
         if recipe.qat.when != "never":
             _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")
@@ -136,6 +138,13 @@ def _tell_unidentified(journal: Journal, parts: Parts | None) -> None:
         journal.note(f"{what} holds what has no text of its own: a later session measures anew instead of resuming")
 
 
+def _tell_missing_runtime(bench: Bench, journal: Journal) -> None:
+    """Say at once where the exported file will not be run in the target's own runtime, though it could be."""
+    lacking = missing(bench.base.design.target.road) if bench.recipe.export.verify else ""
+    if lacking:
+        journal.note(f"{lacking}; until then a stand-in runs the exported file node by node, and nothing is timed")
+
+
 def _check_training(bench: Bench, journal: Journal) -> None:
     """Find what would stop training while nothing is lost by it; a failure of the user's loader is told early.
 
@@ -189,4 +198,12 @@ def _tell_deployed(
     journal.update(deployed=deployed.value, verification=found, artefacts=artefacts)
     if found.verdict != "verified":
         journal.note(found.sentence)
-    return deployed if judged.passed and not deployed.passed else judged
+    return deployed if judged.passed and _misses(deployed, found, journal.result.gate) else judged
+
+
+def _misses(deployed: CandidateRecord, found: Verification, gate: GateRecord | None) -> bool:
+    """Tell whether a file misses the gate; on some of the samples only, where that is beyond chance."""
+    if found.of_samples is None or deployed.passed:
+        return not deployed.passed
+    limit = gate.max_drop if gate is not None else None
+    return limit is not None and deployed.drop_low is not None and deployed.drop_low > limit

@@ -266,8 +266,9 @@ def _check_files(simulation: Simulation, example: Inputs, table: Target, folder:
         _require(there, f"a file of {table.name} cannot be checked: pip install 'qatflow[executorch]'")
         write = export_onnx if kind == "onnx" else export_pte
         exported = write(simulation, example, folder / f"model.{kind}")
-        runtime, is_own = runtime_of(table.road, kind)
-        ratio = _sqnr(simulation.model, runtime.load(exported, not is_own), [example], graph)
+        runtime = runtime_of(table.road, kind, table.name)
+        loaded = runtime.load(exported.path, exported.signature, ())
+        ratio = _sqnr(simulation.model, loaded, [example], graph)
         said = f"model.{kind} of {table.name} computes something else than the simulation: {ratio:.1f} dB"
         _require(ratio >= LEAST_WRITTEN, said)
 

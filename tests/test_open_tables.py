@@ -46,8 +46,8 @@ def test_a_step_and_a_target_are_two_files_each(tmp_path: Path) -> None:
     table = (copy / "quant" / "targets" / "qnn.py").read_text().replace("QNN = ", "NPU = ").replace('"qnn"', '"npu"')
     (copy / "quant" / "targets" / "npu.py").write_text(table)
     targets = copy / "recipe" / "targets.py"
-    new = '    "npu": TargetEntry(about="an accelerator", road=Road(packed_int4=False)),\n}\n\n\ndef target_mistakes'
-    edited(targets, "}\n\n\ndef target_mistakes", new)
+    new = '    "npu": TargetEntry(about="an accelerator", road=Road(packed_int4=False)),\n}\n\n\ndef can_write'
+    edited(targets, "}\n\n\ndef can_write", new)
 
     for folder in ("conf", "recipes"):
         shutil.copytree(ROOT / folder, tmp_path / folder)

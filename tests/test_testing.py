@@ -104,7 +104,7 @@ QNN = TARGETS["qnn"]
     ("table", "sentence"),
     [
         (Road(), "a target is a qatflow.quant.target.Target, and not a Road"),
-        (replace(QNN, road=Road(runtimes={"onnx": "qnn"})), r"names \['qnn'\], and there are onnxruntime, executorch"),
+        (replace(QNN, road=Road(runtimes={"onnx": "npu"})), r"names \['npu'\], and there are onnxruntime, openvino, "),
         (replace(QNN, parameters={}), "qnn quantizes no convolution and no linear layer"),
         (replace(QNN, smallest_scale=1.0), r"qnn simulates Convolutions with -?\d+\.\d dB beside FP32, less than 5.0"),
     ],

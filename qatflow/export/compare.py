@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.loaded import LoadedFile
 from qatflow.export.signature import Example
 from qatflow.graph.tree import tree_leaves
 
@@ -52,7 +52,7 @@ class Difference:
         self.noise += float(apart.double().square().sum())
 
 
-def compare(graph: fx.GraphModule, model: OnnxModel, inputs: Iterable[Example]) -> list[Difference]:
+def compare(graph: fx.GraphModule, model: LoadedFile, inputs: Iterable[Example]) -> list[Difference]:
     """Return the difference of every quantized activation that the runtime was asked for.
 
     Args:
@@ -67,7 +67,7 @@ def compare(graph: fx.GraphModule, model: OnnxModel, inputs: Iterable[Example]) 
     return list(found.values())
 
 
-def _placed(graph: fx.GraphModule, model: OnnxModel, args: Any, kwargs: Any) -> list[Any]:
+def _placed(graph: fx.GraphModule, model: LoadedFile, args: Any, kwargs: Any) -> list[Any]:
     """Return the inputs in the order of the graph's placeholders."""
     bound = model.signature.call.bind(*args, **kwargs)
     return list(tree_leaves(dict(bound.arguments)))

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from torch import fx
 
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
+from qatflow.export.loaded import LayerKernel
 from qatflow.export.onnx_file import OPSET, OPSET_OF_FEW_AND_MANY_BITS, OnnxOptions, onnx_model, save_onnx
 from qatflow.export.onnx_float import FileTensors, tensors_of, without_qdq
 from qatflow.export.onnx_form import OnnxForm, keep_names
@@ -34,6 +35,7 @@ class Exported:
         graph: the same with PyTorch's quantize and dequantize calls, and biases as in the file.
         weights: how signed weights of up to 8 bits are stored.
         kind: of the file.
+        lowered: how its layers run, where that is settled when it is written.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Exported:
     graph: fx.GraphModule
     weights: Storage
     kind: FileKind = "onnx"
+    lowered: tuple[LayerKernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class OnnxFiles:
 
 
 def export_onnx(simulation: Simulation, example: Example, path: Path, config: Export | None = None) -> Exported:
-    """Write a simulation as ONNX, with a dynamic batch and the names of the model's own inputs and outputs.
+    """Write a simulation as ONNX, with a free batch unless `config` fixes it, and the model's own names.
 
     Args:
         simulation: calibrated or trained.
@@ -102,7 +105,7 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
     every = tensor_names(content.network.graph, signature)
     listed = [point.tensor for point in placement.points if point.parameter is None] + list(placement.tied)
     names = {tensor: every[tensor] for tensor in listed}
-    options = OnnxOptions(config.opset or needed_opset(placement, packed), packed)
+    options = OnnxOptions(config.opset or needed_opset(placement, packed), packed, config.batch)
     quantized = onnx_model(graph, signature, example, options, names)
     floats = without_qdq(quantized)
     return OnnxFiles(quantized, floats, tensors_of(quantized, floats, names), signature, stored)

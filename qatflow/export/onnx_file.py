@@ -13,7 +13,7 @@ from torch import fx
 from qatflow import __version__
 from qatflow.errors import ExportError
 from qatflow.export.onnx_qdq import insert_qdq
-from qatflow.export.onnx_tidy import tidy
+from qatflow.export.onnx_tidy import fix_batch, tidy
 from qatflow.export.program import exported
 from qatflow.export.signature import Example, Signature
 from qatflow.graph.caches import forget_sizes
@@ -32,10 +32,13 @@ MOST_BYTES = 2**31 - 2**20
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """How a file is written: its opset, and whether weights of up to 4 bits are packed, two to a byte."""
+    """How a file is written: its opset, whether weights of up to 4 bits are packed, two to a byte, and the size of its
+    batch, None where that is free.
+    """
 
     opset: int = OPSET
     packed: bool = False
+    batch: int | None = None
 
 
 def write_onnx(graph: fx.GraphModule, signature: Signature, example: Example, path: Path, options: OnnxOptions) -> None:
@@ -82,6 +85,8 @@ def onnx_model(
     model = converted.model
     insert_qdq(model, names, packed=options.packed)
     tidy(model, signature.inputs, signature.outputs)
+    if options.batch is not None:
+        fix_batch(model, options.batch)
     model.producer_name, model.producer_version = "qatflow", __version__
     model.graph.name = "model"
     return model

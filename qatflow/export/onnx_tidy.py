@@ -17,6 +17,8 @@ import onnx_ir.passes.common as passes
 
 from qatflow.export.onnx_qdq import given_by, same_grid
 
+BATCH = "batch"
+"""What the free dimension is called."""
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -186,7 +188,18 @@ def _name_batch(graph: ir.Graph) -> None:
             value.shape = ir.Shape([_renamed(size, pattern) for size in value.shape])
 
 
+def fix_batch(model: ir.Model, size: int) -> None:
+    """Give a tidied model's inputs and outputs a batch of one size; what is between them is a runtime's to infer."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape([size if str(one) == BATCH else one for one in value.shape])
+    ends = {*model.graph.inputs, *model.graph.outputs}
+    for value in (value for node in model.graph for value in node.outputs):
+        if value not in ends and value.shape is not None and not value.shape.is_static():
+            value.shape = None
+
+
 def _renamed(size: int | ir.SymbolicDim, pattern: re.Pattern[str]) -> int | str | None:
     if isinstance(size, int):
         return size
-    return None if size.value is None else pattern.sub("batch", size.value)
+    return None if size.value is None else pattern.sub(BATCH, size.value)

@@ -1,33 +1,37 @@
-"""A simulation as an ExecuTorch program whose layers XNNPACK runs on integers, and that program as a function.
+"""A simulation as an ExecuTorch program whose layers XNNPACK runs on integers.
 
 ExecuTorch is an extra: `pip install qatflow[executorch]`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
+import re
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 
 from qatflow.errors import ExportError
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
+from qatflow.export.loaded import LayerKernel, own_logging
 from qatflow.export.onnx_export import Exported
 from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
 from qatflow.export.torch_form import TorchForm
 from qatflow.graph.capture_errors import first_sentence, quiet
 from qatflow.graph.tree import tree_map_only
+from qatflow.quant.network import copy_graph
 from qatflow.quant.simulation import Simulation
 from qatflow.results.store import void, write_atomically
 from qatflow.users_code import blame_machine
 
 MISSING = "export.pte needs ExecuTorch: pip install 'qatflow[executorch]', or set export.pte=false"
+LAYERS = frozenset({"convolution", "addmm", "linear", "mm", "bmm", "matmul"})
+NAMED = re.compile(r"\b(?:aten|quantized_decomposed)\.(\w+)\.")
+DELEGATED, PORTABLE = "XNNPACK", "portable"
 
 
 def export_pte(simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None) -> Exported:
@@ -42,67 +46,97 @@ def export_pte(simulation: Simulation, example: Example, path: Path, content: In
     Raises:
         ExportError: ExecuTorch is not installed, or cannot take the graph.
     """
-    try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-    except ImportError as error:
-        raise ExportError(MISSING) from error
     content, placement = content or integer_biases(simulation), simulation.placement
     graph = quantized_graph(content, placement, simulation.design.target, TorchForm())
     signature = Signature.of(graph, example)
+    layers = write_program(graph, signature, example, path)
+    return Exported(path, signature, simulation.model, placement, graph, "int8", "pte", layers)
+
+
+def write_program(graph: fx.GraphModule, signature: Signature, example: Example, path: Path) -> tuple[LayerKernel, ...]:
+    """Write a graph, with quantizers or without, and return how its layers run.
+
+    Raises:
+        ExportError: ExecuTorch is not installed, or cannot take the graph.
+    """
+    try:
+        with own_logging():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+    except ImportError as error:
+        raise ExportError(MISSING) from error
+    graph = copy_graph(graph)
+    _keep_dimensions_of_means(graph)
     _give_readers_their_own(graph)
     args, kwargs = one_sample(signature.ordered(example))
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(graph, args, kwargs)
-            buffer = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            layers = tuple(_layers(lowered.exported_program()))
+            buffer = lowered.to_executorch().buffer
     except Exception as error:
         blame_machine(error)
         message = f"ExecuTorch cannot take the model: {first_sentence(error)}"
         raise ExportError(message) from error
     write_atomically(path, lambda aside: void(aside.write_bytes(buffer)))
-    return Exported(path, signature, simulation.model, placement, graph, "int8", "pte")
+    return layers
 
 
-class PteModel:
-    """A program in ExecuTorch's runtime, called like the model: sample by sample, on the CPU.
-
-    Args:
-        path: the file.
-        signature: of the model.
-
-    Raises:
-        ExportError: the runtime cannot load it.
+def _keep_dimensions_of_means(graph: fx.GraphModule) -> None:
+    """Let a quantized mean keep its dimensions, and drop them behind it: XNNPACK takes no other, and the program would
+    be split there.
     """
+    for node in list(graph.graph.nodes):
+        quantized = next(iter(node.users), None)
+        if node.target is not torch.ops.aten.mean.dim or _keeps(node) or not _is(quantized, "quantize_per_tensor"):
+            continue
+        assert quantized is not None
+        sizes: list[Any] = list(node.meta["val"].shape[1:]) if "val" in node.meta else [None]
+        if len(node.users) > 1 or not all(isinstance(size, int) for size in sizes):
+            continue
+        with graph.graph.inserting_before(node):
+            kept = graph.graph.call_function(torch.ops.aten.mean.dim, (*node.args[:2], True))
+        node.replace_all_uses_with(kept)
+        graph.graph.erase_node(node)
+        for dequantized in list(quantized.users):
+            _drop_dimensions(graph.graph, quantized, dequantized, [-1, *sizes])
+    graph.recompile()
 
-    def __init__(self, path: Path, signature: Signature) -> None:
-        self.signature = signature
-        self.name = f"ExecuTorch {version('executorch')}"
-        try:
-            from executorch.runtime import Runtime
 
-            with _silent():
-                self._program = Runtime.get().load_program(path)
-                self._method = self._program.load_method("forward")
-        except Exception as error:  # the runtime's errors share no base class
-            blame_machine(error)
-            message = f"ExecuTorch cannot load {path.name}: {error}"
-            raise ExportError(message) from error
+def _drop_dimensions(graph: fx.Graph, quantized: fx.Node, dequantized: fx.Node, shape: list[int]) -> None:
+    """Reshape behind a dequantize call, on the same grid."""
+    readers = list(dequantized.users)
+    with graph.inserting_after(dequantized):
+        flat = graph.call_function(torch.ops.aten.reshape.default, (dequantized, shape))
+    with graph.inserting_after(flat):
+        again = graph.node_copy(quantized)
+    again.replace_input_with(quantized.all_input_nodes[0], flat)
+    with graph.inserting_after(again):
+        last = graph.node_copy(dequantized)
+    last.replace_input_with(quantized, again)
+    for reader in readers:
+        reader.replace_input_with(dequantized, last)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model returns, on the device of its inputs."""
-        feed = self.signature.feed(args, kwargs)
-        device = next(iter(feed.values())).device
-        samples = [[value[i : i + 1].cpu().contiguous() for value in feed.values()] for i in range(_size(feed))]
-        with _silent():
-            outputs = [[one.clone() for one in self._method.execute(sample)] for sample in samples]
-        return self.signature.result([torch.cat(parts).to(device) for parts in zip(*outputs, strict=True)])
+
+def _keeps(node: fx.Node) -> bool:
+    return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
+
+
+def _op(node: fx.Node) -> str:
+    """Return the name of a node's op; ExecuTorch has its own class for them."""
+    found = NAMED.search(f"{node.target}.") if node.op == "call_function" else None
+    return found[1] if found is not None else ""
+
+
+def _is(node: fx.Node | None, op: str) -> bool:
+    return node is not None and _op(node) == op
 
 
 def _give_readers_their_own(graph: fx.GraphModule) -> None:
     """Repeat a dequantize call for every reader: ExecuTorch's partitioner takes an op together with its own."""
     for node in list(graph.graph.nodes):
-        if "dequantize" not in str(node.target):
+        if not _op(node).startswith("dequantize"):
             continue
         for reader in list(node.users)[1:]:
             with graph.graph.inserting_before(reader):
@@ -111,23 +145,44 @@ def _give_readers_their_own(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+def _layers(program: ExportedProgram) -> Iterator[LayerKernel]:
+    """Tell of every convolution and product of a lowered program whether XNNPACK has it, and on integers."""
+    from executorch.exir.lowered_backend_module import get_lowered_submodules
+
+    for node in program.graph.nodes:
+        if _op(node) in LAYERS:
+            yield _layer(node, program, PORTABLE, "XNNPACK did not take it: it runs in a portable kernel, in float")
+    for _, lowered, _ in get_lowered_submodules(program.graph_module):
+        inner = lowered.original_module
+        for node in inner.graph.nodes:
+            if _op(node) in LAYERS:
+                yield _layer(node, inner, DELEGATED, _why_float(node))
+
+
+def _layer(node: fx.Node, program: ExportedProgram, kernel: str, reason: str) -> LayerKernel:
+    named = program.graph_signature.inputs_to_parameters | program.graph_signature.inputs_to_buffers
+    sources = (named.get(str(one)) for operand in node.all_input_nodes for one in (operand, *operand.all_input_nodes))
+    weights = [name for name in sources if name is not None]
+    layer = weights[0].rpartition(".")[0] if weights else node.name
+    return LayerKernel(layer, _op(node), kernel, not reason, reason)
+
+
+def _why_float(node: fx.Node) -> str:
+    """Say why a layer within XNNPACK's part runs in float; empty where it does not."""
+    operands = [one for one in node.all_input_nodes if one.op == "call_function"]
+    for what, operand in zip(("input", "weight"), operands, strict=False):
+        while _op(operand) in ("permute_copy", "t_copy"):
+            operand = operand.all_input_nodes[0]
+        if not _op(operand).startswith("dequantize"):
+            return f"its {what} is not quantized"
+    last = node
+    while len(last.users) == 1 and _op(next(iter(last.users))) in ("relu", "hardtanh", "clamp"):
+        last = next(iter(last.users))
+    if not all(_op(reader).startswith("quantize") for reader in last.users):
+        return "its result is not quantized right behind it"
+    return ""
+
+
 def one_sample(example: Example) -> Example:
     """Return the first sample of an example, as a batch."""
     return tree_map_only(Tensor, lambda one: one[:1], example)  # type: ignore[no-any-return]
-
-
-def _size(feed: dict[str, Tensor]) -> int:
-    return len(next(iter(feed.values())))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what the runtime's C++ writes to stderr from the terminal."""
-    saved = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -17,18 +17,20 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from qatflow.errors import ExportError
 from qatflow.export.compare import Difference, compare
-from qatflow.export.integer_kernels import kernel_counts, layer_kernels
 from qatflow.export.latency import interleaved
+from qatflow.export.loaded import LoadedFile
 from qatflow.export.onnx_export import Exported, weight_bits
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.processor import exact_on, processor_name
-from qatflow.export.runtime import OnnxModel
-from qatflow.export.runtimes import LoadedFile, runtime_of
+from qatflow.export.pte_export import write_program
+from qatflow.export.runtimes import Chosen, Runtime, runtime_of
 from qatflow.export.signature import Example
 from qatflow.export.single_precision import in_single_precision
+from qatflow.graph.capture_errors import first_sentence
 from qatflow.graph.outputs import output_parts
-from qatflow.graph.padding import padding_of
+from qatflow.graph.padding import Padding, padding_of
 from qatflow.graph.sqnr import OutputSqnr, decibel, part_powers
 from qatflow.graph.surgery import finish
 from qatflow.graph.tree import tree_map_only
@@ -36,7 +38,9 @@ from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.network import copy_graph
 from qatflow.results.latency import SHORT_CALL
+from qatflow.results.outputs import Outputs, keep_outputs
 from qatflow.results.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
+from qatflow.results.verification import ByDefault
 from qatflow.tasks.metrics import logits
 
 COMPARED = 16
@@ -45,6 +49,7 @@ SHOWN = 20
 LEAST_SQNR = 35.0
 """A tensor with less, in dB, or with more elements off by over a step than the next, is computed in another way."""
 MOST_OFF_BY_MORE = 1e-3
+ALL_BITS = 32
 
 
 def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[CandidateRecord, Verification]:
@@ -54,51 +59,74 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         ExportError: the runtime cannot load the file.
     """
     started = time.perf_counter()
-    runtime, is_own = runtime_of(bench.base.design.target.road, exported.kind)
-    model = runtime.load(exported, not is_own)
-    watched = _Watched(model, exported.simulation, bench.base.graph)
-    evaluation = bench.testing.evaluator.evaluate(watched)
-    record = bench.deployed(evaluation, winner, time.perf_counter() - started)
-    differences = _differences(bench, exported, is_own) if exported.kind == "onnx" else []
+    target = bench.base.design.target
+    chosen, model = _loaded(exported, runtime_of(target.road, exported.kind, target.name))
+    runtime = chosen.runtime
+    default = runtime.by_default(exported.path, exported.signature, ()) if runtime and runtime.by_default else None
+    watched = _Watched(model, default, exported.simulation, bench.base.graph)
+    ground = bench.testing if runtime is None else bench.first_of_test(runtime.most_samples)
+    evaluation = ground.evaluator.evaluate(watched)
+    record = bench.deployed(evaluation, winner, time.perf_counter() - started, ground)
+    keep_outputs(bench.run_folder, watched.scores)
+    differences = _differences(bench, exported, chosen)
     found = Verification(
         file=f"export/{exported.path.name}",
         runtime=model.name,
         processor=processor_name(),
-        is_target=is_own,
+        is_target=runtime is not None,
+        stands_in=chosen.missing,
+        settings=runtime.exactly if runtime else "",
+        by_default=watched.default.record(default.precision) if default is not None else None,
         exact_on=exact_on(exported.weights, weight_bits(exported.placement)),
         weights=exported.weights,
         samples=evaluation.samples,
-        agreement=watched.agreement,
-        sqnr_db=watched.sqnr_db,
+        of_samples=bench.testing.samples if ground is not bench.testing else None,
+        agreement=watched.exact.agreement,
+        sqnr_db=watched.exact.sqnr_db,
         compared=len(differences),
-        worst=_worst(differences, exported),
+        worst=_worst(differences, exported, runtime.exact_bits if runtime else ALL_BITS),
         bytes=_size(exported.path),
     )
-    return record, _timed(bench, exported, found) if is_own and runtime.tells_kernels else found
+    return record, found if runtime is None else _looked_into(bench, exported, runtime, found)
 
 
-class _Watched:
-    """The file as a model; what it returns is compared with the simulation on the way."""
+def _loaded(exported: Exported, chosen: Chosen) -> tuple[Chosen, LoadedFile]:
+    """Return a file in its runtime; in a stand-in where that one cannot load it, which is not the end of a run.
 
-    def __init__(self, model: LoadedFile, simulation: fx.GraphModule, fp32: fx.GraphModule) -> None:
-        self.model, self.simulation, self.fp32 = model, simulation, fp32
+    Raises:
+        ExportError: the stand-in cannot either.
+    """
+    if chosen.runtime is None:
+        return chosen, chosen.load(exported.path, exported.signature, ())
+    try:
+        return chosen, chosen.load(exported.path, exported.signature, ())
+    except ExportError as error:
+        return _loaded(exported, Chosen(runtime=None, missing=first_sentence(error)))
+
+
+class _Agreement:
+    """How far a file's outputs are from the simulation's."""
+
+    def __init__(self, fp32: fx.GraphModule) -> None:
         self.same = self.classified = 0
         self.sqnr = OutputSqnr(output_parts(fp32))
         self.classes = True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        got, wanted = self.model(*args, **kwargs), self.simulation(*args, **kwargs)
-        padding = padding_of(self.fp32, args, kwargs)
+    def add(self, wanted: Any, got: Any, padding: Padding | None) -> None:
+        """Count a batch."""
         self.sqnr.add(part_powers(self.sqnr.parts, wanted, got, padding))
         scores = logits(wanted)
         if scores.dim() < 2 or scores.dim() == 3 or scores.shape[1] < 2 or not scores.is_floating_point():
             self.classes = False
-        else:
-            same = scores.argmax(1) == logits(got).argmax(1)
-            if padding is not None and same.shape == padding.mask.shape:
-                same = same[padding.mask]
-            self.same, self.classified = self.same + int(same.sum()), self.classified + same.numel()
-        return got
+            return
+        same = scores.argmax(1) == logits(got).argmax(1)
+        if padding is not None and same.shape == padding.mask.shape:
+            same = same[padding.mask]
+        self.same, self.classified = self.same + int(same.sum()), self.classified + same.numel()
+
+    def record(self, precision: str) -> ByDefault:
+        """Return what was counted."""
+        return ByDefault(precision=precision, agreement=self.agreement, sqnr_db=self.sqnr_db)
 
     @property
     def agreement(self) -> float | None:
@@ -110,11 +138,33 @@ class _Watched:
         return ratio if math.isfinite(ratio) else None
 
 
-def _differences(bench: Bench, exported: Exported, optimized: bool) -> list[Difference]:
-    """Compare the integers of every quantized activation on a few samples."""
+class _Watched:
+    """The file as a model; what it returns, also by default, is compared with the simulation on the way."""
+
+    def __init__(
+        self, model: LoadedFile, by_default: LoadedFile | None, simulation: fx.GraphModule, fp32: fx.GraphModule
+    ) -> None:
+        self.model, self.by_default, self.simulation, self.fp32 = model, by_default, simulation, fp32
+        self.exact, self.default = _Agreement(fp32), _Agreement(fp32)
+        self.scores: list[Outputs] = []
+        """The main output of every batch."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        got, wanted = self.model(*args, **kwargs), self.simulation(*args, **kwargs)
+        padding = padding_of(self.fp32, args, kwargs)
+        self.exact.add(wanted, got, padding)
+        self.scores.append(logits(got).detach().float().cpu().numpy())
+        if self.by_default is not None:
+            self.default.add(wanted, self.by_default(*args, **kwargs), padding)
+        return got
+
+
+def _differences(bench: Bench, exported: Exported, chosen: Chosen) -> list[Difference]:
+    """Compare the integers of every quantized activation on a few samples, where the runtime shows them."""
+    if exported.kind != "onnx":
+        return []
     names = [f"{point.tensor}_quantized" for point in exported.placement.points if not point.parameter]
-    model = OnnxModel(exported.path, exported.signature, also=names, as_written=not optimized)
-    return compare(exported.graph, model, _few(bench))
+    return compare(exported.graph, chosen.load(exported.path, exported.signature, names), _few(bench))
 
 
 def _few(bench: Bench) -> Iterator[Example]:
@@ -132,17 +182,28 @@ def _first(count: int, example: Example) -> Example:
     return tree_map_only(Tensor, lambda one: one[:count], example)  # type: ignore[no-any-return]
 
 
-def _worst(differences: list[Difference], exported: Exported) -> tuple[TensorDifference, ...]:
-    layers = {point.tensor: point.layer for point in exported.placement.points}
-    found = [_record(one, layers.get(one.tensor, one.tensor)) for one in differences if one.elements]
+def _repeated(count: int, example: Example) -> Example:
+    """Return a batch of so many samples."""
+    return tree_map_only(  # type: ignore[no-any-return]
+        Tensor, lambda one: one.repeat(-(-count // len(one)), *[1] * (one.dim() - 1))[:count], example
+    )
+
+
+def _worst(differences: list[Difference], exported: Exported, exact_bits: int) -> tuple[TensorDifference, ...]:
+    points = {point.tensor: point for point in exported.placement.points if not point.parameter}
+    found = [
+        _record(one, points[one.tensor].layer, by_steps=points[one.tensor].grid.bits <= exact_bits)
+        for one in differences
+        if one.elements
+    ]
     wrong = sorted((one for one in found if not one.agrees), key=lambda one: one.sqnr_db)
     rest = sorted((one for one in found if one.agrees), key=lambda one: (-one.differing, one.sqnr_db))
     return (*wrong, *rest[: max(0, SHOWN - len(wrong))])
 
 
-def _record(one: Difference, layer: str) -> TensorDifference:
+def _record(one: Difference, layer: str, *, by_steps: bool) -> TensorDifference:
     ratio = decibel(one.signal, one.noise)
-    agrees = one.by_more <= MOST_OFF_BY_MORE * one.elements and ratio >= LEAST_SQNR
+    agrees = ratio >= LEAST_SQNR and (not by_steps or one.by_more <= MOST_OFF_BY_MORE * one.elements)
     return TensorDifference(
         tensor=one.tensor,
         layer=layer,
@@ -153,29 +214,39 @@ def _record(one: Difference, layer: str) -> TensorDifference:
     )
 
 
-def _timed(bench: Bench, exported: Exported, found: Verification) -> Verification:
+def _looked_into(bench: Bench, exported: Exported, runtime: Runtime, found: Verification) -> Verification:
     """Add what only the target itself can tell: its kernels, its latency, and FP32's beside it."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized, fp32 = Path(folder) / "optimized.onnx", Path(folder) / "fp32.onnx"
-        model = OnnxModel(exported.path, exported.signature, optimized=optimized)
-        kernels = layer_kernels(exported.path, optimized)
-        counts = kernel_counts(optimized)
-        example = bench.task.example()
-        write_onnx(_single(bench.base.graph), exported.signature, example, fp32, OnnxOptions())
-        latency = _latency(model, OnnxModel(fp32, exported.signature), example)
-        fp32_bytes = _size(fp32)
-    return found.model_copy(
+    inside = runtime.inside(exported)
+    found = found.model_copy(
         update={
-            "layers": len(kernels),
-            "integer_layers": sum(one.integer for one in kernels),
+            "layers": len(inside.layers),
+            "integer_layers": sum(one.integer for one in inside.layers),
             "float_layers": tuple(
-                FloatLayer(layer=one.layer, op=one.op, reason=one.reason) for one in kernels if not one.integer
+                FloatLayer(layer=one.layer, op=one.op, reason=one.reason) for one in inside.layers if not one.integer
             ),
-            "kernels": counts,
-            "latency": latency,
-            "fp32_bytes": fp32_bytes,
+            "kernels": inside.kernels,
         }
     )
+    return found.model_copy(update=_timed(bench, exported, runtime)) if runtime.timed else found
+
+
+def _timed(bench: Bench, exported: Exported, runtime: Runtime) -> dict[str, Any]:
+    """Return what a call takes beside one of FP32 in the same runtime, and FP32's size."""
+    example = bench.task.example()
+    batch = bench.recipe.export.batch if exported.kind == "onnx" else None
+    with tempfile.TemporaryDirectory() as folder:
+        fp32 = (Path(folder) / "fp32").with_suffix(exported.path.suffix)
+        graph = _single(bench.base.graph)
+        if exported.kind == "pte":
+            write_program(graph, exported.signature, example, fp32)
+        else:
+            write_onnx(graph, exported.signature, example, fp32, OnnxOptions(batch=bench.recipe.export.batch))
+        loads = (runtime.by_default or runtime.load, *([runtime.load] if runtime.by_default else []))
+        times = [
+            _latency(load(exported.path, exported.signature, ()), load(fp32, exported.signature, ()), example, batch)
+            for load in loads
+        ]
+        return dict(zip(("latency", "exact_latency"), times, strict=False)) | {"fp32_bytes": _size(fp32)}
 
 
 def _single(graph: fx.GraphModule) -> fx.GraphModule:
@@ -185,16 +256,16 @@ def _single(graph: fx.GraphModule) -> fx.GraphModule:
     return finish(copied)
 
 
-def _latency(int8: OnnxModel, fp32: OnnxModel, two: Example) -> LatencyRecord:
+def _latency(int8: LoadedFile, fp32: LoadedFile, two: Example, batch: int | None = None) -> LatencyRecord:
     """Time two files in turn on one sample; where that takes next to no time, on two as well: see `LatencyRecord`."""
-    one = _first(1, two)
+    one = _first(1, two) if batch is None else _repeated(batch, two)
     quantized, float32 = interleaved(partial(int8.run, *one), partial(fp32.run, *one))
     of_two: tuple[float | None, float | None] = (None, None)
-    if min(quantized.median, float32.median) < SHORT_CALL:
+    if batch is None and min(quantized.median, float32.median) < SHORT_CALL:
         both = interleaved(partial(int8.run, *two), partial(fp32.run, *two))
         of_two = both[0].median, both[1].median
     return LatencyRecord(
-        batch=1,
+        batch=batch or 1,
         int8=quantized.median,
         int8_quartiles=(quantized.low, quantized.high),
         fp32=float32.median,

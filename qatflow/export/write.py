@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from qatflow import __version__
 from qatflow.errors import ExportError
 from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.onnx_export import Exported, OnnxFiles, onnx_files, write_quantized
@@ -20,7 +21,7 @@ from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.simulation import Simulation
 from qatflow.results.result import Note
-from qatflow.results.store import write_atomically
+from qatflow.results.store import key_of, write_atomically
 
 
 @dataclass
@@ -63,15 +64,53 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     if asked.pt2:
         export_pt2(simulation, example, out / "model.pt2", content)
         shipped.artefacts["pt2"] = "export/model.pt2"
-    if road.writes("onnx", asked.onnx):
+    program = _program(asked.pte, simulation, content, example, out, shipped) if road.writes("pte", asked.pte) else None
+    if road.writes("onnx", asked.onnx) or "no_program" in shipped.notes:
         if isinstance(onnx, ExportError):
             raise onnx
+        onnx.quantized.metadata_props.update(story(bench, winner))
         shipped.to_verify = write_quantized(simulation, content, onnx, out / "model.onnx")
         shipped.artefacts["onnx"] = "export/model.onnx"
-    if road.writes("pte", asked.pte):
-        shipped.to_verify = export_pte(simulation, example, out / "model.pte", content)
-        shipped.artefacts["pte"] = "export/model.pte"
+    if program is not None:
+        shipped.to_verify, shipped.artefacts["pte"] = program, "export/model.pte"
     return shipped
+
+
+def story(bench: Bench, winner: Candidate) -> dict[str, str]:
+    """Return what an ONNX file says of itself, in `metadata_props`: where it comes from, and what the gate said."""
+    judged, gate = bench.judge(winner), bench.gate_record
+    known = {
+        "version": __version__,
+        "recipe": bench.recipe.name,
+        "recipe_hash": key_of(bench.recipe.model_dump(mode="json")),
+        "target": bench.base.design.target.name,
+        "candidate": judged.id,
+        "metric": gate.metric,
+        "value": judged.value,
+        "fp32": judged.fp32,
+        "drop": judged.drop,
+        "drop_low": judged.drop_low,
+        "drop_high": judged.drop_high,
+        "verdict": judged.verdict.value,
+    }
+    return {f"qatflow.{name}": str(value) for name, value in known.items() if value is not None}
+
+
+def _program(
+    asked: bool | None, simulation: Simulation, content: IntegerBiases, example: Example, out: Path, shipped: Shipped
+) -> Exported | None:
+    """Write an ExecuTorch program; None, with a note, where nobody asked for it and ExecuTorch does not take the model.
+
+    Raises:
+        ExportError: it was asked for.
+    """
+    try:
+        return export_pte(simulation, example, out / "model.pte", content)
+    except ExportError as error:
+        if asked:
+            raise
+        shipped.notes["no_program"] = f"{error}; an ONNX file takes its place"
+        return None
 
 
 def _onnx_files(

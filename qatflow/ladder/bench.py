@@ -10,7 +10,7 @@ again by that key.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from qatflow.results.result import CandidateRecord, GateRecord, OutputRecord, Pa
 from qatflow.results.store import key_of, read_usable, write_json
 from qatflow.steps.context import StepContext
 from qatflow.steps.set_precision import with_precision
+from qatflow.tasks.data import Batch
 from qatflow.tasks.evaluate import Evaluation, Evaluator
 from qatflow.tasks.evaluation_data import EvaluationData
 from qatflow.tasks.fitting import with_fitted_metric
@@ -289,10 +290,18 @@ class Bench:
         self.looks = len(looks)
         return looks.index(key) + 1
 
-    def deployed(self, evaluation: Evaluation, winner: Candidate, seconds: float) -> CandidateRecord:
+    def deployed(self, evaluation: Evaluation, winner: Candidate, seconds: float, ground: Ground) -> CandidateRecord:
         """Judge what the winner's exported file measured: no further chance to pass, and so no further look."""
         work = Work("deployed", "deployed", winner.work.steps, {"of": winner.work.id}, seconds)
-        return self._record(work, winner.network.design, evaluation, self.testing, self.judge(winner).look)
+        return self._record(work, winner.network.design, evaluation, ground, self.judge(winner).look)
+
+    def first_of_test(self, most: int | None) -> Ground:
+        """Return the test part, or so many of its samples and some to the end of the batch, measured with FP32."""
+        if most is None or self.testing.samples <= most:
+            return self.testing
+        task = self.task
+        evaluator = Evaluator(self.base.graph, lambda: _first(task.test(), most), task.metric, task.device, "test")
+        return Ground("test", evaluator, evaluator.evaluate(self.base.graph).measurement)
 
     def choose(self, candidates: Iterable[Candidate]) -> Candidate:
         """Return the candidate to ship: the best on the choosing part, unless it misses on test and another has passed.
@@ -355,6 +364,15 @@ def designs_of(recipe: Recipe, base: Network) -> list[Network]:
     place(base)  # its own mistakes are told first
     steps = [step for step in recipe.steps.values() if isinstance(step, SetPrecision)]
     return [base, *(with_precision(base, step) for step in steps)]
+
+
+def _first(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
+    """Yield batches until they have so many samples."""
+    for batch in batches:
+        yield batch
+        most -= batch.size
+        if most <= 0:
+            return
 
 
 def _outputs(evaluation: Evaluation) -> tuple[OutputRecord, ...]:

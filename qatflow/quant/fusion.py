@@ -38,7 +38,7 @@ def find_chains(graph: fx.GraphModule, target: Target, roots: Collection[fx.Node
     for root in sorted(roots, key=order.__getitem__):
         if root in fusion.inside or (kind(root),) not in beginnings:
             continue
-        for before, after in _steps(root, beginnings):
+        for before, after in _steps(root, beginnings, target):
             if len(_float_inputs(after)) > 1:
                 fusion.joins.setdefault(after, []).append(before)
     chosen = {join: max(branches, key=order.__getitem__) for join, branches in fusion.joins.items()}
@@ -48,12 +48,14 @@ def find_chains(graph: fx.GraphModule, target: Target, roots: Collection[fx.Node
     return fusion
 
 
-def _steps(root: fx.Node, beginnings: set[tuple[str, ...]]) -> list[tuple[fx.Node, fx.Node]]:
+def _steps(root: fx.Node, beginnings: set[tuple[str, ...]], target: Target) -> list[tuple[fx.Node, fx.Node]]:
     """Return the neighbours along which a chain from `root` could go."""
     found = []
     kinds: tuple[str, ...] = (kind(root),)
     node = root
-    while (reader := sole_user(node)) is not None and _is_plain(reader) and (*kinds, kind(reader)) in beginnings:
+    while (reader := sole_user(node)) is not None and (*kinds, kind(reader)) in beginnings:
+        if not _is_plain(reader, target):
+            break
         found.append((node, reader))
         node, kinds = reader, (*kinds, kind(reader))
     return found
@@ -69,7 +71,7 @@ def _follow(
     """Note the longest whole chain from `root`; where two chains meet, only the chosen one goes on."""
     kinds: tuple[str, ...] = (kind(root),)
     passed, inside = [root], 0
-    for before, after in _steps(root, beginnings):
+    for before, after in _steps(root, beginnings, target):
         if chosen.get(after, before) is not before:
             break
         kinds = (*kinds, kind(after))
@@ -85,12 +87,14 @@ def _float_inputs(node: fx.Node) -> list[fx.Node]:
     return [source for source in node.all_input_nodes if is_float_tensor(source)] if kind(node) in JOINING else []
 
 
-def _is_plain(node: fx.Node) -> bool:
-    """Tell whether a clip has number bounds and zero on its range, as a grid has; every other kind is plain."""
+def _is_plain(node: fx.Node, target: Target) -> bool:
+    """Tell whether a clip has number bounds and zero on its range, as a grid has, or at its lower end where the target
+    wants that; every other kind is plain.
+    """
     if kind(node) != "clip":
         return True
     try:
         low, high = clip_bounds(node)
     except TypeError:
         return False
-    return low <= 0 <= high
+    return low == 0 <= high if target.clips_from_zero else low <= 0 <= high

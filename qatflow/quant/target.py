@@ -69,6 +69,8 @@ class Target:
     chains: tuple[str, ...] = ()
     """Ops that run as one, with no quantizer between them where nothing else reads what is between: kinds in order,
     `a|b` either of both, `a?` one that may be missing."""
+    clips_from_zero: bool = False
+    """Whether a clip goes with a chain only where its lower bound is 0, as that of ReLU6."""
     residual: Literal["all_inputs", "skip_input"] = "all_inputs"
     """Which inputs of an `add` are quantized: all (but for the end of a chain that goes on with it), or only the one
     beside a single such chain; with none or two chains, neither."""

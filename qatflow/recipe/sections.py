@@ -211,16 +211,17 @@ class Export(Config):
     """A `torch.export` file with PyTorch's quantize and dequantize ops."""
     pte: bool | None = None
     """An ExecuTorch program for XNNPACK, one sample a batch; for target xnnpack, with `pip install
-    qatflow[executorch]`. Null is the target's own way: none of ours writes one unasked."""
+    qatflow[executorch]`. Null is the target's own way: xnnpack has one, where ExecuTorch is installed."""
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """Fix the batch of ONNX files, which some backends ask for; null leaves it free."""
     verify: bool = True
-    """Run the file in its runtime (the ONNX file in ONNX Runtime, the program in ExecuTorch): its metric is the last
-    gate."""
+    """Run the file in its target's runtime: its metric is the last gate."""
     weights: Literal["auto", "int8", "uint8"] = "auto"
     """How a target that takes both, as onnxruntime does, gets signed weights. `uint8` (around 128) is exact on every
     processor, `int8` faster on x86 with VNNI; `auto` takes `int8` where this machine's processor is exact with it."""
     packed_int4: bool | None = None
-    """Store weights of up to 4 bits as INT4, two to a byte; null is the target's own way: all do but onnxruntime,
-    which then computes in float."""
+    """Store weights of up to 4 bits as INT4, two to a byte; null is the target's own way: all do but onnxruntime
+    and openvino, which then compute in float."""
     opset: Annotated[int, Field(ge=13, le=21)] | None = None
     """Null takes 18, and 21 where 16 or 4 bits need it."""
 

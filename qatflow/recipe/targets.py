@@ -15,7 +15,8 @@ from qatflow.errors import Mistake
 
 FileKind = Literal["onnx", "pte"]
 """An ONNX file with Q/DQ, or an ExecuTorch program whose layers XNNPACK runs."""
-RuntimeName = Literal["onnxruntime", "executorch"]
+RuntimeName = Literal["onnxruntime", "openvino", "qnn", "executorch"]
+"""Also the names of the extras that bring them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,15 @@ class Road:
             raise ValueError(message)
 
     def writes(self, kind: FileKind, asked: bool | None) -> bool:
-        """Tell whether a file is written; `asked` is what the recipe says, None where it says nothing."""
-        return kind in self.written if asked is None else asked
+        """Tell whether a file is written; `asked` is what the recipe says, None where it says nothing.
+
+        An ONNX file takes the place of a program that cannot be written here.
+        """
+        if asked is not None:
+            return asked
+        if not can_write_programs() and "pte" in self.written:
+            return kind == "onnx"
+        return kind in self.written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +79,22 @@ TARGETS: dict[str, TargetEntry] = {
     ),
     "qnn": TargetEntry(
         about="Qualcomm QNN (Hexagon): uint8 or uint16 everywhere, supergroups as AIMET simulates them",
+        road=Road(runtimes={"onnx": "qnn"}),
     ),
     "xnnpack": TargetEntry(
         about="XNNPACK through ExecuTorch: int8 with zero points",
-        road=Road(files=("onnx", "pte"), written=(), runtimes={"pte": "executorch"}),
+        road=Road(files=("onnx", "pte"), written=("pte",), runtimes={"pte": "executorch"}),
     ),
     "openvino": TargetEntry(
         about="OpenVINO on CPU: Q/DQ on the inputs of fused layers, as NNCF puts them",
+        road=Road(runtimes={"onnx": "openvino"}, packed_int4=False),
     ),
 }
+
+
+def can_write_programs() -> bool:
+    """Tell whether ExecuTorch is installed."""
+    return importlib.util.find_spec("executorch") is not None
 
 
 def target_mistakes(
@@ -103,5 +118,5 @@ def target_mistakes(
         able = " or ".join(other for other, one in TARGETS.items() if "pte" in one.road.files)
         problem = f"an ExecuTorch program is for target {able}, not {name!r}"
         yield Mistake("export.pte", problem, f"write target: {able}, or export.pte: false")
-    elif road.writes("pte", export.get("pte")) and importlib.util.find_spec("executorch") is None:
+    elif export.get("pte") and not can_write_programs():
         yield Mistake("export.pte", "the package 'executorch' is not installed", "pip install 'qatflow[executorch]'")

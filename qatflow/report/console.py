@@ -198,8 +198,12 @@ def _deployed_line(result: RunResult) -> str:
     found = result.verification
     assert found is not None
     parts = [f"{number(result.deployed)} in {found.runtime}"]
+    if found.of_samples is not None:
+        parts.append(f"on the first {found.samples} of {found.of_samples} samples")
     if found.agreement is not None:
         parts.append(f"{found.agreement:.2%} as in the simulation")
+    if found.differs_by_default and found.by_default is not None and found.by_default.agreement is not None:
+        parts.append(f"{found.by_default.agreement:.2%} in its default {found.by_default.precision}")
     if found.layers:
         parts.append(f"{found.integer_layers} of {found.layers} layers on integers")
     if found.speed:

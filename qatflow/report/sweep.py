@@ -20,7 +20,8 @@ from qatflow.report.charts.ladder import Bar, RowChart, drop_charts, tone_of
 from qatflow.report.html import page, relative_href
 from qatflow.report.read import read_result
 from qatflow.report.recipe_keys import differing, flatten
-from qatflow.report.write import csv, read_text, shown_in
+from qatflow.report.runtimes import FileRun, files, pairs
+from qatflow.report.write import csv, read_environment, read_text, shown_in
 from qatflow.results.result import RunResult
 from qatflow.results.tables import Columns
 from qatflow.results.unfinished import Unfinished, unfinished
@@ -86,10 +87,11 @@ def write_sweep(folder: Path, runs: Sequence[Path]) -> list[Path]:
         raise RunFolderError(message)
     read = [_read(folder, Path(run)) for run in runs]
     keys = differing([run.recipe for run in read])
-    return [
-        shown_in(folder / "summary.csv", csv(summary(read, keys))),
-        shown_in(folder / "summary.html", _page(folder, read, keys)),
-    ]
+    exported = [one for run, path in zip(read, runs, strict=True) if (one := _exported(run, Path(path))) is not None]
+    written = [shown_in(folder / "summary.csv", csv(summary(read, keys)))]
+    if exported:
+        written.append(shown_in(folder / "runtimes.csv", csv(files(exported))))
+    return [*written, shown_in(folder / "summary.html", _page(folder, read, keys, exported))]
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -146,7 +148,15 @@ def _read(folder: Path, run: Path) -> SweepRun:
         return SweepRun(name, href, recipe, None, "It left no result.json." if failed_early else str(error))
 
 
-def _page(folder: Path, runs: Sequence[SweepRun], keys: Sequence[str]) -> str:
+def _exported(run: SweepRun, path: Path) -> FileRun | None:
+    """Return the run, where its exported file was run."""
+    if run.result is None or run.result.verification is None:
+        return None
+    hashes = read_environment(path).get("hashes")
+    return FileRun(run.name, run.recipe.get("target", ""), path, hashes if isinstance(hashes, dict) else {}, run.result)
+
+
+def _page(folder: Path, runs: Sequence[SweepRun], keys: Sequence[str], exported: Sequence[FileRun]) -> str:
     results = [run.result for run in runs if run.result]
     passed = sum(result.passed for result in results if result.status == "finished")
     return page(
@@ -158,6 +168,10 @@ def _page(folder: Path, runs: Sequence[SweepRun], keys: Sequence[str]) -> str:
         passed=passed,
         unfinished=[one for run in runs if (one := _stopped(run)) is not None],
         allowed=wording.allowed,
+        files=[(run, numbers.format_of(run.result), run.deployed) for run in exported],
+        check_tones=wording.CHECK_TONES,
+        check_word=wording.check_word,
+        pairs=list(pairs(exported).itertuples()),
         headline=wording.headline,
     )
 

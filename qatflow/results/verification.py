@@ -9,6 +9,8 @@ from pydantic import Field
 from qatflow.results.latency import LatencyRecord
 from qatflow.results.record import Record
 
+EXACT_PRECISION = "f32"
+
 
 class TensorDifference(Record):
     """One tensor whose integers differ between the runtime and the simulation, given the same inputs."""
@@ -33,6 +35,16 @@ class FloatLayer(Record):
     reason: str
 
 
+class ByDefault(Record):
+    """What a runtime makes of the file where nobody sets anything, if that is not what the file says."""
+
+    precision: str
+    """What it computes in where it does not compute in integers."""
+    agreement: float | None
+    """As `Verification.agreement`."""
+    sqnr_db: float | None
+
+
 class Verification(Record):
     """What the exported file does in a runtime, beside what was promised."""
 
@@ -41,11 +53,19 @@ class Verification(Record):
     processor: str
     is_target: bool
     """Whether that runtime is the recipe's target; else the file is checked, but not timed."""
+    stands_in: str = ""
+    """Why another runtime had to stand in for the target's own; empty where none had to."""
+    settings: str = ""
+    """What was set, so that the runtime computes what the file says; empty where nothing has to be."""
+    by_default: ByDefault | None = None
+    """What it does without; null where nothing has to be set."""
     exact_on: str
     """The processors on which the file computes what the simulation does."""
     weights: Literal["int8", "uint8"]
     """How signed weights are stored."""
     samples: int
+    of_samples: int | None = None
+    """How many evaluation samples there are, where a simulator is so slow that only the first were run."""
     agreement: float | None
     """Share of evaluation samples with the same best class as in the simulation; null where there are no classes."""
     sqnr_db: float | None
@@ -60,6 +80,9 @@ class Verification(Record):
     kernels: dict[str, int] = Field(default_factory=dict)
     """How often each op is in the graph that the runtime made of the file."""
     latency: LatencyRecord | None = None
+    """As the runtime runs by default."""
+    exact_latency: LatencyRecord | None = None
+    """With `settings`; null where nothing has to be set."""
     bytes: int
     fp32_bytes: int | None = None
 
@@ -67,6 +90,11 @@ class Verification(Record):
     def disagreeing(self) -> tuple[str, ...]:
         """Tensors that the runtime computes in another way than the simulation."""
         return tuple(one.tensor for one in self.worst if not one.agrees)
+
+    @property
+    def differs_by_default(self) -> bool:
+        """Whether what the runtime does without `settings` is another thing."""
+        return self.by_default is not None and self.by_default.precision != EXACT_PRECISION
 
     @property
     def slower(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from qatflow import export_encodings, read_encodings
 from qatflow.encodings import main as encodings_command
 from qatflow.export.encodings import read
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.runtimes.onnxruntime import OnnxModel
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.graph.observe import observe
 from qatflow.quant.grid import sqnr_db

@@ -13,9 +13,8 @@ from torch.utils import _pytree as pytree
 
 from qatflow.export.compare import compare
 from qatflow.export.integer_biases import integer_biases
-from qatflow.export.integer_kernels import kernel_counts, layer_kernels
 from qatflow.export.onnx_export import Exported, export_onnx
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.runtimes.onnxruntime import OnnxModel, inside
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.simulation import Simulation
@@ -35,7 +34,7 @@ def initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
     return {one.name: one for one in model.graph.initializer}
 
 
-def inside(file: Exported) -> list[str]:
+def tensors_inside(file: Exported) -> list[str]:
     return [f"{point.tensor}_quantized" for point in file.placement.points if not point.parameter]
 
 
@@ -59,9 +58,11 @@ def test_the_file_computes_what_the_simulation_does(
             assert a.shape == b.shape
             assert sqnr_db(a, b) > (35 if activations >= 8 else 25)  # a step is a larger part of few
     found = compare(
-        file.graph, OnnxModel(file.path, file.signature, also=inside(file), as_written=not own), [inputs_of(model, 5)]
+        file.graph,
+        OnnxModel(file.path, file.signature, also=tensors_inside(file), as_written=not own),
+        [inputs_of(model, 5)],
     )
-    missing = {name.removesuffix("_quantized") for name in inside(file)} - {one.tensor for one in found}
+    missing = {name.removesuffix("_quantized") for name in tensors_inside(file)} - {one.tensor for one in found}
     assert missing <= {"pad"}  # may have gone into the convolution
     for one in found:
         assert one.steps <= 1
@@ -72,24 +73,37 @@ def test_the_file_computes_what_the_simulation_does(
 def test_every_layer_runs_on_integers(storage: str, tmp_path: Path) -> None:
     for model in (Net, Attention):
         file = exported(model, config=Export(weights=storage))
-        OnnxModel(file.path, file.signature, optimized=tmp_path / "optimized.onnx")
-        kernels = layer_kernels(file.path, tmp_path / "optimized.onnx")
-        assert [one.reason for one in kernels if not one.integer] == []
-        assert len(kernels) == 4
-        assert sum(kernel_counts(tmp_path / "optimized.onnx").values()) > 4
-    assert {one.layer for one in layer_kernels(exported(Net).path, tmp_path / "optimized.onnx")} >= {"stem", "head"}
+        found = inside(file)
+        assert [one.reason for one in found.layers if not one.integer] == []
+        assert len(found.layers) == 4
+        assert sum(found.kernels.values()) > 4
+    assert {one.layer for one in inside(exported(Net)).layers} >= {"stem", "head"}
 
 
 def test_layers_in_float_are_told_with_the_reason(tmp_path: Path) -> None:
-    file = exported(Net, activations=16)
-    OnnxModel(file.path, file.signature, optimized=tmp_path / "optimized.onnx")
-    kernels = layer_kernels(file.path, tmp_path / "optimized.onnx")
-    assert not any(one.integer for one in kernels)
-    assert {one.reason for one in kernels} == {"UINT16 has no integer kernel in ONNX Runtime"}
-    narrow = exported(Net, activations=5)
-    OnnxModel(narrow.path, narrow.signature, optimized=tmp_path / "narrow.onnx")
-    reasons = {one.layer: one.reason for one in layer_kernels(narrow.path, tmp_path / "narrow.onnx")}
+    layers = inside(exported(Net, activations=16)).layers
+    assert not any(one.integer for one in layers)
+    assert {one.reason for one in layers} == {"UINT16 has no integer kernel there"}
+    reasons = {one.layer: one.reason for one in inside(exported(Net, activations=5)).layers}
     assert reasons["stem"] == "its input has fewer than 8 bits, which no integer kernel takes"
+
+
+@pytest.mark.parametrize("model", [Net, Attention])
+def test_a_fixed_batch_is_in_the_file_and_fed_in_its_size(model: type[nn.Module], tmp_path: Path) -> None:
+    simulation = simulated(model, "onnxruntime", Precision())
+    file = export_onnx(simulation, inputs_of(model, 2), tmp_path / "model.onnx", Export(batch=4))
+    written = onnx.load(file.path)
+    onnx.checker.check_model(written, full_check=True)
+    dims = [one.type.tensor_type.shape.dim[0] for one in (*written.graph.input, *written.graph.output)]
+    assert {(one.dim_value, one.dim_param) for one in dims} == {(4, "")}
+    args, kwargs = inputs_of(model, 6, 1)
+    free = OnnxModel(exported(model).path, file.signature)
+    for one, other in zip(
+        pytree.tree_leaves(OnnxModel(file.path, file.signature)(*args, **kwargs)),
+        pytree.tree_leaves(free(*args, **kwargs)),
+        strict=True,
+    ):
+        assert sqnr_db(one, other) > 40  # batches of other sizes may add in another order
 
 
 def test_weights_are_integers_behind_one_dequantize(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from qatflow.export.pt2_export import export_pt2
-from qatflow.export.pte_export import PteModel, export_pte
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.pte_export import export_pte
+from qatflow.export.runtimes.executorch import PteModel
+from qatflow.export.runtimes.onnxruntime import OnnxModel
 from qatflow.quant.grid import sqnr_db
 from qatflow.recipe import Precision
 from tests.export.exported import Attention, Net, inputs_of, simulated

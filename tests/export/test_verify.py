@@ -1,24 +1,31 @@
 """The last gate: what is found of a file that is right, and of one that is not."""
 
 import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
 
 import qatflow
+from qatflow.errors import ExportError
 from qatflow.export import verify as module
 from qatflow.export.compare import compare
 from qatflow.export.encodings import read, read_model
 from qatflow.export.latency import interleaved
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
-from qatflow.export.runtime import OnnxModel
+from qatflow.export.runtimes import RUNTIMES
+from qatflow.export.runtimes.onnxruntime import OnnxModel
 from qatflow.export.signature import Signature
 from qatflow.graph.capture import capture
-from qatflow.recipe import Export, Recipe
+from qatflow.recipe import Export, Recipe, targets
+from qatflow.results.outputs import kept_outputs
 from qatflow.results.result import RunResult, Verdict
 from tests.export.exported import Net, exported, inputs_of
 
@@ -76,7 +83,7 @@ def test_what_was_found_is_in_the_folder(run: tuple[RunResult, Path]) -> None:
 
 
 def test_a_deployed_metric_that_misses_the_gate_turns_the_verdict(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module.OnnxModel, "run", _with_shuffled_classes(module.OnnxModel.run))
+    monkeypatch.setattr(OnnxModel, "run", _with_shuffled_classes(OnnxModel.run))
     result = qatflow.run(recipe(), tmp_path)
     assert result.winner is not None
     assert result.winner.passed
@@ -93,10 +100,123 @@ def _with_shuffled_classes(run):
     return wrong
 
 
-def test_another_target_is_checked_but_not_timed(tmp_path: Path) -> None:
-    found = qatflow.run(recipe(target="qnn"), tmp_path).verification
+def test_a_target_without_a_runtime_is_checked_but_not_timed(tmp_path: Path) -> None:
+    found = qatflow.run(recipe(target="tensorrt"), tmp_path).verification
     assert found is not None
     assert (found.is_target, found.latency, found.layers, found.verdict) == (False, None, 0, "verified")
+    assert found.stands_in == "No runtime of target tensorrt can be run here"
+    assert "No runtime of target tensorrt can be run here. ONNX Runtime" in (tmp_path / "report.html").read_text()
+
+
+def test_a_runtime_that_is_not_installed_is_told_at_the_start_and_stood_in_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "openvino", replace(RUNTIMES["openvino"], module="no_such_package"))
+    result = qatflow.run(recipe(target="openvino"), tmp_path)
+    found, said = result.verification, "OpenVINO is not installed: pip install 'qatflow[openvino]'"
+    assert found is not None
+    assert (found.is_target, found.stands_in, found.settings) == (False, said, "")
+    assert found.runtime.startswith("ONNX Runtime ")
+    assert result.notes[0].startswith(f"{said}; until then a stand-in runs the exported file")
+
+
+@pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
+def test_a_program_is_run_in_executorch_and_timed_beside_fp32(tmp_path: Path) -> None:
+    result = qatflow.run(recipe(target="xnnpack"), tmp_path)
+    found = result.verification
+    assert result.artefacts["pte"] == "export/model.pte"
+    assert "onnx" not in result.artefacts
+    assert found is not None
+    assert (found.runtime.split()[0], found.is_target, found.agreement) == ("ExecuTorch", True, 1.0)
+    assert (found.integer_layers, found.layers, found.float_layers) == (20, 20, ())
+    assert found.latency is not None
+    assert found.fp32_bytes is not None
+    assert found.fp32_bytes > found.bytes
+    assert not [one for one in logging.root.handlers if type(one) is logging.StreamHandler]
+
+
+def test_where_executorch_is_missing_an_onnx_file_takes_its_programs_place(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "executorch", replace(RUNTIMES["executorch"], module="no_such_package"))
+    monkeypatch.setattr(targets, "can_write_programs", lambda: False)
+    result = qatflow.run(recipe(target="xnnpack"), tmp_path)
+    assert result.verification is not None
+    assert result.verification.stands_in == "ExecuTorch is not installed: pip install 'qatflow[executorch]'"
+    assert ("onnx" in result.artefacts, "pte" in result.artefacts) == (True, False)
+
+
+def test_a_slow_simulator_gets_the_first_samples_and_turns_no_verdict_by_chance(tmp_path: Path, monkeypatch) -> None:
+    few = replace(RUNTIMES["onnxruntime"], most_samples=100, timed=False)
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", few)
+    result = qatflow.run(recipe(gate={"max_drop": 0.01, "strict": True}), tmp_path)
+    found, deployed = result.verification, result.candidates[-1]
+    assert found is not None
+    assert (found.samples, found.of_samples, found.latency) == (128, 497, None)
+    assert (deployed.samples, deployed.passed, result.passed) == (128, False, True)
+    assert "only the first 128 of 497 samples were run" in (tmp_path / "report.html").read_text()
+
+
+def test_the_file_says_where_it_comes_from(run: tuple[RunResult, Path]) -> None:
+    result, folder = run
+    told = onnxruntime.InferenceSession(folder / "export" / "model.onnx").get_modelmeta().custom_metadata_map
+    best = result.winner
+    assert best is not None
+    assert told["qatflow.recipe"] == "test"
+    assert told["qatflow.target"] == "onnxruntime"
+    assert (told["qatflow.candidate"], told["qatflow.verdict"]) == (best.id, best.verdict.value)
+    assert float(told["qatflow.drop"]) == best.drop
+    assert len(told["qatflow.recipe_hash"]) == 24
+
+
+def test_a_fixed_batch_is_run_and_timed_in_its_size(tmp_path: Path) -> None:
+    found = qatflow.run(recipe(export=Export(batch=8)), tmp_path).verification
+    assert found is not None
+    assert (found.samples, found.agreement) == (497, 1.0)
+    assert found.latency is not None
+    assert found.latency.batch == 8
+    assert "Latency, 8 samples" in (tmp_path / "report.html").read_text()
+
+
+def test_a_file_that_its_runtime_refuses_is_run_by_a_stand_in(tmp_path: Path, monkeypatch) -> None:
+    def refuses(path: Path, signature: Signature, also: Sequence[str]) -> OnnxModel:
+        raise ExportError("the runtime cannot load model.onnx: no such kernel. Exception from core.cpp")
+
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", replace(RUNTIMES["onnxruntime"], load=refuses))
+    result = qatflow.run(recipe(), tmp_path)
+    assert result.status == "finished"
+    assert result.verification is not None
+    assert result.verification.stands_in == "the runtime cannot load model.onnx: no such kernel"
+    assert (result.verification.is_target, result.verification.agreement) == (False, 1.0)
+
+
+class Volumes(nn.Module):
+    """A net that ExecuTorch does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv3d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)).mean((2, 3, 4)))
+
+
+@pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
+def test_a_model_that_executorch_does_not_take_gets_an_onnx_file(tmp_path: Path) -> None:
+    x = torch.randn(64, 1, 5, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = list(zip(x, Volumes().eval()(x).argmax(1), strict=True))
+    data = {"calibration": pairs[:16], "test": pairs[16:]}
+    result = qatflow.quantize(Volumes().eval(), data, folder=tmp_path, target="xnnpack", qat="never")
+    assert "onnx" in result.artefacts
+    assert "pte" not in result.artefacts
+    said = str(result.export_notes["no_program"])
+    assert said.startswith("ExecuTorch cannot take the model: ")
+    assert said.endswith("; an ONNX file takes its place")
+
+
+def test_outputs_are_kept_for_sweeps(run: tuple[RunResult, Path]) -> None:
+    _, folder = run
+    kept = kept_outputs(folder)
+    assert kept is not None
+    assert kept.shape == (497, 10)
 
 
 def test_the_recipe_may_leave_it_out(tmp_path: Path) -> None:
@@ -118,7 +238,7 @@ def test_without_an_onnx_file_encodings_name_the_graphs_tensors_and_say_so(tmp_p
 
 
 def test_encodings_of_xnnpack_have_their_float_file_too(tmp_path: Path) -> None:
-    result = qatflow.run(recipe(target="xnnpack", export=Export(verify=False)), tmp_path)
+    result = qatflow.run(recipe(target="xnnpack", export=Export(verify=False, pte=False)), tmp_path)
     assert sorted(result.artefacts) == ["encodings", "float_onnx", "weights"]
     model = read_model(tmp_path / "export" / "model_float.onnx")
     assert {entry.name for entry in read(tmp_path / "export" / "model.encodings").tensors} <= model.tensors
@@ -135,7 +255,9 @@ def test_the_tensor_that_goes_wrong_is_named_and_no_other(tmp_path: Path) -> Non
     onnx.save(model, tmp_path / "wrong.onnx")
     names = [f"{point.tensor}_quantized" for point in file.placement.points if not point.parameter]
     broken = OnnxModel(tmp_path / "wrong.onnx", file.signature, also=names)
-    records = [module._record(one, one.tensor) for one in compare(file.graph, broken, [inputs_of(Net, 8)])]
+    records = [
+        module._record(one, one.tensor, by_steps=True) for one in compare(file.graph, broken, [inputs_of(Net, 8)])
+    ]
     wrong_ones = [one.tensor for one in records if not one.agrees]
     assert len(wrong_ones) == 1
     assert "hardtanh" in wrong_ones[0] or "relu6" in wrong_ones[0] or "conv2d_1" in wrong_ones[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -12,7 +14,8 @@ from qatflow.errors import RunFolderError
 from qatflow.report.recipe_keys import differing, flatten
 from qatflow.report.sweep import run_folders, write_sweep
 from qatflow.report.write import write
-from qatflow.results.result import RunResult, Verdict
+from qatflow.results.outputs import keep_outputs
+from qatflow.results.result import LatencyRecord, RunResult, Verdict, Verification
 
 RECIPE = "name: quickstart\nprecision: {weights: 8, activations: 8}\nsteps: {equalize: {sweeps: 3}}\nrun: {dir: a}\n"
 OUTCOME = ["metric", "fp32", "best", "value", "drop", "drop_low", "drop_high", "verdict", "passed"]
@@ -143,3 +146,56 @@ def test_differing_ignores_names_and_runs_without_a_recipe() -> None:
     assert (
         differing([one, {**other, "steps.equalize.sweeps": "4"}, {"steps": "equalize"}])[-1] == "steps.equalize.sweeps"
     )
+
+
+def exported_run(result: RunResult, **changes: object) -> RunResult:
+    found = Verification(
+        file="export/model.onnx",
+        runtime="ONNX Runtime 1.32.0",
+        processor="some processor",
+        is_target=True,
+        exact_on="every processor",
+        weights="int8",
+        samples=540,
+        agreement=0.995,
+        sqnr_db=41.5,
+        compared=3,
+        layers=5,
+        integer_layers=4,
+        latency=LatencyRecord(batch=1, int8=2.0, int8_quartiles=(1.9, 2.1), fp32=5.0, fp32_quartiles=(4.9, 5.1)),
+        bytes=3_900_000,
+    )
+    return result.model_copy(update={"deployed": 0.98, "verification": found.model_copy(update=changes)})
+
+
+def test_exported_files_stand_beside_each_other(
+    tmp_path: Path, leave_run: Callable[..., Path], met_run: RunResult
+) -> None:
+    simulated = {"runtime": "a simulator 2.7", "samples": 2, "of_samples": 540, "latency": None, "layers": 0}
+    stand_in = {"is_target": False, "stands_in": "No runtime", "agreement": None, "latency": None, "layers": 0}
+    names = {"onnxruntime": {}, "qnn": simulated, "tensorrt": stand_in}
+    for number, (target, changes) in enumerate(names.items()):
+        folder = leave_run(tmp_path / str(number), exported_run(met_run, **changes), f"{RECIPE}target: {target}\n")
+        environment = {"hashes": {"model": "a" if number < 2 else "b", "test": "c"}}
+        (folder / "environment.json").write_text(json.dumps(environment))
+        keep_outputs(folder, [np.array([[1, 2], [3, 0], [0, 1]], np.float32)[: 2 if number == 1 else 3]])
+    paths = write_sweep(tmp_path, [tmp_path / name for name in "012"])
+    assert [path.name for path in paths] == ["summary.csv", "runtimes.csv", "summary.html"]
+    frame = pd.read_csv(paths[1])
+    assert frame["target"].tolist() == list(names)
+    assert frame["own_runtime"].tolist() == [True, True, False]
+    assert frame["value"].tolist() == [0.98, 0.98, 0.98]
+    assert frame[["integer_layers", "layers", "int8_ms", "fp32_ms", "megabytes"]].iloc[0].tolist() == [4, 5, 2, 5, 3.9]
+    assert frame[["integer_layers", "layers", "int8_ms"]].iloc[1].isna().all()
+    page = paths[2].read_text(encoding="utf-8")
+    assert "Exported files in their runtimes" in page
+    assert "of 540" in page and "a stand-in, node by node" in page
+    together = page.partition("How far two files agree")[2].partition("</table>")[0]
+    assert together.count("<tr>") == 2  # the head, and the two of the same model
+    assert "0 onnxruntime" in together and "1 qnn" in together and "100.00 %" in together and "exact" in together
+
+
+def test_runs_without_exported_files_have_no_such_table(sweep: Path) -> None:
+    paths = write_sweep(sweep, [sweep / "0"])
+    assert [path.name for path in paths] == ["summary.csv", "summary.html"]
+    assert "Exported files" not in paths[1].read_text(encoding="utf-8")

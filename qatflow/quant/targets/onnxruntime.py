@@ -9,7 +9,8 @@ guide to quantization in ONNX Runtime's documentation.
   and matmul may give floats: their result has a quantizer only where another integer kernel reads it.
 - A transposed convolution has no integer kernel in the CPU provider: it runs in float between dequantize and
   quantize, with its weight stored in 8 bits, as the runtime's own `quantize_static` has it.
-- A Relu or Clip behind an integer kernel is dropped, because the output's grid clips in the same way.
+- A Relu, or a Clip from 0, behind an integer kernel is dropped, because the output's grid clips in the same way.
+  Another Clip is not, and would keep its layer in float without a quantizer between.
 - The scales of the inputs of Add, Mul and Concat may differ.
 - Attention runs opened up: integer products, with scores, mask and softmax in float between them. A softmax has the
   range that its integer kernel assumes, 256 steps from 0.
@@ -59,5 +60,6 @@ ONNXRUNTIME = Target(
     ),
     fixed_ranges={"softmax": (0.0, 1.0)},
     fixed_steps="2^bits",
+    clips_from_zero=True,
     attention="opened",
 )

@@ -9,13 +9,16 @@ ONNX Runtime's `quantization/execution_providers/qnn/quant_config.py`.
   Other biases are int32 at export.
 - Every tensor is quantized where it is made, the model's inputs included, but for the results of cast, gather and
   channel shuffle, and what lies inside a supergroup.
-- Supergroups: convolution (depthwise as well), batch norm and activation; convolution, transpose and activation;
-  transposed convolution and ReLU; linear and ReLU; sum and ReLU.
+- Supergroups: convolution (depthwise as well), batch norm and ReLU or ReLU6; transposed convolution and ReLU; linear
+  and ReLU; sum and ReLU. AIMET has hard swish, PReLU and leaky ReLU behind a convolution as well, but without a
+  quantizer between them the HTP simulator of onnxruntime-qnn 2.7.0 gives other numbers (2 to 8 dB to the simulation
+  instead of 39), as it does for a clip whose lower bound is not 0.
 - Ops that move values have the grid of their input; concat shares one grid between its inputs and its result, and
   resize has that of its input.
 - What is added to attention scores (masks, position biases) stays in float: it may be minus infinity. So do divisors,
   which must not become zero.
-- Clip, maximum, minimum, where and pad have a range of their own while calibrating.
+- Clip, maximum, minimum and where have a range of their own while calibrating. A pad has the grid of its input, so that
+  its zeros go into the convolution behind it.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ MOVING = frozenset(
         "getitem",
         "identity",
         "max_pool",
+        "pad",
         "reduce_max",
         "reshape",
         "resize_nearest",
@@ -71,8 +75,7 @@ QNN = Target(
     inputs=COMPUTING,
     outputs=COMPUTING | {"input"},
     chains=(
-        "conv batch_norm? hardswish|prelu|leaky_relu|relu|clip?",
-        "conv transpose relu|prelu|leaky_relu",
+        "conv batch_norm? relu|clip?",
         "conv_transpose batch_norm? relu?",
         "linear batch_norm? relu?",
         "add relu",
@@ -80,7 +83,7 @@ QNN = Target(
     preserving=MOVING | {"embedding", "gather"},
     sharing=frozenset({"resize"}),
     tied=frozenset({"concat"}),
-    never_tied=frozenset({"clip", "maximum", "minimum", "where", "pad"}),
+    never_tied=frozenset({"clip", "maximum", "minimum", "where"}),
     fixed_ranges={
         "softmax": (0.0, 1.0),
         "sigmoid": (0.0, 1.0),
@@ -88,5 +91,6 @@ QNN = Target(
         "sin": (-1.0, 1.0),
         "cos": (-1.0, 1.0),
     },
+    clips_from_zero=True,
     attention="opened",
 )

@@ -4,9 +4,11 @@ Source: ExecuTorch's `backends/xnnpack/quantizer/xnnpack_quantizer.py` and `xnnp
 
 - Activations are int8, asymmetric, one scale per tensor, none finer than 2^-12; weights int8, symmetric and narrow,
   per output channel. Biases stay in float and are converted when lowered.
-- Patterns with quantized inputs and output: convolution, transposed convolution and linear, with batch norm and ReLU;
-  sum and product with ReLU; adaptive average pooling; concat.
-- One grid for input and result: concat with all its inputs, average pooling, mean, a clip, and ops that move values.
+- Patterns with quantized inputs and output: convolution, transposed convolution and linear, with batch norm and ReLU or
+  clip; sum and product with ReLU; adaptive average pooling; concat. ExecuTorch's quantizer gives a clip behind a
+  convolution the grid of what comes before it; XNNPACK runs both as one on the grid of the result, which is finer.
+- One grid for input and result: concat with all its inputs, average pooling, mean, another clip, and ops that move
+  values.
 - Products of two activations, attention, softmax and what else is not listed run in float.
 """
 
@@ -33,7 +35,7 @@ XNNPACK = Target(
     at="producer",
     inputs=PATTERNS,
     outputs=PATTERNS,
-    chains=("conv|conv_transpose|linear batch_norm? relu?", "add|mul relu"),
+    chains=("conv|conv_transpose|linear batch_norm? relu|clip?", "add|mul relu"),
     preserving=frozenset(
         {"relu", "max_pool", "reshape", "transpose", "slice", "split", "getitem", "identity"},
     ),
