@@ -74,3 +74,19 @@ def test_a_pattern_runs_as_the_table_says(target: str, name: str, tmp_path: Path
     assert len(in_float) == IN_FLOAT.get((target, name), 0), in_float
     assert all(one.reason for one in in_float)
     assert layers
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "residual sum"])
+def test_openvino_keeps_what_16_bit_quantizers_would_clip(name: str, tmp_path: Path) -> None:
+    """It removes these quantizers, their clipping included: the file has the ops themselves, and says what is float."""
+    torch.manual_seed(0)
+    pattern = PATTERNS[name]
+    example, unseen = (((torch.randn(16, *pattern.shape),), {}) for _ in range(2))
+    design = Design(TARGETS["openvino"], Precision(activations=16), Calibration(samples=16))
+    simulation = Simulation(captured_network(pattern.build().eval(), *example, design))
+    simulation.calibrate([example])
+    exported = export_onnx(simulation, example, tmp_path / "model.onnx")
+    model = RUNTIMES["openvino"].load(exported.path, exported.signature, ())
+    with torch.no_grad():
+        assert sqnr_db(simulation.model(*unseen[0]), model(*unseen[0])) > 60
+    assert not any(one.integer for one in RUNTIMES["openvino"].inside(exported).layers)
