@@ -77,7 +77,7 @@ RUNTIMES: dict[RuntimeName, Runtime] = {
         inside=qnn.inside,
         module="onnxruntime_qnn",
         timed=False,
-        most_samples=256,
+        most_samples=128,
         exact_bits=8,
     ),
     "executorch": Runtime(
