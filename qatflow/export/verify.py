@@ -38,7 +38,7 @@ from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.network import copy_graph
 from qatflow.results.latency import SHORT_CALL
-from qatflow.results.outputs import Outputs, keep_outputs
+from qatflow.results.outputs import MOST_BYTES, Outputs, keep_outputs
 from qatflow.results.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
 from qatflow.results.verification import ByDefault
 from qatflow.tasks.metrics import logits
@@ -56,7 +56,7 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
     """Return the exported file's row, judged by the gate, and what else was found.
 
     Raises:
-        ExportError: the runtime cannot load the file.
+        ExportError: neither the runtime nor its stand-in can load the file.
     """
     started = time.perf_counter()
     target = bench.base.design.target
@@ -147,13 +147,16 @@ class _Watched:
         self.model, self.by_default, self.simulation, self.fp32 = model, by_default, simulation, fp32
         self.exact, self.default = _Agreement(fp32), _Agreement(fp32)
         self.scores: list[Outputs] = []
-        """The main output of every batch."""
+        """The main output of the first batches, as much as is kept."""
+        self.bytes = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         got, wanted = self.model(*args, **kwargs), self.simulation(*args, **kwargs)
         padding = padding_of(self.fp32, args, kwargs)
         self.exact.add(wanted, got, padding)
-        self.scores.append(logits(got).detach().float().cpu().numpy())
+        if self.bytes < MOST_BYTES:
+            self.scores.append(logits(got).detach().float().cpu().numpy())
+            self.bytes += self.scores[-1].nbytes
         if self.by_default is not None:
             self.default.add(wanted, self.by_default(*args, **kwargs), padding)
         return got
@@ -164,7 +167,12 @@ def _differences(bench: Bench, exported: Exported, chosen: Chosen) -> list[Diffe
     if exported.kind != "onnx":
         return []
     names = [f"{point.tensor}_quantized" for point in exported.placement.points if not point.parameter]
-    return compare(exported.graph, chosen.load(exported.path, exported.signature, names), _few(bench))
+    try:
+        model = chosen.load(exported.path, exported.signature, names)
+    except ExportError as error:
+        bench.progress.note(f"tensors inside the file are not compared: {first_sentence(error)}")
+        return []
+    return compare(exported.graph, model, _few(bench))
 
 
 def _few(bench: Bench) -> Iterator[Example]:
@@ -227,7 +235,11 @@ def _looked_into(bench: Bench, exported: Exported, runtime: Runtime, found: Veri
             "kernels": inside.kernels,
         }
     )
-    return found.model_copy(update=_timed(bench, exported, runtime)) if runtime.timed else found
+    try:
+        return found.model_copy(update=_timed(bench, exported, runtime)) if runtime.timed else found
+    except ExportError as error:
+        bench.progress.note(f"the file is not timed, as FP32 does not run beside it: {first_sentence(error)}")
+        return found
 
 
 def _timed(bench: Bench, exported: Exported, runtime: Runtime) -> dict[str, Any]:
