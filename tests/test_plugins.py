@@ -63,7 +63,8 @@ def test_a_sweep_by_joblib_ends_as_one_of_ours(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "sweep" / "summary.csv")
     assert list(table["status"]) == ["finished", "failed"]
     assert "1 of 2 runs met the gate, 1 did not finish" in (tmp_path / "sweep" / "summary.html").read_text()
-    assert done.stdout.endswith(f"sweep    {tmp_path}/sweep/summary.csv, {tmp_path}/sweep/summary.html\n")
+    names = ", ".join(f"{tmp_path}/sweep/{name}" for name in ("summary.csv", "runtimes.csv", "summary.html"))
+    assert done.stdout.endswith(f"sweep    {names}\n")
     assert done.stderr.count("sample 20 is corrupt") == 1
 
 
