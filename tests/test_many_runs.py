@@ -22,9 +22,9 @@ from qatflow.results.result import RunResult
 from tests.faulty_task import SIZES
 
 ROOT = Path(__file__).parents[1]
-RUNS, WARM = int(os.environ.get("QATFLOW_RUNS", "40")), 25
+RUNS, WARM = int(os.environ.get("QATFLOW_RUNS", "30")), 20
 """How many there are, and after how many all that is kept for good is there."""
-TRAINS = 20
+TRAINS = 10
 """Every so many runs one trains."""
 GROWTH = 16 * 2**20
 """Bytes that memory may have grown by since, by however many runs."""
