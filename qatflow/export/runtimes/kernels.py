@@ -42,9 +42,17 @@ def read_nodes(path: Path) -> list[ir.Node]:
     return list(ir.load(path).graph)
 
 
+def _behind_reshape(node: ir.Node | None) -> ir.Node | None:
+    """Return what gives a stored weight, where `onnx_spelling` has put a Reshape behind it."""
+    value = node.inputs[0] if node is not None and node.op_type == "Reshape" else None
+    source = None if value is None else value.producer()
+    stored = source is not None and source.inputs[0] is not None and source.inputs[0].is_initializer()
+    return source if stored else node
+
+
 def operand_reason(node: ir.Node) -> str:
     """Say what of a layer's operands keeps it from integer kernels; empty where both are bytes."""
-    inputs = [None if value is None else value.producer() for value in node.inputs[:2]]
+    inputs = [None if value is None else _behind_reshape(value.producer()) for value in node.inputs[:2]]
     for what, source in zip(("input", "weight"), inputs, strict=True):
         if source is not None and source.op_type == "Clip" and (source.name or "").endswith("_clip"):
             return f"its {what} has fewer than 8 bits, which no integer kernel takes"
