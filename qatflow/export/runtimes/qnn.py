@@ -88,13 +88,14 @@ def inside(exported: Exported) -> Inside:
     """Return which layers the backend runs on integers."""
     kernels = QnnModel(exported.path, exported.signature).kernels()
     nodes = read_nodes(exported.path)
-    kernels |= {str(node.name): IN_FLOAT for node in nodes if kernels.get(node.name or "") == HTP and _fed(node, kernels)}
+    in_float = [node.name or "" for node in nodes if _fed_floats(node, kernels)]
+    kernels |= {name: IN_FLOAT for name in in_float if kernels.get(name) == HTP}
     layers = layer_kernels(exported.path, kernels, lambda kernel: kernel == HTP, lambda node: _reason(node, kernels))
     ops = {node.name: node.op_type for node in nodes}
     return Inside(layers, counted(f"{ops[name]} {kernel}" for name, kernel in kernels.items() if name in ops))
 
 
-def _fed(node: ir.Node, kernels: Mapping[str, str]) -> bool:
+def _fed_floats(node: ir.Node, kernels: Mapping[str, str]) -> bool:
     """Tell whether ONNX Runtime dequantizes what a layer reads: the backend has floats then, and computes with them."""
     if node.op_type not in LAYERS:
         return False

@@ -11,7 +11,8 @@ Sources: NNCF's `common/hardware/setups/cpu.py`, `common/hardware/qspaces.py`, `
   floats that it makes of the integers: without these quantizers nothing is rounded there, and two ops less run.
 - No quantizer inside a chain of layer, batch norm, activation and arithmetic. A stand-alone activation has none on
   its input; the next op's stands behind it.
-- Pooling, reshaping, nearest resizes and other ops that move values pass the grid on; concat has one for all its inputs.
+- Pooling, reshaping, nearest resizes and other ops that move values pass the grid on; concat has one for all its
+  inputs.
 - Embedding tables are quantized as weights.
 
 On processors without VNNI 8-bit products may saturate; NNCF's `overflow_fix` then halves the range of weights, which
