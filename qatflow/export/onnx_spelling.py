@@ -51,6 +51,28 @@ def _hard_sigmoid_as_clip(graph: ir.Graph, node: ir.Node) -> None:
     _replace(graph, node, [shifted, clipped, scaled])
 
 
+def _constant_as_integers(graph: ir.Graph, node: ir.Node) -> None:
+    """Store a quantized constant as its integers: OpenVINO loads no sum or product with one that the file quantizes."""
+    if node.op_type != "QuantizeLinear" or node.inputs[0] is None or not node.inputs[0].is_initializer():
+        return
+    if node.outputs[0].is_graph_output() or "axis" in node.attributes:
+        return
+    value, scale, zero_point = (one.const_value for one in node.inputs[:3] if one is not None)
+    assert value is not None
+    assert scale is not None
+    assert zero_point is not None
+    kind = zero_point.dtype
+    ends = np.iinfo(kind.numpy())
+    integers = np.rint(value.numpy() / scale.numpy()) + zero_point.numpy().astype(np.float32)
+    stored = initializer(graph, str(node.outputs[0].name), np.clip(integers, ends.min, ends.max).astype(kind.numpy()))
+    node.outputs[0].name = f"{stored.name}_before"
+    ir.convenience.replace_all_uses_with(node.outputs[0], stored)
+    source = node.inputs[0]
+    graph.remove(node, safe=True)
+    if not source.uses():
+        graph.initializers.pop(str(source.name), None)
+
+
 def _reciprocal(graph: ir.Graph, node: ir.Node) -> None:
     """Multiply by the reciprocal of a constant: the HTP loads no model that divides by a float."""
     if node.op_type != "Div" or node.inputs[1] is None:
@@ -90,6 +112,7 @@ UNSIGNED = frozenset({ir.DataType.UINT8, ir.DataType.UINT16})
 SPELLINGS: Mapping[Spelling, Callable[[ir.Graph, ir.Node], None]] = {
     "weight_behind_reshape": _weight_behind_reshape,
     "hard_sigmoid_as_clip": _hard_sigmoid_as_clip,
+    "constant_as_integers": _constant_as_integers,
     "reciprocal": _reciprocal,
     "relu_in_quantizer": _relu_in_quantizer,
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 from qatflow.errors import ExportError
 from qatflow.export.loaded import Called, Inside, counted, fixed_batch, in_batches_of
 from qatflow.export.onnx_export import Exported
-from qatflow.export.runtimes.kernels import layer_kernels
+from qatflow.export.runtimes.kernels import layer_kernels, read_nodes
 from qatflow.export.runtimes.onnxruntime import with_outputs
 from qatflow.export.signature import Signature
 from qatflow.users_code import blame_machine
@@ -111,11 +111,18 @@ def is_integer(kernel: str) -> bool:
 def inside(exported: Exported) -> Inside:
     """Return which layers run on integers, from the graph that OpenVINO says it runs."""
     model = OpenVinoModel(exported.path, exported.signature)
-    return Inside(layer_kernels(exported.path, model.kernels(), is_integer, _reason), model.counted())
+    kernels = model.kernels()
+    for node in read_nodes(exported.path):  # one that gives an output may be known by that
+        kernels.setdefault(node.name or "", kernels.get(node.outputs[0].name or "", ""))
+    return Inside(layer_kernels(exported.path, kernels, is_integer, _reason), model.counted())
 
 
 def _text(value: Any) -> str:
     return str(getattr(value, "value", value))
+
+
+def _is_stored(dequantize: ir.Node) -> bool:
+    return dequantize.inputs[0] is not None and dequantize.inputs[0].is_initializer()
 
 
 def _reason(node: ir.Node) -> str:
@@ -124,5 +131,6 @@ def _reason(node: ir.Node) -> str:
     zero_point = None if weight is None or len(weight.inputs) < 3 else weight.inputs[2]
     value = None if zero_point is None else zero_point.const_value
     if value is not None and value.numpy().any():
-        return "its weight has a zero point other than 0, which OpenVINO computes in float"
+        what = "weight" if weight is not None and _is_stored(weight) else "second input"
+        return f"its {what} has a zero point other than 0, which OpenVINO computes in float"
     return "OpenVINO did not choose one"
