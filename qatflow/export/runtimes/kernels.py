@@ -45,7 +45,7 @@ def read_nodes(path: Path) -> list[ir.Node]:
     return list(ir.load(path).graph)
 
 
-def _giver(value: ir.Value | None) -> ir.Node | None:
+def giver(value: ir.Value | None) -> ir.Node | None:
     """Return the node that gives a tensor's values; those that only move them are passed over."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in MOVING and node.inputs[0] is not None:
@@ -55,7 +55,7 @@ def _giver(value: ir.Value | None) -> ir.Node | None:
 
 def operand_reason(node: ir.Node) -> str:
     """Say what of a layer's operands keeps it from integer kernels; empty where both are bytes."""
-    inputs = [_giver(value) for value in node.inputs[:2]]
+    inputs = [giver(value) for value in node.inputs[:2]]
     for what, source in zip(("input", "weight"), inputs, strict=True):
         if source is not None and source.op_type == "Clip" and (source.name or "").endswith("_clip"):
             return f"its {what} has fewer than 8 bits, which no integer kernel takes"

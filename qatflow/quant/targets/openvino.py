@@ -6,7 +6,9 @@ Sources: NNCF's `common/hardware/setups/cpu.py`, `common/hardware/qspaces.py`, `
 - Activations are uint8, asymmetric, one scale per tensor (`precision.activations_symmetric` for the other space);
   weights int8, symmetric and narrow, per output channel. Biases stay in float.
 - An op runs on integers when all its data inputs are quantized: convolution, linear, products, arithmetic, average
-  pooling, mean. Query and key of attention have symmetric grids.
+  pooling, mean. Query and key of attention have symmetric grids, and so have the
+  inputs of other products of two activations, but for a softmax: OpenVINO multiplies integers only where both zero
+  points are 0 and the second input is signed.
 - NNCF quantizes the inputs of norms and of bilinear resizes as well. OpenVINO 2026.4.1 computes both in float, from
   floats that it makes of the integers: without these quantizers nothing is rounded there, and two ops less run.
 - No quantizer inside a chain of layer, batch norm, activation and arithmetic. A stand-alone activation has none on
@@ -77,5 +79,5 @@ OPENVINO = Target(
     ),
     tied=frozenset({"concat"}),
     attention="closed",
-    symmetric_inputs=frozenset({"attention"}),
+    symmetric_inputs=frozenset({"attention", "matmul"}),
 )
