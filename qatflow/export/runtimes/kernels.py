@@ -13,9 +13,8 @@ import onnx_ir as ir
 from qatflow.export.loaded import LayerKernel
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-MOVING = frozenset(
-    {"Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
+MOVING = frozenset({"Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""Ops that only move values."""
 
 
 def layer_kernels(

@@ -124,10 +124,10 @@ def _kernel(layer: ir.Node, known: Mapping[str, str]) -> str:
     """
     node: ir.Node | None = layer
     while node is not None and (node is layer or node.op_type not in LAYERS):
-        for name in (node.name, node.outputs[0].name):
+        for name in (node.name or "", node.outputs[0].name or ""):
             if name in known:
                 return known[name]
-        uses = node.outputs[0].uses()
+        uses = list(node.outputs[0].uses())
         node = uses[0].node if len(uses) == 1 else None
     return ""
 
