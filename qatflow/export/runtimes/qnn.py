@@ -129,7 +129,7 @@ def _devices() -> list[Any]:
 def _reason(node: ir.Node, kernels: Mapping[str, str]) -> str:
     """Say why a layer whose operands are integers is not one of the backend's integer kernels."""
     if kernels.get(node.name or "") == IN_FLOAT:
-        return "the HTP has it in float: something stands between it and its quantizer"
+        return "the HTP has its weight in float: ONNX Runtime did not keep its quantizers around it"
     users = [use.node.op_type for use in node.outputs[0].uses()]
     if "QuantizeLinear" not in users:
         return "its result is not quantized, and the HTP gives no floats"
