@@ -13,6 +13,7 @@ from qatflow.export.loaded import LayerKernel
 from qatflow.export.onnx_file import OPSET, OPSET_OF_FEW_AND_MANY_BITS, OnnxOptions, onnx_model, save_onnx
 from qatflow.export.onnx_float import FileTensors, tensors_of, without_qdq
 from qatflow.export.onnx_form import OnnxForm, keep_names
+from qatflow.export.onnx_spelling import spell
 from qatflow.export.processor import Storage, weights_stored_as
 from qatflow.export.quantized_graph import quantized_graph
 from qatflow.export.signature import Example, Signature
@@ -105,10 +106,13 @@ def onnx_files(simulation: Simulation, content: IntegerBiases, example: Example,
     every = tensor_names(content.network.graph, signature)
     listed = [point.tensor for point in placement.points if point.parameter is None] + list(placement.tied)
     names = {tensor: every[tensor] for tensor in listed}
-    options = OnnxOptions(config.opset or needed_opset(placement, packed), packed, config.batch)
+    opset = config.opset or max(road.opset, needed_opset(placement, packed))
+    options = OnnxOptions(opset, packed, config.batch)
     quantized = onnx_model(graph, signature, example, options, names)
     floats = without_qdq(quantized)
-    return OnnxFiles(quantized, floats, tensors_of(quantized, floats, names), signature, stored)
+    tensors = tensors_of(quantized, floats, names)
+    spell(quantized, road.spelling)
+    return OnnxFiles(quantized, floats, tensors, signature, stored)
 
 
 def write_quantized(simulation: Simulation, content: IntegerBiases, files: OnnxFiles, path: Path) -> Exported:

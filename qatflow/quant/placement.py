@@ -226,7 +226,10 @@ class _Placer:
         givers = {op for member in members for op in self._chain_of(member)}
         takers = {op for member in members for op in self.wanted.by[member]} - givers
         bits = self.special.activation_bits(givers | takers, group, self.precision.activations)
-        asked = any(kind(op) in self.target.symmetric_inputs for op in takers)
+        asked = kind(node) != "softmax" and any(
+            kind(op) in self.target.symmetric_inputs and parameters.keys().isdisjoint(op.all_input_nodes)
+            for op in takers
+        )
         symmetric = True if asked else self.precision.activations_symmetric
         readers = self.wanted.readers[node]
         fixed = self.target.fixed_range(kind(node), bits) if len(members) == 1 else None

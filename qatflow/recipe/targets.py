@@ -17,6 +17,10 @@ FileKind = Literal["onnx", "pte"]
 """An ONNX file with Q/DQ, or an ExecuTorch program whose layers XNNPACK runs."""
 RuntimeName = Literal["onnxruntime", "openvino", "qnn", "executorch"]
 """Also the names of the extras that bring them."""
+Spelling = Literal[
+    "weight_behind_reshape", "hard_sigmoid_as_clip", "constant_as_integers", "reciprocal", "relu_in_quantizer"
+]
+"""How an op is written where a runtime runs it otherwise than its table says: see `qatflow.export.onnx_spelling`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,10 @@ class Road:
     """Whether it takes signed weights as unsigned bytes around 128 as well: see `export.weights`."""
     packed_int4: bool = True
     """Whether weights of up to 4 bits are packed, two to a byte, where the recipe does not say."""
+    opset: int = 18
+    """The opset of its ONNX files, where the recipe does not say and no more is needed."""
+    spelling: tuple[Spelling, ...] = ()
+    """How ops are written in its ONNX files."""
 
     def __post_init__(self) -> None:
         unknown = sorted({*self.written, *self.runtimes} - {*self.files})
@@ -71,7 +79,12 @@ class TargetEntry:
 TARGETS: dict[str, TargetEntry] = {
     "onnxruntime": TargetEntry(
         about="ONNX Runtime on CPU: uint8 activations, Q/DQ around every integer kernel",
-        road=Road(runtimes={"onnx": "onnxruntime"}, unsigned_weights=True, packed_int4=False),
+        road=Road(
+            runtimes={"onnx": "onnxruntime"},
+            unsigned_weights=True,
+            packed_int4=False,
+            spelling=("weight_behind_reshape",),
+        ),
     ),
     "tensorrt": TargetEntry(
         about="NVIDIA TensorRT: symmetric int8, Q/DQ on the inputs of fused layers",
@@ -79,7 +92,7 @@ TARGETS: dict[str, TargetEntry] = {
     ),
     "qnn": TargetEntry(
         about="Qualcomm QNN (Hexagon): uint8 or uint16 everywhere, supergroups as AIMET simulates them",
-        road=Road(runtimes={"onnx": "qnn"}),
+        road=Road(runtimes={"onnx": "qnn"}, opset=20, spelling=("reciprocal", "relu_in_quantizer")),
     ),
     "xnnpack": TargetEntry(
         about="XNNPACK through ExecuTorch: int8 with zero points",
@@ -87,7 +100,9 @@ TARGETS: dict[str, TargetEntry] = {
     ),
     "openvino": TargetEntry(
         about="OpenVINO on CPU: Q/DQ on the inputs of fused layers, as NNCF puts them",
-        road=Road(runtimes={"onnx": "openvino"}, packed_int4=False),
+        road=Road(
+            runtimes={"onnx": "openvino"}, packed_int4=False, spelling=("hard_sigmoid_as_clip", "constant_as_integers")
+        ),
     ),
 }
 

@@ -85,8 +85,28 @@ class Attention(nn.Module):
         return self.out(scores @ self.value(x))
 
 
-def sequence(*modules: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(*modules)
+class Heads(nn.Module):
+    """Attention of two heads, by PyTorch's own op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (one.unflatten(2, (2, 4)).transpose(1, 2) for one in self.inputs(x).chunk(3, 2))
+        return self.out(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class Words(nn.Module):
+    """Tokens that are looked up, with positions added to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(3, 8), nn.Parameter(torch.randn(6, 8))
+        self.before, self.after = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.before(self.words((x[:, :, :2] > 0).sum(2))) + self.places)
 
 
 def behind(activation: nn.Module) -> Pattern:
@@ -110,9 +130,13 @@ PATTERNS = {
     "linear": Pattern(lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), (8,)),
     "linear without bias": Pattern(lambda: nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 4)), (8,)),
     "linear over tokens": Pattern(lambda: Tokens(torch.relu), TOKENS),
+    "linear, relu6": Pattern(lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU6(), nn.Linear(8, 4)), (8,)),
+    "gelu over tokens": Pattern(lambda: Tokens(nn.GELU()), TOKENS),
+    "words and positions": Pattern(Words, TOKENS),
     "relu": behind(nn.ReLU()),
     "relu6": behind(nn.ReLU6()),
     "hardtanh": behind(nn.Hardtanh(-0.5, 0.5)),
+    "clip with a bound off the grid": behind(nn.Hardtanh(-0.5, 20.0)),
     "leaky relu": behind(nn.LeakyReLU(0.1)),
     "hard swish": behind(nn.Hardswish()),
     "hard sigmoid": behind(nn.Hardsigmoid()),
@@ -123,6 +147,7 @@ PATTERNS = {
     "add": Pattern(lambda: Branches(torch.add)),
     "sub": Pattern(lambda: Branches(torch.sub)),
     "mul": Pattern(lambda: Branches(torch.mul)),
+    "division by a number": Pattern(lambda: Between(lambda x: x / 3)),
     "residual sum": Pattern(Residual),
     "concat": Pattern(lambda: Branches(lambda a, b: torch.cat([a, b], 1), 8)),
     "squeeze-excite": Pattern(lambda: SqueezeExcite(nn.Sigmoid())),
@@ -139,7 +164,9 @@ PATTERNS = {
     "resize bilinear": Pattern(lambda: Between(lambda x: functional.interpolate(x, scale_factor=2, mode="bilinear"))),
     "transpose and reshape": Pattern(lambda: Between(lambda x: x.flatten(2).transpose(1, 2).reshape(-1, 4, 8, 8))),
     "layer norm": Pattern(lambda: Tokens(nn.LayerNorm(8)), TOKENS),
+    "group norm": Pattern(lambda: Between(nn.GroupNorm(2, 4))),
     "attention": Pattern(Attention, TOKENS),
+    "attention of heads": Pattern(Heads, TOKENS),
     "matmul": Pattern(lambda: Tokens(lambda x: x @ x.transpose(1, 2) @ x), TOKENS),
 }
 

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from qatflow.export.loaded import LayerKernel
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+MOVING = frozenset({"Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""Ops that only move values."""
 
 
 def layer_kernels(
@@ -42,9 +44,17 @@ def read_nodes(path: Path) -> list[ir.Node]:
     return list(ir.load(path).graph)
 
 
+def giver(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that gives a tensor's values; those that only move them are passed over."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in MOVING and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
 def operand_reason(node: ir.Node) -> str:
     """Say what of a layer's operands keeps it from integer kernels; empty where both are bytes."""
-    inputs = [None if value is None else value.producer() for value in node.inputs[:2]]
+    inputs = [giver(value) for value in node.inputs[:2]]
     for what, source in zip(("input", "weight"), inputs, strict=True):
         if source is not None and source.op_type == "Clip" and (source.name or "").endswith("_clip"):
             return f"its {what} has fewer than 8 bits, which no integer kernel takes"

@@ -23,7 +23,7 @@ from qatflow.users_code import blame_machine
 CPU = ["CPUExecutionProvider"]
 INTEGER = frozenset({"QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger"})
 
-RENAMED = re.compile(r"(_token_\d+|_nhwc|_fused|_kernel)+$")
+RENAMED = re.compile(r"(_token_\d+|_nhwc|_fused|_kernel|/MatMulAddFusion)+$")
 """What the runtime appends to the name of a node that it replaces."""
 
 

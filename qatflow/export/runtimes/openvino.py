@@ -19,7 +19,7 @@ from torch import Tensor
 from qatflow.errors import ExportError
 from qatflow.export.loaded import Called, Inside, counted, fixed_batch, in_batches_of
 from qatflow.export.onnx_export import Exported
-from qatflow.export.runtimes.kernels import layer_kernels
+from qatflow.export.runtimes.kernels import LAYERS, giver, layer_kernels, read_nodes
 from qatflow.export.runtimes.onnxruntime import with_outputs
 from qatflow.export.signature import Signature
 from qatflow.users_code import blame_machine
@@ -30,6 +30,8 @@ DEFAULT: Mapping[str, str | int] = {}
 INTEGER = ("_I8", "_i8")
 """How the name of a kernel of oneDNN's ends that multiplies bytes."""
 NOT_WORK = frozenset({"Const", "Input", "Output", "Result"})
+MULTIPLYING = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph"})
+"""Kinds of its nodes that a layer goes into; the last is attention as a whole."""
 
 
 class OpenVinoModel(Called):
@@ -81,12 +83,12 @@ class OpenVinoModel(Called):
         return [torch.from_numpy(found[name]).clone() for name in self._names]
 
     def kernels(self) -> dict[str, str]:
-        """Return the kernel that each node of the file went into, by the node's name, as OpenVINO tells it."""
+        """Return the kernel that each node of the file went into, by the node's name, as OpenVINO tells it; those that
+        multiply only.
+        """
         found: dict[str, str] = {}
         for kind, kernel, names in self._ran():
-            if kind in NOT_WORK:
-                continue
-            for name in names:
+            for name in names if kind in MULTIPLYING else ():
                 found[name] = kernel if is_integer(kernel) or name not in found else found[name]
         return found
 
@@ -111,7 +113,23 @@ def is_integer(kernel: str) -> bool:
 def inside(exported: Exported) -> Inside:
     """Return which layers run on integers, from the graph that OpenVINO says it runs."""
     model = OpenVinoModel(exported.path, exported.signature)
-    return Inside(layer_kernels(exported.path, model.kernels(), is_integer, _reason), model.counted())
+    known = model.kernels()
+    kernels = {node.name or "": _kernel(node, known) for node in read_nodes(exported.path) if node.op_type in LAYERS}
+    return Inside(layer_kernels(exported.path, kernels, is_integer, _reason), model.counted())
+
+
+def _kernel(layer: ir.Node, known: Mapping[str, str]) -> str:
+    """Return the kernel that a layer went into: by its name or its result's, or, where OpenVINO has folded a factor
+    into its weight and forgotten both, by those of the ops that went into the same kernel behind it.
+    """
+    node: ir.Node | None = layer
+    while node is not None and (node is layer or node.op_type not in LAYERS):
+        for name in (node.name or "", node.outputs[0].name or ""):
+            if name in known:
+                return known[name]
+        uses = list(node.outputs[0].uses())
+        node = uses[0].node if len(uses) == 1 else None
+    return ""
 
 
 def _text(value: Any) -> str:
@@ -120,9 +138,14 @@ def _text(value: Any) -> str:
 
 def _reason(node: ir.Node) -> str:
     """Say why a layer whose operands are bytes has no integer kernel."""
-    weight = None if len(node.inputs) < 2 or node.inputs[1] is None else node.inputs[1].producer()
-    zero_point = None if weight is None or len(weight.inputs) < 3 else weight.inputs[2]
-    value = None if zero_point is None else zero_point.const_value
-    if value is not None and value.numpy().any():
-        return "its weight has a zero point other than 0, which OpenVINO computes in float"
+    for place, value in enumerate(node.inputs[:2]):
+        source = giver(value)
+        zero_point = None if source is None or len(source.inputs) < 3 else source.inputs[2]
+        number = None if zero_point is None else zero_point.const_value
+        if source is None or number is None or not number.numpy().any():
+            continue
+        stored = source.inputs[0] is not None and source.inputs[0].is_initializer()
+        if stored or node.op_type in ("ConvTranspose", "MatMul"):
+            what = "weight" if stored else ("input", "second input")[place]
+            return f"its {what} has a zero point other than 0, which OpenVINO computes in float"
     return "OpenVINO did not choose one"

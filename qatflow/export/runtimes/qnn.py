@@ -6,7 +6,7 @@ kernels. So the batch is fixed when a session is made, and what the backend left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from torch import Tensor
 from qatflow.errors import ExportError
 from qatflow.export.loaded import Called, Inside, counted, in_batches_of, silent
 from qatflow.export.onnx_export import Exported
-from qatflow.export.runtimes.kernels import layer_kernels, read_nodes
+from qatflow.export.runtimes.kernels import LAYERS, layer_kernels, read_nodes
 from qatflow.export.runtimes.onnxruntime import RENAMED, with_outputs
 from qatflow.export.signature import Signature
 from qatflow.users_code import blame_machine
 
 PROVIDER = "QNNExecutionProvider"
-LEFT = "left to the CPU"
+HTP, LEFT, IN_FLOAT = "HTP", "left to the CPU", "HTP in float"
 
 
 class QnnModel(Called):
@@ -78,18 +78,29 @@ class QnnModel(Called):
     def kernels(self) -> dict[str, str]:
         """Return who runs each node of the file: the backend, or ONNX Runtime's own kernels."""
         return {
-            RENAMED.sub("", node.name): "HTP" if part.ep_name == PROVIDER else LEFT
+            RENAMED.sub("", node.name): HTP if part.ep_name == PROVIDER else LEFT
             for part in self._session.get_provider_graph_assignment_info()
             for node in part.get_nodes()
         }
 
 
 def inside(exported: Exported) -> Inside:
-    """Return which layers the backend runs."""
+    """Return which layers the backend runs on integers."""
     kernels = QnnModel(exported.path, exported.signature).kernels()
-    layers = layer_kernels(exported.path, kernels, lambda kernel: kernel == "HTP", _reason)
-    ops = {node.name: node.op_type for node in read_nodes(exported.path)}
+    nodes = read_nodes(exported.path)
+    in_float = [node.name or "" for node in nodes if _fed_floats(node, kernels)]
+    kernels |= {name: IN_FLOAT for name in in_float if kernels.get(name) == HTP}
+    layers = layer_kernels(exported.path, kernels, lambda kernel: kernel == HTP, lambda node: _reason(node, kernels))
+    ops = {node.name: node.op_type for node in nodes}
     return Inside(layers, counted(f"{ops[name]} {kernel}" for name, kernel in kernels.items() if name in ops))
+
+
+def _fed_floats(node: ir.Node, kernels: Mapping[str, str]) -> bool:
+    """Tell whether ONNX Runtime dequantizes what a layer reads: the backend has floats then, and computes with them."""
+    if node.op_type not in LAYERS:
+        return False
+    sources = (value.producer() for value in node.inputs[:2] if value is not None)
+    return any(one is not None and kernels.get(one.name or "") == LEFT for one in sources)
 
 
 def free_dimensions(path: Path) -> list[tuple[str, int | None]]:
@@ -115,8 +126,10 @@ def _devices() -> list[Any]:
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name == PROVIDER]
 
 
-def _reason(node: ir.Node) -> str:
-    """Say why a layer whose operands are integers is not the backend's."""
+def _reason(node: ir.Node, kernels: Mapping[str, str]) -> str:
+    """Say why a layer whose operands are integers is not one of the backend's integer kernels."""
+    if kernels.get(node.name or "") == IN_FLOAT:
+        return "the HTP has its weight in float: ONNX Runtime did not keep its quantizers around it"
     users = [use.node.op_type for use in node.outputs[0].uses()]
     if "QuantizeLinear" not in users:
         return "its result is not quantized, and the HTP gives no floats"
