@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from qatflow.graph.outputs import joined, output_name
-from qatflow.graph.tree import TreeSpec, tree_flatten_with_path, tree_map, tree_unflatten
+from qatflow.graph.tree import TreeSpec, tree_flatten_with_path, tree_map, tree_map_only, tree_unflatten
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 HOLE = object()
@@ -66,6 +66,13 @@ class Signature:
         """Return output tensors, in order, in the form that the graph returns."""
         rest = iter(outputs)
         return tree_unflatten([next(rest) if leaf is HOLE else leaf for leaf in self.leaves], self.form)
+
+
+def repeated(count: int, example: Example) -> Example:
+    """Return a batch of so many samples: those of an example, from the start again where they do not suffice."""
+    return tree_map_only(  # type: ignore[no-any-return]
+        Tensor, lambda one: one.repeat(-(-count // len(one)), *[1] * (one.dim() - 1))[:count], example
+    )
 
 
 def _dynamic(leaf: Any) -> Any:

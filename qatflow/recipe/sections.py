@@ -210,10 +210,11 @@ class Export(Config):
     pt2: bool = False
     """A `torch.export` file with PyTorch's quantize and dequantize ops."""
     pte: bool | None = None
-    """An ExecuTorch program for XNNPACK, one sample a batch; for target xnnpack, with `pip install
+    """An ExecuTorch program for XNNPACK; for target xnnpack, with `pip install
     qatflow[executorch]`. Null is the target's own way: xnnpack has one, where ExecuTorch is installed."""
     batch: Annotated[int, Field(ge=1)] | None = None
-    """Fix the batch of ONNX files, which some backends ask for; null leaves it free."""
+    """Fix the batch of the file, which some backends ask for; null leaves that of an ONNX file free, and an ExecuTorch
+    program then takes one sample at a time."""
     verify: bool = True
     """Run the file in its target's runtime: its metric is the last gate."""
     weights: Literal["auto", "int8", "uint8"] = "auto"
