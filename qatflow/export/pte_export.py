@@ -46,11 +46,14 @@ def export_pte(
         batch: samples that the program takes at a time.
 
     Raises:
-        ExportError: ExecuTorch is not installed, or cannot take the graph.
+        ExportError: ExecuTorch is not installed, or cannot take the graph, or other dimensions than the batch are free.
     """
     content, placement = content or integer_biases(simulation), simulation.placement
     graph = quantized_graph(content, placement, simulation.design.target, TorchForm())
     signature = Signature.of(graph, example)
+    if signature.free:
+        message = f"an ExecuTorch program takes one {' and '.join(signature.sizes)} only, which data.free leaves free"
+        raise ExportError(message)
     layers = write_program(graph, signature, example, path, batch=batch)
     return Exported(path, signature, simulation.model, placement, graph, "int8", "pte", layers)
 
