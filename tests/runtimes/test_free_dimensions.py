@@ -13,6 +13,8 @@ from qatflow.quantizer import Quantizer
 from qatflow.recipe import Export
 from tests.runtimes.lengths import LENGTH, Lengths, signals
 
+pytestmark = [pytest.mark.runtimes, pytest.mark.filterwarnings("ignore")]  # the runtimes' own
+
 
 @pytest.mark.parametrize("batch", [None, 2])
 @pytest.mark.parametrize(("target", "least"), [("openvino", 60), ("qnn", 35)])
