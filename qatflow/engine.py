@@ -78,7 +78,7 @@ def run(
         write_json(folder / "environment.json", where)
         journal.stage("capture: export the model as one graph")
         design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
-        base = captured_network(task.model, *task.example(), design, recipe.data.mask)
+        base = captured_network(task.model, *task.example(), design, recipe.data.mask, recipe.data.free)
         check_memory(task, base)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()

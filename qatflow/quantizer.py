@@ -26,6 +26,7 @@ from qatflow.export.onnx_export import export_onnx
 from qatflow.export.pair import export_encodings
 from qatflow.export.pt2_export import export_pt2
 from qatflow.export.pte_export import export_pte
+from qatflow.graph.free import Free
 from qatflow.graph.layers import tensor
 from qatflow.ladder.lookup import complete, step_of, target_of
 from qatflow.quant.design import Design
@@ -80,6 +81,7 @@ class Quantizer:
         ranges: what a recipe's section `calibration` holds.
         seed: of everything random in steps.
         trust: packages that a target and steps may be named from, as `package.module:name`.
+        free: dimensions that are free besides the batch, with names, by input and place: `{"x": {2: "length"}}`.
 
     Raises:
         RecipeError: target, precision or ranges have a mistake; all of them are in the error.
@@ -98,6 +100,7 @@ class Quantizer:
         ranges: Any = None,
         seed: int = 0,
         trust: str | Sequence[str] = (),
+        free: Free | None = None,
     ) -> None:
         trust = (trust,) if isinstance(trust, str) else tuple(trust)
         stated = session_recipe({"target": target, "precision": precision, "calibration": ranges or {}}, trust)
@@ -110,7 +113,7 @@ class Quantizer:
         self._trust = trust
         self._simulation: Simulation | None = None
         with _evaluating(model):
-            self.network: Network = captured_network(model, args, kwargs, design)
+            self.network: Network = captured_network(model, args, kwargs, design, free=free)
 
     @property
     def design(self) -> Design:

@@ -77,7 +77,7 @@ def work(place: str, trust: tuple[str, ...] = (), storage_url: str | None = None
         torch.cuda.set_device(local_rank())
     task = load_task(recipe, trust)
     design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
-    base = captured_network(task.model, *task.example(), design, recipe.data.mask)
+    base = captured_network(task.model, *task.example(), design, recipe.data.mask, recipe.data.free)
     bench = Bench(recipe, task, base, folder, _Lines())
     bench.baseline()
     if bench.key != known.bench:

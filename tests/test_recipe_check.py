@@ -50,6 +50,20 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data": {"batch_size": 0}}, "data.batch_size: 0 is too small; allowed: at least 1"),
     ({"data": {"labels": None}}, "data.labels: null is not true or false"),
+    (
+        {"data": {"free": {"x": {0: "many"}}}},
+        "data.free.x: {0: 'many'} cannot stand here; "
+        "write places and names, as in {2: height, 3: width}; 0 is the batch, always free",
+    ),
+    (
+        {"data": {"free": {"x": {2: "batch"}}}},
+        "data.free.x[2]: 'batch' cannot stand here; name it by a word of letters, digits and _, other than batch",
+    ),
+    (
+        {"data": {"free": {"x": {2: "length"}}}, "target": "xnnpack", "export": {"pte": True}},
+        "export.pte: an ExecuTorch program takes one size of all but the batch, and data.free leaves more free; "
+        "remove one of both: without data.free its sizes are those of calibration",
+    ),
     ({"precision": {"weights": 1}}, "precision.weights: 1 is too small; allowed: 2 to 16"),
     ({"precision": {"activations": 17}}, "precision.activations: 17 is too large; allowed: 2 to 16"),
     ({"precision": {"weights": 4.5}}, "precision.weights: 4.5 is not an integer"),

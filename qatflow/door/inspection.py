@@ -89,7 +89,7 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
     task = load_task(recipe, trust)
     target = target_of(recipe.target, trust)
     design = Design(target, recipe.precision, recipe.calibration)
-    network = captured_network(task.model, *task.example(), design, recipe.data.mask)
+    network = captured_network(task.model, *task.example(), design, recipe.data.mask, recipe.data.free)
     best = _winner(recipe, network)
     if best is None:
         for name in [name for name in recipe.steps if name in WITHOUT_DATA]:

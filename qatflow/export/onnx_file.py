@@ -84,7 +84,7 @@ def onnx_model(
     forget_sizes(program.graph_module)
     model = converted.model
     insert_qdq(model, names, packed=options.packed)
-    tidy(model, signature.inputs, signature.outputs)
+    tidy(model, signature.inputs, signature.outputs, signature.free)
     if options.batch is not None:
         fix_batch(model, options.batch)
     model.producer_name, model.producer_version = "qatflow", __version__

@@ -2,33 +2,34 @@
 
 - A stored weight is transposed in the file, not by a Transpose behind its DequantizeLinear.
 - A Pad with zeros before a convolution becomes the convolution's own padding.
-- Layers are called as in the user's module, inputs and outputs as in its `forward`; the batch dimension is `batch`.
+- Layers are called as in the user's module, inputs and outputs as in its `forward`; the batch dimension is `batch`,
+  other free ones have the user's names.
 - No Identity, no unread initializer, no stack trace of the exporter is left.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from qatflow.export.onnx_qdq import given_by, same_grid
+from qatflow.graph.free import BATCH, Free
 
-BATCH = "batch"
-"""What the free dimension is called."""
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
-def tidy(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def tidy(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], free: Free) -> None:
     """Tidy a model with its Q/DQ in place.
 
     Args:
         model: changed in place.
         inputs: names for its inputs, in order.
         outputs: names for its outputs, in order.
+        free: names for the free dimensions of inputs besides the batch.
     """
     for node in list(model.graph):
         if node.op_type == "Transpose":
@@ -50,7 +51,7 @@ def tidy(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None
         value.metadata_props.clear()
     _name_layers(model.graph)
     _name_ends(model.graph, inputs, outputs)
-    _name_batch(model.graph)
+    _name_dimensions(model.graph, free)
     passes.NameFixPass()(model)
 
 
@@ -175,17 +176,21 @@ def _name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -
         value.name = name
 
 
-def _name_batch(graph: ir.Graph) -> None:
-    """Call the dynamic dimension `batch`, also where it is a part of another one."""
-    first = (value.shape[0] for value in graph.inputs if value.shape is not None and len(value.shape))
-    symbols = {str(size) for size in first if isinstance(size, ir.SymbolicDim) and size.value is not None}
-    pattern = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in sorted(symbols)))
-    if not symbols:
+def _name_dimensions(graph: ir.Graph, free: Free) -> None:
+    """Call free dimensions `batch`, or as the user does, also where they are a part of another one."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for place, called in {0: BATCH, **free.get(value.name or "", {})}.items():
+            size = value.shape[place] if value.shape is not None and len(value.shape) > place else None
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                names[str(size)] = called
+    if not names:
         return
+    pattern = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in sorted(names)))
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     for value in values:
         if value.shape is not None and not value.is_initializer():
-            value.shape = ir.Shape([_renamed(size, pattern) for size in value.shape])
+            value.shape = ir.Shape([_renamed(size, pattern, names) for size in value.shape])
 
 
 def fix_batch(model: ir.Model, size: int) -> None:
@@ -199,7 +204,7 @@ def fix_batch(model: ir.Model, size: int) -> None:
             value.shape = None
 
 
-def _renamed(size: int | ir.SymbolicDim, pattern: re.Pattern[str]) -> int | str | None:
+def _renamed(size: int | ir.SymbolicDim, pattern: re.Pattern[str], names: Mapping[str, str]) -> int | str | None:
     if isinstance(size, int):
         return size
-    return None if size.value is None else pattern.sub(BATCH, size.value)
+    return None if size.value is None else pattern.sub(lambda found: names[found[0]], size.value)

@@ -1,4 +1,4 @@
-"""Export a graph once more, with a dynamic batch: what `.pt2` and ONNX files are made of."""
+"""Export a graph once more, with the dimensions that are free: what `.pt2` and ONNX files are made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qatflow.users_code import blame_machine
 
 
 def exported(graph: fx.GraphModule, signature: Signature, example: Example) -> ExportedProgram:
-    """Return a graph as a program whose first dimension of every input is dynamic.
+    """Return a graph as a program whose free dimensions are dynamic: the first of every input, and those named.
 
     Raises:
         ExportError: it cannot be exported.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.export import ExportedProgram
 
 from qatflow.errors import ExportError
@@ -19,10 +19,9 @@ from qatflow.export.integer_biases import IntegerBiases, integer_biases
 from qatflow.export.loaded import LayerKernel, own_logging
 from qatflow.export.onnx_export import Exported
 from qatflow.export.quantized_graph import quantized_graph
-from qatflow.export.signature import Example, Signature
+from qatflow.export.signature import Example, Signature, repeated
 from qatflow.export.torch_form import TorchForm
 from qatflow.graph.capture_errors import first_sentence, quiet
-from qatflow.graph.tree import tree_map_only
 from qatflow.quant.network import copy_graph
 from qatflow.quant.simulation import Simulation
 from qatflow.results.store import void, write_atomically
@@ -34,27 +33,35 @@ NAMED = re.compile(r"\b(?:aten|quantized_decomposed)\.(\w+)\.")
 DELEGATED, PORTABLE = "XNNPACK", "portable"
 
 
-def export_pte(simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None) -> Exported:
-    """Write a simulation as a program for batches of one sample, its layers given to XNNPACK.
+def export_pte(
+    simulation: Simulation, example: Example, path: Path, content: IntegerBiases | None = None, *, batch: int = 1
+) -> Exported:
+    """Write a simulation as a program for batches of one size, its layers given to XNNPACK.
 
     Args:
         simulation: calibrated or trained, of target `xnnpack` or another whose program XNNPACK runs.
         example: positional and keyword inputs.
         path: the file.
         content: what `integer_biases` made of the simulation, where that is known.
+        batch: samples that the program takes at a time.
 
     Raises:
-        ExportError: ExecuTorch is not installed, or cannot take the graph.
+        ExportError: ExecuTorch is not installed, or cannot take the graph, or other dimensions than the batch are free.
     """
     content, placement = content or integer_biases(simulation), simulation.placement
     graph = quantized_graph(content, placement, simulation.design.target, TorchForm())
     signature = Signature.of(graph, example)
-    layers = write_program(graph, signature, example, path)
+    if signature.free:
+        message = f"an ExecuTorch program takes one {' and '.join(signature.sizes)} only, which data.free leaves free"
+        raise ExportError(message)
+    layers = write_program(graph, signature, example, path, batch=batch)
     return Exported(path, signature, simulation.model, placement, graph, "int8", "pte", layers)
 
 
-def write_program(graph: fx.GraphModule, signature: Signature, example: Example, path: Path) -> tuple[LayerKernel, ...]:
-    """Write a graph, with quantizers or without, and return how its layers run.
+def write_program(
+    graph: fx.GraphModule, signature: Signature, example: Example, path: Path, *, batch: int = 1
+) -> tuple[LayerKernel, ...]:
+    """Write a graph, with quantizers or without, for batches of one size, and return how its layers run.
 
     Raises:
         ExportError: ExecuTorch is not installed, or cannot take the graph.
@@ -68,7 +75,7 @@ def write_program(graph: fx.GraphModule, signature: Signature, example: Example,
     graph = copy_graph(graph)
     _keep_dimensions_of_means(graph)
     _give_readers_their_own(graph)
-    args, kwargs = one_sample(signature.ordered(example))
+    args, kwargs = repeated(batch, signature.ordered(example))
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(graph, args, kwargs)
@@ -181,8 +188,3 @@ def _why_float(node: fx.Node) -> str:
     if not all(_op(reader).startswith("quantize") for reader in last.users):
         return "its result is not quantized right behind it"
     return ""
-
-
-def one_sample(example: Example) -> Example:
-    """Return the first sample of an example, as a batch."""
-    return tree_map_only(Tensor, lambda one: one[:1], example)  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.processor import exact_on, processor_name
 from qatflow.export.pte_export import write_program
 from qatflow.export.runtimes import Chosen, Runtime, runtime_of
-from qatflow.export.signature import Example
+from qatflow.export.signature import Example, repeated
 from qatflow.export.single_precision import in_single_precision
 from qatflow.graph.capture_errors import first_sentence
 from qatflow.graph.outputs import output_parts
@@ -190,13 +190,6 @@ def _first(count: int, example: Example) -> Example:
     return tree_map_only(Tensor, lambda one: one[:count], example)  # type: ignore[no-any-return]
 
 
-def _repeated(count: int, example: Example) -> Example:
-    """Return a batch of so many samples."""
-    return tree_map_only(  # type: ignore[no-any-return]
-        Tensor, lambda one: one.repeat(-(-count // len(one)), *[1] * (one.dim() - 1))[:count], example
-    )
-
-
 def _worst(differences: list[Difference], exported: Exported, exact_bits: int) -> tuple[TensorDifference, ...]:
     points = {point.tensor: point for point in exported.placement.points if not point.parameter}
     found = [
@@ -245,14 +238,14 @@ def _looked_into(bench: Bench, exported: Exported, runtime: Runtime, found: Veri
 def _timed(bench: Bench, exported: Exported, runtime: Runtime) -> dict[str, Any]:
     """Return what a call takes beside one of FP32 in the same runtime, and FP32's size."""
     example = bench.task.example()
-    batch = bench.recipe.export.batch if exported.kind == "onnx" else None
+    batch = bench.recipe.export.batch
     with tempfile.TemporaryDirectory() as folder:
         fp32 = (Path(folder) / "fp32").with_suffix(exported.path.suffix)
         graph = _single(bench.base.graph)
         if exported.kind == "pte":
-            write_program(graph, exported.signature, example, fp32)
+            write_program(graph, exported.signature, example, fp32, batch=batch or 1)
         else:
-            write_onnx(graph, exported.signature, example, fp32, OnnxOptions(batch=bench.recipe.export.batch))
+            write_onnx(graph, exported.signature, example, fp32, OnnxOptions(batch=batch))
         loads = (runtime.by_default or runtime.load, *([runtime.load] if runtime.by_default else []))
         times = [
             _latency(load(exported.path, exported.signature, ()), load(fp32, exported.signature, ()), example, batch)
@@ -270,7 +263,7 @@ def _single(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _latency(int8: LoadedFile, fp32: LoadedFile, two: Example, batch: int | None = None) -> LatencyRecord:
     """Time two files in turn on one sample; where that takes next to no time, on two as well: see `LatencyRecord`."""
-    one = _first(1, two) if batch is None else _repeated(batch, two)
+    one = repeated(batch or 1, two)
     quantized, float32 = interleaved(partial(int8.run, *one), partial(fp32.run, *one))
     of_two: tuple[float | None, float | None] = (None, None)
     if batch is None and min(quantized.median, float32.median) < SHORT_CALL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from qatflow.export.weights import float_weights
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.quant.simulation import Simulation
+from qatflow.recipe import Export
 from qatflow.results.result import Note
 from qatflow.results.store import key_of, write_atomically
+from qatflow.tasks.class_names import class_names
 
 
 @dataclass
@@ -64,7 +67,7 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
     if asked.pt2:
         export_pt2(simulation, example, out / "model.pt2", content)
         shipped.artefacts["pt2"] = "export/model.pt2"
-    program = _program(asked.pte, simulation, content, example, out, shipped) if road.writes("pte", asked.pte) else None
+    program = _program(asked, simulation, content, example, out, shipped) if road.writes("pte", asked.pte) else None
     if road.writes("onnx", asked.onnx) or "no_program" in shipped.notes:
         if isinstance(onnx, ExportError):
             raise onnx
@@ -79,10 +82,11 @@ def export(bench: Bench, winner: Candidate, folder: Path) -> Shipped:
 def story(bench: Bench, winner: Candidate) -> dict[str, str]:
     """Return what an ONNX file says of itself, in `metadata_props`: where it comes from, and what the gate said."""
     judged, gate = bench.judge(winner), bench.gate_record
+    names = class_names(bench.task.model, bench.task.splits.test)
     known = {
         "version": __version__,
         "recipe": bench.recipe.name,
-        "recipe_hash": key_of(bench.recipe.model_dump(mode="json")),
+        "recipe_hash": key_of(bench.recipe.model_dump(mode="json", exclude={"run"})),  # wherever its run folder is
         "target": bench.base.design.target.name,
         "candidate": judged.id,
         "metric": gate.metric,
@@ -92,12 +96,13 @@ def story(bench: Bench, winner: Candidate) -> dict[str, str]:
         "drop_low": judged.drop_low,
         "drop_high": judged.drop_high,
         "verdict": judged.verdict.value,
+        "classes": json.dumps(names, ensure_ascii=False) if names else None,
     }
     return {f"qatflow.{name}": str(value) for name, value in known.items() if value is not None}
 
 
 def _program(
-    asked: bool | None, simulation: Simulation, content: IntegerBiases, example: Example, out: Path, shipped: Shipped
+    asked: Export, simulation: Simulation, content: IntegerBiases, example: Example, out: Path, shipped: Shipped
 ) -> Exported | None:
     """Write an ExecuTorch program; None, with a note, where nobody asked for it and ExecuTorch does not take the model.
 
@@ -105,9 +110,9 @@ def _program(
         ExportError: it was asked for.
     """
     try:
-        return export_pte(simulation, example, out / "model.pte", content)
+        return export_pte(simulation, example, out / "model.pte", content, batch=asked.batch or 1)
     except ExportError as error:
-        if asked:
+        if asked.pte:
             raise
         shipped.notes["no_program"] = f"{error}; an ONNX file takes its place"
         return None

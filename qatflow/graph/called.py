@@ -1,6 +1,6 @@
 """Call a captured model, and tell in a sentence why it cannot take a batch.
 
-A captured graph keeps every size but the batch's, and has no frames of the user's: where one of its nodes fails, the
+A captured graph keeps every size that is not free, and has no frames of the user's: where one of its nodes fails, the
 line that it was captured from is looked up. A model that drops the dimension of a batch of one sample, as a bare
 `squeeze()` does, is told of as well: everything behind it would take one sample for many.
 """
@@ -48,11 +48,11 @@ def _explained(model: fx.GraphModule, inputs: Sequence[Any], error: Exception) -
     inputs_of = [node for node in model.graph.nodes if node.op == "placeholder"]
     for node, given in zip(inputs_of, inputs, strict=False):
         captured = node.meta.get("val")
-        if isinstance(given, Tensor) and isinstance(captured, Tensor) and _sizes(given) != _sizes(captured):
+        if isinstance(given, Tensor) and isinstance(captured, Tensor) and not _fits(given, captured):
             return DataError(
                 f"{node.name} has the size {_text(given)} a sample, and the model was captured with {_text(captured)}, "
-                "that of the calibration samples: a captured graph keeps every size but the batch's; give all parts "
-                "samples of one size (crop, resize or pad them)"
+                "that of the calibration samples: a captured graph keeps every size but the batch's, and those that "
+                "data.free names; give all parts samples of one size (crop, resize or pad them), or name it there"
             )
     walk = _Walk(model)
     with torch.no_grad(), contextlib.suppress(Exception):
@@ -112,10 +112,13 @@ def _users_line(node: fx.Node | None) -> Frame | None:
     return None
 
 
-def _sizes(value: Tensor) -> list[int]:
-    """Return the sizes of a sample."""
-    return [int(size) for size in value.shape[1:]]
+def _fits(given: Tensor, captured: Tensor) -> bool:
+    """Tell whether a sample has the sizes that it had when the model was captured, where these are not free."""
+    pairs = zip(given.shape[1:], captured.shape[1:], strict=False)
+    same = all(not isinstance(size, int) or size == own for own, size in pairs)
+    return same and given.dim() == captured.dim()
 
 
 def _text(value: Tensor) -> str:
-    return " x ".join(map(str, _sizes(value))) or "of one number"
+    sizes = (str(size) if isinstance(size, int) else "free" for size in value.shape[1:])
+    return " x ".join(sizes) or "of one number"

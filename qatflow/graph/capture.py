@@ -21,7 +21,9 @@ from qatflow.errors import CaptureError, UserCodeError
 from qatflow.graph.caches import forget_sizes
 from qatflow.graph.capture_errors import explain, quiet, why_different
 from qatflow.graph.closeness import outputs_close
+from qatflow.graph.free import Free, FreeDimensions
 from qatflow.graph.operators import Operator, changes_its_input, functional_twin, is_view
+from qatflow.graph.other_sizes import check_other_sizes
 from qatflow.graph.padding import note_mask
 from qatflow.graph.tree import tree_map, tree_map_only
 from qatflow.recipe import ATTENTION_MASK
@@ -31,7 +33,11 @@ aten = torch.ops.aten
 
 
 def capture(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, mask: str = ATTENTION_MASK
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    mask: str = ATTENTION_MASK,
+    free: Free | None = None,
 ) -> fx.GraphModule:
     """Return `model` as a graph that is called like it.
 
@@ -40,13 +46,14 @@ def capture(
         args: example positional inputs, batch first, at least 2 samples.
         kwargs: example keyword inputs, likewise.
         mask: the input that says which positions are padding; see `qatflow.graph.padding`.
+        free: names of further dimensions that are free, by input and place: `{"x": {2: "length"}}`.
 
     The graph's parameters and buffers keep the model's names and are copies of them. Dimension 0 of every input
-    tensor is dynamic.
+    tensor is dynamic, and so are those of `free`.
 
     Raises:
         UserCodeError: the model itself fails on the example.
-        DataError: it has no input called `mask` that could say so.
+        DataError: it has no input called `mask` that could say so, or none of the dimensions of `free`.
         CaptureError: the model cannot be exported, or the graph does not compute what the model does.
     """
     for name, parameter in model.named_parameters():
@@ -54,18 +61,19 @@ def capture(
             message = f"{type(model).__name__}'s {name} is {_dtype(parameter)}: give the FP32 model (model.float())"
             raise CaptureError(message)
     with _without_fused_encoder():
-        return _captured(copy.deepcopy(model).eval(), args, dict(kwargs or {}), mask)
+        return _captured(copy.deepcopy(model).eval(), args, dict(kwargs or {}), mask, free or {})
 
 
-def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mask: str) -> fx.GraphModule:
-    shapes = _dynamic_batch(model, args, kwargs)
+def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mask: str, free: Free) -> fx.GraphModule:
+    _check_called(model, args, kwargs)
+    dimensions = FreeDimensions(free, model.forward, args, kwargs)
     _check_runs(model, args, kwargs)
     try:
         with torch.no_grad(), quiet():
-            exported = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=shapes)
+            exported = torch.export.export(model, tuple(args), kwargs, dynamic_shapes=dimensions.shapes())
     except Exception as error:
         blame_machine(error)
-        raise CaptureError(explain(model, error, args, kwargs, shapes)) from error
+        raise CaptureError(explain(model, error, args, kwargs, dimensions)) from error
     graph = exported.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     if not _make_functional(graph):
@@ -76,25 +84,26 @@ def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], mas
     graph.graph.eliminate_dead_code()
     graph.recompile()
     _check_same_function(model, graph, args, kwargs)
+    dimensions.note(graph)
+    check_other_sizes(model, graph, dimensions)
     note_mask(graph, model, args, kwargs, mask)
     forget_sizes(graph)
     return graph
 
 
-def _dynamic_batch(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Mark dimension 0 of every input tensor as dynamic, by the argument names of `model.forward`."""
+def _check_called(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check that the model's `forward` takes as many inputs as there are.
+
+    Raises:
+        CaptureError: it does not.
+    """
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         message = f"{type(model).__name__}.forward cannot take the data's inputs: {error}"
         raise CaptureError(message) from error
     except ValueError as error:
-        raise CaptureError(explain(model, error, args, kwargs, None)) from error
-
-    def spec(leaf: Any) -> Any:
-        return {0: torch.export.Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
-
-    return {name: tree_map(spec, value) for name, value in bound.arguments.items()}
+        raise CaptureError(explain(model, error, args, kwargs)) from error
 
 
 def _check_runs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import sysconfig
 import traceback
 import warnings
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qatflow.graph.free import FreeDimensions
 from qatflow.graph.tree import tree_leaves, tree_map_only
 
 SYMBOLS = "torch.fx.experimental.symbolic_shapes"
@@ -58,15 +60,26 @@ FIXED_BATCH = (
     "the batch size is taken for a fixed number",
     "write -1 or x.shape[0] for it in reshape and view, do not loop over samples, and do not mix samples of a batch",
 )
+FIXED_SIZE = (
+    "take sizes from the input's shape there, as in x.shape[2], and no constant of that length, or leave it out of "
+    "data.free"
+)
+IS_A_NUMBER = re.compile(r"set_replacement s\d+ = \d+ ")
 
 
-def explain(model: nn.Module, error: BaseException, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> str:
+def explain(
+    model: nn.Module,
+    error: BaseException,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    free: FreeDimensions | None = None,
+) -> str:
     """Return a sentence on an error of `torch.export`: where, what cannot be captured, and what to write instead."""
     name = type(model).__name__
     said = first_sentence(error)
     chain = " ".join(f"{type(one).__name__} {one}" for one in _causes(error))
-    if "Constraints violated" in chain:
-        return _sentence(name, where_the_batch_is_fixed(model, args, kwargs, shapes), *FIXED_BATCH)
+    if "Constraints violated" in chain and free is not None:
+        return _sentence(name, *_fixed(model, args, kwargs, free))
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         chain += " ScriptModule"
     for signs, matter, mend in CAUSES:
@@ -112,14 +125,35 @@ def _line(frames: Sequence[traceback.FrameSummary]) -> str:
     return f" at {own[-1].filename}:{own[-1].lineno} (`{own[-1].line}`)" if own else ""
 
 
-def where_the_batch_is_fixed(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> str:
-    """Export once more and return the line of the user's code at which a dynamic size becomes a number."""
-    found: list[str] = []
+def _fixed(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], free: FreeDimensions
+) -> tuple[str, str, str]:
+    """Return where which dimension becomes a number, and what to do: the batch, else the first that does so alone."""
+    for name in ("", *free.sizes):
+        failed, line = _export_alone(model, args, kwargs, free.shapes([name]))
+        if failed and not name:
+            return line, *FIXED_BATCH
+        if failed:
+            places = [
+                f"dimension {dim} of {one}" for one, dims in free.free.items() for dim in dims if dims[dim] == name
+            ]
+            return line, f"{' and '.join(places)} ({name}) is taken for a fixed number", FIXED_SIZE
+    _, line = _export_alone(model, args, kwargs, free.shapes())
+    return line, f"{' and '.join(free.sizes)} depend on one another", FIXED_SIZE
+
+
+def _export_alone(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> tuple[bool, str]:
+    """Export once more, and return whether a dynamic size becomes a number, and the user's line where it does."""
+    failed, decided = True, list[str]()
+    fixed: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith("eval"):
-                found.append(_line(traceback.extract_stack()))
+            said = record.getMessage()
+            if said.startswith("eval"):
+                decided.append(_line(traceback.extract_stack()))
+            elif IS_A_NUMBER.match(said):
+                fixed.append(_line(traceback.extract_stack()))
 
     logger, listener = logging.getLogger(SYMBOLS), Listener()
     level, propagates, before = logger.level, logger.propagate, list(logger.handlers)
@@ -129,11 +163,12 @@ def where_the_batch_is_fixed(model: nn.Module, args: Sequence[Any], kwargs: Mapp
     try:
         with torch.no_grad(), contextlib.suppress(Exception):
             torch.export.export(copy.deepcopy(model), tuple(args), dict(kwargs), dynamic_shapes=shapes)
+            failed = False
     finally:
         logger.handlers[:] = before
         logger.propagate = propagates
         logger.setLevel(level)
-    return next(filter(None, found), "")
+    return failed, next(filter(None, [*fixed, *decided]), "")
 
 
 @contextmanager

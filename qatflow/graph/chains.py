@@ -97,7 +97,9 @@ def _rank(value: object) -> int:
 def _is_one_pixel(value: object) -> bool:
     """Tell whether a tensor has no extent beyond batch and channels."""
     recorded = value.meta.get("val") if isinstance(value, fx.Node) else None
-    return isinstance(recorded, torch.Tensor) and all(size == 1 for size in recorded.shape[2:])
+    return isinstance(recorded, torch.Tensor) and all(
+        isinstance(size, int) and size == 1 for size in recorded.shape[2:]
+    )
 
 
 def _channels_meet(graph: fx.GraphModule, first: Layer, second: Layer) -> bool:

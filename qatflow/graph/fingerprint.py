@@ -34,6 +34,8 @@ def graph_fingerprint(graph: fx.GraphModule) -> str:
                 digest.update(f"{name} {tensor_fingerprint(value)}".encode())
     padding = graph.meta.get("mask"), graph.meta.get("positions")
     digest.update(plain_text((calling(graph), padding)).encode())
+    if "free" in graph.meta:
+        digest.update(plain_text(graph.meta["free"]).encode())
     return digest.hexdigest()
 
 

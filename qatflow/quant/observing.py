@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from qatflow.graph.free import batch_axis
 from qatflow.graph.twice import same
 from qatflow.quant.histogram import Histogram
 
@@ -20,16 +21,14 @@ class Observer:
             run once.
 
     Args:
-        node: what export recorded of the tensor; its first dimension whose size depends on the inputs counts samples,
+        node: what export recorded of the tensor; its first dimension whose size depends on the batch's counts samples,
             or samples first.
     """
 
     def __init__(self, node: fx.Node) -> None:
         self.histogram = Histogram()
         self.share: float | None = None
-        recorded = node.meta.get("val")
-        sizes = recorded.shape if isinstance(recorded, Tensor) else ()
-        self.axis = next((axis for axis, size in enumerate(sizes) if not isinstance(size, int)), None)
+        self.axis = batch_axis(node)
 
     def update(self, values: Tensor) -> None:
         """Count a batch of values.

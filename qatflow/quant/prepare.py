@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from qatflow.graph.capture import capture
 from qatflow.graph.constants import store_computed_weights
+from qatflow.graph.free import Free
 from qatflow.graph.opened import addmm_to_linear, open_attention, open_einsum
 from qatflow.quant.design import Design
 from qatflow.quant.network import Network
@@ -37,6 +38,7 @@ def captured_network(
     kwargs: Mapping[str, Any] | None = None,
     design: Design | None = None,
     mask: str = ATTENTION_MASK,
+    free: Free | None = None,
 ) -> Network:
     """Capture a model as the network that steps and simulations of a design take.
 
@@ -46,9 +48,10 @@ def captured_network(
         kwargs: keyword inputs.
         design: None is the default one: `onnxruntime`, 8 bits.
         mask: the input that says which positions are padding.
+        free: names of dimensions that are free besides the batch; see `capture`.
 
     Raises:
         CaptureError: it cannot be captured as one graph.
     """
     design = design or Design()
-    return Network(prepare(capture(model, tuple(args), dict(kwargs or {}), mask), design.target), design)
+    return Network(prepare(capture(model, tuple(args), dict(kwargs or {}), mask, free), design.target), design)

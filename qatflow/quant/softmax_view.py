@@ -59,8 +59,7 @@ def _through(reader: fx.Node, node: fx.Node) -> SoftmaxView | None:
         order = _order(reader, rank)
         return None if order is None else SoftmaxView(order[behind.dim] - rank, behind.reach)
     rows, kept = recorded.shape[-1], reader.meta["val"].shape[-1]
-    known_sizes = isinstance(rows, int) and isinstance(kept, int)
-    return behind if behind.dim == -1 and known_sizes and rows == kept else None
+    return behind if behind.dim == -1 and str(rows) == str(kept) else None
 
 
 def _factor(node: fx.Node) -> float | None:

@@ -108,6 +108,7 @@ def check(mapping: Mapping[str, Any], trust: Sequence[str] = ()) -> tuple[Recipe
     mistakes += _metric_mistakes(_section(cleaned, "gate"), _section(cleaned, "data"), trust)
     mistakes += _training_mistakes(cleaned, trust)
     mistakes += _target_mistakes(cleaned, trust)
+    mistakes += _program_mistakes(_section(cleaned, "data"), _section(cleaned, "export"))
     mistakes += _opset_mistakes(_section(cleaned, "precision"), _section(cleaned, "export"))
     mistakes.sort(key=lambda mistake: _place(mistake.path))
     return (None, mistakes) if mistakes or recipe is None else (recipe, [])
@@ -270,6 +271,12 @@ def _target_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterat
         yield Mistake("target", f"{shown(target)} is not an option", allowed_values(target, TARGETS))
     elif isinstance(target, str):
         yield from target_mistakes(target, TARGETS[target], _section(cleaned, "precision"), _section(cleaned, "export"))
+
+
+def _program_mistakes(data: Mapping[str, Any], export: Mapping[str, Any]) -> Iterator[Mistake]:
+    if export.get("pte") and data.get("free"):
+        problem = "an ExecuTorch program takes one size of all but the batch, and data.free leaves more free"
+        yield Mistake("export.pte", problem, "remove one of both: without data.free its sizes are those of calibration")
 
 
 def _opset_mistakes(precision: Mapping[str, Any], export: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -70,6 +70,21 @@ class Model(Source):
     `search.lr` as well, the first trials of the search find the order of magnitude."""
 
 
+def _counted(value: Any) -> Any:
+    if isinstance(value, dict) and not all(re.fullmatch("[1-9][0-9]*", str(place)) for place in value):
+        raise ValueError("write places and names, as in {2: height, 3: width}; 0 is the batch, always free")
+    return value
+
+
+def _named(value: str) -> str:
+    if not (value.isascii() and value.isidentifier()) or value == "batch":
+        raise ValueError("name it by a word of letters, digits and _, other than batch")
+    return value
+
+
+FreeOfInput = Annotated[dict[int, Annotated[str, AfterValidator(_named)]], BeforeValidator(_counted)]
+
+
 class Data(Source):
     """The samples, in parts that share none: train, validation, calibration, test."""
 
@@ -80,6 +95,9 @@ class Data(Source):
     """False where a sample is only the model's input; metrics are then fidelity to FP32."""
     ignore_index: int | None = None
     """A label that does not count, for metric and loss; null is -100, and 255 where there are at most 255 classes."""
+    free: dict[str, FreeOfInput] = Field(default_factory=dict)
+    """Dimensions that are free besides the batch, by input and place, with their names:
+    `{input_ids: {1: tokens}, attention_mask: {1: tokens}}`. Those of one name have one size."""
     mask: str = ATTENTION_MASK
     """The input, shape `[samples, positions]`, that is nonzero where a position counts and is no padding; an attention
     mask is found by itself, and empty means none."""
@@ -210,10 +228,11 @@ class Export(Config):
     pt2: bool = False
     """A `torch.export` file with PyTorch's quantize and dequantize ops."""
     pte: bool | None = None
-    """An ExecuTorch program for XNNPACK, one sample a batch; for target xnnpack, with `pip install
+    """An ExecuTorch program for XNNPACK; for target xnnpack, with `pip install
     qatflow[executorch]`. Null is the target's own way: xnnpack has one, where ExecuTorch is installed."""
     batch: Annotated[int, Field(ge=1)] | None = None
-    """Fix the batch of ONNX files, which some backends ask for; null leaves it free."""
+    """Fix the batch of the file, which some backends ask for; null leaves that of an ONNX file free, and an ExecuTorch
+    program then takes one sample at a time."""
     verify: bool = True
     """Run the file in its target's runtime: its metric is the last gate."""
     weights: Literal["auto", "int8", "uint8"] = "auto"

@@ -69,12 +69,15 @@ def test_a_model_in_double_precision_is_written_in_single_with_inputs_and_output
 
 
 @pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
-def test_executorch_runs_the_layers_in_xnnpack(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+def test_executorch_runs_the_layers_in_xnnpack(batch: int, tmp_path: Path) -> None:
     simulation = simulated(Net, "xnnpack", Precision())
-    exported = export_pte(simulation, inputs_of(Net, 2), tmp_path / "model.pte")
+    exported = export_pte(simulation, inputs_of(Net, 2), tmp_path / "model.pte", batch=batch)
     assert b"XnnpackBackend" in exported.path.read_bytes()
     args, _ = inputs_of(Net, 5, 1)
-    got, wanted = PteModel(exported.path, exported.signature)(*args), exported.simulation(*args)
+    program = PteModel(exported.path, exported.signature)
+    assert program.batch == batch
+    got, wanted = program(*args), exported.simulation(*args)
     assert set(got) == {"logits", "features"}
     assert got["logits"].shape == (5, 5)
     for name in got:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -12,6 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
+from torch.utils.data import Subset
 
 import qatflow
 from qatflow.errors import ExportError
@@ -163,6 +165,27 @@ def test_the_file_says_where_it_comes_from(run: tuple[RunResult, Path]) -> None:
     assert (told["qatflow.candidate"], told["qatflow.verdict"]) == (best.id, best.verdict.value)
     assert float(told["qatflow.drop"]) == best.drop
     assert len(told["qatflow.recipe_hash"]) == 24
+    assert "qatflow.classes" not in told
+
+
+class Named(list[Any]):
+    """A part that knows what its classes are called, as torchvision's datasets do."""
+
+    classes = ("cat", "Vögel", "dog")
+
+
+def test_the_file_has_the_names_of_classes_and_one_recipe_has_one_hash(tmp_path: Path) -> None:
+    x = torch.randn(64, 1, 5, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = list(zip(x, Volumes().eval()(x).argmax(1), strict=True))
+    data = {"calibration": pairs[:16], "test": Subset(Named(pairs), range(16, 64))}
+    told = []
+    for name in ("a", "b"):
+        qatflow.quantize(Volumes().eval(), data, folder=tmp_path / name, qat="never", export={"verify": False})
+        session = onnxruntime.InferenceSession(tmp_path / name / "export" / "model.onnx")
+        told.append(session.get_modelmeta().custom_metadata_map)
+    assert json.loads(told[0]["qatflow.classes"]) == ["cat", "Vögel", "dog"]
+    assert told[0] == told[1]
 
 
 def test_a_fixed_batch_is_run_and_timed_in_its_size(tmp_path: Path) -> None:

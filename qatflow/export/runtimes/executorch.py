@@ -16,7 +16,7 @@ from qatflow.users_code import blame_machine
 
 
 class PteModel(Called):
-    """A program in ExecuTorch's runtime, called like the model: sample by sample, on the CPU.
+    """A program in ExecuTorch's runtime, called like the model: in batches of its own size, on the CPU.
 
     Args:
         path: the file.
@@ -35,6 +35,7 @@ class PteModel(Called):
             with silent():
                 self._program = Runtime.get().load_program(path)
                 self._method = self._program.load_method("forward")
+            self.batch = int(self._method.metadata.input_tensor_meta(0).sizes()[0])
         except Exception as error:  # the runtime's errors share no base class
             blame_machine(error)
             message = f"ExecuTorch cannot load {path.name}: {error}"
@@ -44,10 +45,10 @@ class PteModel(Called):
         """Return the outputs by name."""
         feed = {name: value.cpu() for name, value in self.signature.feed(args, kwargs).items()}
         with silent():
-            outputs = in_batches_of(1, feed, self._sample)
+            outputs = in_batches_of(self.batch, feed, self._batch)
         return dict(zip(self.signature.outputs, outputs, strict=True))
 
-    def _sample(self, feed: dict[str, Tensor]) -> list[Tensor]:
+    def _batch(self, feed: dict[str, Tensor]) -> list[Tensor]:
         return [value.clone() for value in self._method.execute([*feed.values()])]
 
 

@@ -1,7 +1,8 @@
 """Qualcomm's HTP simulator through ONNX Runtime, an extra: `pip install 'qatflow[qnn]'` (Linux on x86-64, Windows).
 
 The backend takes no node of a model with a free batch, and says nothing: all then runs on ONNX Runtime's own CPU
-kernels. So the batch is fixed when a session is made, and what the backend left is told.
+kernels. So the batch is fixed when a session is made, and so is what else is free, anew for every other size; what the
+backend left is told.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor
 
 from qatflow.errors import ExportError
-from qatflow.export.loaded import Called, Inside, counted, in_batches_of, silent
+from qatflow.export.loaded import Called, Inside, counted, fixed_batch, in_batches_of, silent
 from qatflow.export.onnx_export import Exported
 from qatflow.export.runtimes.kernels import LAYERS, layer_kernels, read_nodes
 from qatflow.export.runtimes.onnxruntime import RENAMED, with_outputs
 from qatflow.export.signature import Signature
+from qatflow.graph.free import BATCH, free_sizes
 from qatflow.users_code import blame_machine
 
 PROVIDER = "QNNExecutionProvider"
@@ -43,32 +45,40 @@ class QnnModel(Called):
     def __init__(self, path: Path, signature: Signature, *, also: Sequence[str] = ()) -> None:
         import onnxruntime_qnn
 
-        self.signature = signature
+        self.signature, self._path, self._also = signature, path, also
         self.name = f"the HTP simulator of onnxruntime-qnn {onnxruntime_qnn.__version__}"
+        self.batch = written_batch(path) or 1
+        self._sizes = dict(signature.sizes)
+        self._session = self._made()
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def _made(self) -> onnxruntime.InferenceSession:
+        """Return a session for one batch, and one size of every other dimension that is free."""
+        import onnxruntime_qnn
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        self.batch = 1
-        for name, size in free_dimensions(path):
-            if size is None:
-                options.add_free_dimension_override_by_name(name, 1)
-            else:
-                self.batch = size
+        for name, size in {BATCH: self.batch, **self._sizes}.items():
+            options.add_free_dimension_override_by_name(name, size)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         own = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
         options.add_provider_for_devices(_devices()[:1], own)
         try:
             with silent():
-                source = with_outputs(path, also) if also else str(path)
-                self._session = onnxruntime.InferenceSession(source, options)
+                source = with_outputs(self._path, self._also) if self._also else str(self._path)
+                return onnxruntime.InferenceSession(source, options)
         except Exception as error:  # the runtime's errors share no base class
             blame_machine(error)
-            message = f"{self.name} cannot load {path.name}: {error}"
+            message = f"{self.name} cannot load {self._path.name}: {error}"
             raise ExportError(message) from error
-        self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Return the outputs by name, those that were asked for besides included."""
         feed = {name: value.detach().cpu() for name, value in self.signature.feed(args, kwargs).items()}
+        sizes = free_sizes(self.signature.free, feed)
+        if sizes != self._sizes:
+            self._sizes = sizes
+            self._session = self._made()
         return dict(zip(self._names, in_batches_of(self.batch, feed, self._batch), strict=True))
 
     def _batch(self, feed: dict[str, Tensor]) -> list[Tensor]:
@@ -103,17 +113,9 @@ def _fed_floats(node: ir.Node, kernels: Mapping[str, str]) -> bool:
     return any(one is not None and kernels.get(one.name or "") == LEFT for one in sources)
 
 
-def free_dimensions(path: Path) -> list[tuple[str, int | None]]:
-    """Return the batch of a file's inputs, and what else is free: the name, and the size of one that is fixed."""
-    found: dict[str, int | None] = {}
-    for value in ir.load(path).graph.inputs:
-        for axis, size in enumerate(value.shape or ()):
-            if isinstance(size, int):
-                if axis == 0:
-                    found["batch"] = size
-            else:
-                found[str(size.value)] = None
-    return list(found.items())
+def written_batch(path: Path) -> int | None:
+    """Return the batch of a file's inputs; None where it is free."""
+    return fixed_batch([*(value.shape or ())] for value in ir.load(path).graph.inputs)
 
 
 @cache
