@@ -42,6 +42,8 @@ IN_FLOAT = {
     ("qnn", "words and positions"): 1,
 }
 """Layers that do not run on integers."""
+BY_PROCESSOR = {("openvino", "attention of heads")}
+"""Those of them that run on integers where the processor has a kernel for all of it."""
 NOT_TAKEN = {("xnnpack", "3-d"), ("qnn", "group norm")}
 """Nets that the runtime refuses, which a run tells and survives."""
 
@@ -97,7 +99,8 @@ def test_a_pattern_runs_as_the_table_says(target: str, name: str, tmp_path: Path
     case = written(target, name, tmp_path, Precision(), Export())
     assert case.sqnr_db > LOWER.get((target, name), LEAST[target])
     in_float = case.in_float
-    assert len(in_float) == IN_FLOAT.get((target, name), 0), in_float
+    known = IN_FLOAT.get((target, name), 0)
+    assert len(in_float) == known or ((target, name) in BY_PROCESSOR and not in_float), in_float
     assert all(one.reason for one in in_float)
 
 
