@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxruntime
 
 from qatflow.export.onnx_qdq import initializer
 from qatflow.recipe.targets import Spelling
@@ -23,6 +25,7 @@ def spell(model: ir.Model, spellings: Sequence[Spelling]) -> None:
     for spelling in spellings:
         for node in list(model.graph):
             SPELLINGS[spelling](model.graph, node)
+    passes.RemoveUnusedNodesPass()(model)
 
 
 def _weight_behind_reshape(graph: ir.Graph, node: ir.Node) -> None:
@@ -51,23 +54,52 @@ def _hard_sigmoid_as_clip(graph: ir.Graph, node: ir.Node) -> None:
     _replace(graph, node, [shifted, clipped, scaled])
 
 
+def _four_dimensions(graph: ir.Graph, node: ir.Node) -> None:
+    """Reduce a tensor of three dimensions as one of four: of bytes, OpenVINO reduces these wrongly as soon as there are
+    more samples than channels.
+    """
+    value = node.inputs[0] if node.op_type in REDUCING else None
+    if value is None or value.dtype != ir.DataType.FLOAT or value.shape is None or len(value.shape) != 3:
+        return
+    name = str(node.name)
+    if node.op_type == "GlobalAveragePool":
+        axes, keeps = [2], True
+    else:
+        given = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 else None  # type: ignore[arg-type]
+        axes = [0, 1, 2] if given is None else sorted(int(axis) % 3 for axis in given.numpy())
+        keeps = "keepdims" not in node.attributes or bool(node.attributes["keepdims"].as_int())
+    op = "ReduceMean" if node.op_type == "GlobalAveragePool" else node.op_type
+    last = initializer(graph, "last_dimension", np.asarray([3]))
+    wider = ir.node("Unsqueeze", [value, last], name=f"{name}_of_four")
+    over = initializer(graph, f"{name}_axes", np.asarray(axes))
+    reduced = ir.node(
+        op, [wider.outputs[0], over], attributes={"keepdims": 1}, name=name if keeps else f"{name}_reduced"
+    )
+    gone = initializer(graph, f"{name}_gone", np.asarray([3] if keeps else [*axes, 3]))
+    _replace(graph, node, [wider, reduced, ir.node("Squeeze", [reduced.outputs[0], gone], name=f"{name}_squeezed")])
+    for one in (wider, reduced):
+        one.outputs[0].shape = None
+
+
 def _constant_as_integers(graph: ir.Graph, node: ir.Node) -> None:
-    """Store a quantized constant as its integers: OpenVINO loads no sum or product with one that the file quantizes."""
-    if node.op_type != "QuantizeLinear" or node.inputs[0] is None or not node.inputs[0].is_initializer():
+    """Store a quantized constant as its integers: OpenVINO loads no sum or product with one that the file quantizes,
+    or computes from what it stores, as positions that are looked up in a table.
+    """
+    if node.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output() or "axis" in node.attributes:
         return
-    if node.outputs[0].is_graph_output() or "axis" in node.attributes:
+    source = node.inputs[0]
+    value = None if source is None else _constant(graph, source)
+    if source is None or value is None:
         return
-    value, scale, zero_point = (one.const_value for one in node.inputs[:3] if one is not None)
-    assert value is not None
+    scale, zero_point = (one.const_value for one in node.inputs[1:3] if one is not None)
     assert scale is not None
     assert zero_point is not None
     kind = zero_point.dtype
     ends = np.iinfo(kind.numpy())
-    integers = np.rint(value.numpy() / scale.numpy()) + zero_point.numpy().astype(np.float32)
+    integers = np.rint(value / scale.numpy()) + zero_point.numpy().astype(np.float32)
     stored = initializer(graph, str(node.outputs[0].name), np.clip(integers, ends.min, ends.max).astype(kind.numpy()))
     node.outputs[0].name = f"{stored.name}_before"
     ir.convenience.replace_all_uses_with(node.outputs[0], stored)
-    source = node.inputs[0]
     graph.remove(node, safe=True)
     if not source.uses():
         graph.initializers.pop(str(source.name), None)
@@ -110,9 +142,11 @@ def _relu_in_quantizer(graph: ir.Graph, node: ir.Node) -> None:
 SLOPE = (("alpha", 0.2), ("beta", 0.5))
 """Attributes of a HardSigmoid, and what they are where it has none."""
 UNSIGNED = frozenset({ir.DataType.UINT8, ir.DataType.UINT16})
+REDUCING = frozenset({"GlobalAveragePool", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
 SPELLINGS: Mapping[Spelling, Callable[[ir.Graph, ir.Node], None]] = {
     "weight_behind_reshape": _weight_behind_reshape,
     "hard_sigmoid_as_clip": _hard_sigmoid_as_clip,
+    "four_dimensions": _four_dimensions,
     "constant_as_integers": _constant_as_integers,
     "reciprocal": _reciprocal,
     "relu_in_quantizer": _relu_in_quantizer,
@@ -129,6 +163,23 @@ def _type_of(value: ir.Value | None) -> ir.DataType | None:
     """Return the type of the integers that a tensor was; None where it is a float."""
     node = _dequantized(value)
     return None if node is None or node.inputs[0] is None else node.inputs[0].dtype
+
+
+def _constant(graph: ir.Graph, value: ir.Value) -> np.ndarray | None:
+    """Return what a tensor always is; None where it depends on an input."""
+    seen, open_ends = {value}, [value]
+    while open_ends:
+        one = open_ends.pop()
+        if one.is_graph_input():
+            return None
+        needed = () if one.producer() is None else one.producer().inputs  # type: ignore[union-attr]
+        open_ends += [new for new in needed if new is not None and new not in seen]
+        seen.update(open_ends)
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    part = ir.Model(ir.convenience.extract(graph, inputs=[], outputs=[value]), ir_version=10)
+    session = onnxruntime.InferenceSession(ir.to_proto(part).SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {})[0])
 
 
 def _number(graph: ir.Graph, name: str, value: float) -> ir.Value:

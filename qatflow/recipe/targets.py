@@ -18,7 +18,12 @@ FileKind = Literal["onnx", "pte"]
 RuntimeName = Literal["onnxruntime", "openvino", "qnn", "executorch"]
 """Also the names of the extras that bring them."""
 Spelling = Literal[
-    "weight_behind_reshape", "hard_sigmoid_as_clip", "constant_as_integers", "reciprocal", "relu_in_quantizer"
+    "weight_behind_reshape",
+    "hard_sigmoid_as_clip",
+    "four_dimensions",
+    "constant_as_integers",
+    "reciprocal",
+    "relu_in_quantizer",
 ]
 """How an op is written where a runtime runs it otherwise than its table says: see `qatflow.export.onnx_spelling`."""
 
@@ -101,7 +106,9 @@ TARGETS: dict[str, TargetEntry] = {
     "openvino": TargetEntry(
         about="OpenVINO on CPU: Q/DQ on the inputs of fused layers, as NNCF puts them",
         road=Road(
-            runtimes={"onnx": "openvino"}, packed_int4=False, spelling=("hard_sigmoid_as_clip", "constant_as_integers")
+            runtimes={"onnx": "openvino"},
+            packed_int4=False,
+            spelling=("hard_sigmoid_as_clip", "four_dimensions", "constant_as_integers"),
         ),
     ),
 }

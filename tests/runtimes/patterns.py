@@ -75,6 +75,17 @@ class Tokens(nn.Module):
         return self.after(self.function(self.before(x)))
 
 
+class Signal(nn.Module):
+    """A function of a signal between convolutions and a linear layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.before, self.after, self.function = nn.Conv1d(4, 8, 3), nn.Linear(8, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.function(torch.relu(self.before(x))))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -165,6 +176,11 @@ PATTERNS = {
     "transpose and reshape": Pattern(lambda: Between(lambda x: x.flatten(2).transpose(1, 2).reshape(-1, 4, 8, 8))),
     "layer norm": Pattern(lambda: Tokens(nn.LayerNorm(8)), TOKENS),
     "group norm": Pattern(lambda: Between(nn.GroupNorm(2, 4))),
+    "mean of a signal": Pattern(lambda: Signal(lambda x: x.mean(-1)), SIGNAL),
+    "global pool of a signal": Pattern(
+        lambda: Signal(lambda x: functional.adaptive_avg_pool1d(x, 1).flatten(1)), SIGNAL
+    ),
+    "mean of tokens": Pattern(lambda: Tokens(lambda x: x.mean(1)), TOKENS),
     "attention": Pattern(Attention, TOKENS),
     "attention of heads": Pattern(Heads, TOKENS),
     "matmul": Pattern(lambda: Tokens(lambda x: x @ x.transpose(1, 2) @ x), TOKENS),
