@@ -103,7 +103,8 @@ def _constant_as_integers(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
     if not source.uses():
         graph.initializers.pop(str(source.name), None)
-        stored.uses()[0].node.outputs[0].name, source.name = source.name, None  # as a weight: what it stands for
+        dequantize = next(use.node for use in stored.uses())
+        dequantize.outputs[0].name, source.name = source.name, None  # as a weight: what it stands for
 
 
 def _reciprocal(graph: ir.Graph, node: ir.Node) -> None:
