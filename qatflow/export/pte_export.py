@@ -67,7 +67,7 @@ def write_program(
         ExportError: ExecuTorch is not installed, or cannot take the graph.
     """
     try:
-        with own_logging():
+        with own_logging(), quiet():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
     except ImportError as error:
