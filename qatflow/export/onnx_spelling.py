@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxruntime
 
+from qatflow.export.onnx_one_width import one_width
 from qatflow.export.onnx_qdq import initializer
 from qatflow.recipe.targets import Spelling
 
@@ -23,6 +24,9 @@ BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 def spell(model: ir.Model, spellings: Sequence[Spelling]) -> None:
     """Rewrite ops of a finished model, in place; all tensors that have a name of their own keep it."""
     for spelling in spellings:
+        if spelling == "one_width":
+            one_width(model.graph)
+            continue
         for node in list(model.graph):
             SPELLINGS[spelling](model.graph, node)
     passes.RemoveUnusedNodesPass()(model)

@@ -24,6 +24,7 @@ Spelling = Literal[
     "constant_as_integers",
     "reciprocal",
     "relu_in_quantizer",
+    "one_width",
 ]
 """How an op is written where a runtime runs it otherwise than its table says: see `qatflow.export.onnx_spelling`."""
 
@@ -97,7 +98,7 @@ TARGETS: dict[str, TargetEntry] = {
     ),
     "qnn": TargetEntry(
         about="Qualcomm QNN (Hexagon): uint8 or uint16 everywhere, supergroups as AIMET simulates them",
-        road=Road(runtimes={"onnx": "qnn"}, opset=20, spelling=("reciprocal", "relu_in_quantizer")),
+        road=Road(runtimes={"onnx": "qnn"}, opset=20, spelling=("reciprocal", "relu_in_quantizer", "one_width")),
     ),
     "xnnpack": TargetEntry(
         about="XNNPACK through ExecuTorch: int8 with zero points",

@@ -121,6 +121,29 @@ def test_16_bits_are_integers_on_the_htp(name: str, tmp_path: Path) -> None:
     assert not case.in_float
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("relu", "relu"),
+        ("residual sum", "relu"),
+        ("linear over tokens", "relu"),
+        ("layer norm", "layer_norm"),
+        ("attention", "softmax"),
+        ("squeeze-excite", "sigmoid"),
+        ("max pool", "max_pool2d"),
+    ],
+)
+def test_one_tensor_of_16_bits_among_those_of_8_runs_on_integers_on_the_htp(
+    name: str, tensor: str, tmp_path: Path
+) -> None:
+    """An op that reads one width and gives the other would run in float, or wrongly (2 dB)."""
+    precision = Precision.model_validate({"overrides": {tensor: "a16"}})
+    case = written("qnn", name, tmp_path, precision, Export())
+    assert case.sqnr_db > LOWER.get(("qnn", name), LEAST["qnn"]) - 2
+    assert not case.in_float
+    assert not [one for one in case.runtime.inside(case.exported).kernels if "CPU" in one]
+
+
 @pytest.mark.parametrize("target", LEAST)
 @pytest.mark.parametrize("name", ["relu6", "linear over tokens"])
 def test_weights_of_4_bits_run_on_integers(target: str, name: str, tmp_path: Path) -> None:
