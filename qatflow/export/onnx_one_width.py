@@ -1,8 +1,8 @@
 """Let every op of a file read and give activations of one width.
 
 Qualcomm's HTP has kernels for 8 and for 16 bits, and none from the one to the other: a convolution from 8 to 16 bits
-runs in float there, or wrongly (2 dB). So where an op reads or gives 16 bits, the tensors of 8 bits around it go through
-16 bits as well, on a grid 256 times as fine that holds every value of the 8 bits. The backend makes a conversion of it.
+runs in float there, or wrongly (2 dB). So where an op reads or gives 16 bits, the tensors of 8 bits around it go
+through 16 bits as well, on a grid 256 times as fine that holds every value of the 8. The backend converts between both.
 """
 
 from __future__ import annotations
@@ -32,6 +32,22 @@ class _Part:
     reads: list[tuple[ir.Node, int, ir.Node]] = field(default_factory=list)
     gives: list[ir.Node] = field(default_factory=list)
 
+    def add(self, node: ir.Node) -> Iterator[ir.Node]:
+        """Add an op; yields those that it is joined with."""
+        for place, value in enumerate(node.inputs):
+            source = None if value is None else value.producer()
+            if source is None or source.op_type == QUANTIZE:
+                continue
+            if source.op_type != DEQUANTIZE:
+                yield source
+            elif source.inputs[0] is not None and not source.inputs[0].is_initializer():
+                self.reads.append((node, place, source))
+        for reader in (use.node for value in node.outputs for use in value.uses()):
+            if reader.op_type == QUANTIZE and reader not in self.gives:
+                self.gives.append(reader)
+            elif reader.op_type not in (QUANTIZE, DEQUANTIZE):
+                yield reader
+
 
 def one_width(graph: ir.Graph) -> None:
     """Put pairs of 16 bits around ops that would read and give activations of both widths, in place."""
@@ -56,22 +72,8 @@ def _parts(graph: ir.Graph) -> Iterator[_Part]:
         part, pending = _Part(), [start]
         seen.add(start)
         while pending:
-            node = pending.pop()
-            near: list[ir.Node] = []
-            for place, value in enumerate(node.inputs):
-                source = None if value is None else value.producer()
-                if source is None or source.op_type == QUANTIZE:
-                    continue
-                if source.op_type != DEQUANTIZE:
-                    near.append(source)
-                elif source.inputs[0] is not None and not source.inputs[0].is_initializer():
-                    part.reads.append((node, place, source))
-            for reader in (use.node for value in node.outputs for use in value.uses()):
-                if reader.op_type == QUANTIZE and reader not in part.gives:
-                    part.gives.append(reader)
-                elif reader.op_type not in (QUANTIZE, DEQUANTIZE):
-                    near.append(reader)
-            pending += [one for one in dict.fromkeys(near) if one not in seen]
+            near = [one for one in dict.fromkeys(part.add(pending.pop())) if one not in seen]
+            pending += near
             seen.update(near)
         yield part
 
