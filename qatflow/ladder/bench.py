@@ -9,6 +9,7 @@ again by that key.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ from qatflow.results.gate import Measurement, allowed_drop, best_of, decide, mee
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, GateRecord, OutputRecord, Part, Verdict
 from qatflow.results.store import key_of, read_usable, write_json
-from qatflow.steps.context import StepContext
+from qatflow.results.tables import write_rows
+from qatflow.steps.context import StepContext, Trial
 from qatflow.steps.set_precision import with_precision
 from qatflow.tasks.data import Batch
 from qatflow.tasks.evaluate import Evaluation, Evaluator
@@ -163,7 +165,23 @@ class Bench:
 
     def step_context(self) -> StepContext:
         """Return what the ladder's steps work with."""
-        return StepContext(inputs=self.task.calibration_inputs, seed=self.recipe.seed, progress=self.progress)
+        return StepContext(
+            inputs=self.task.calibration_inputs,
+            seed=self.recipe.seed,
+            progress=self.progress,
+            measure=self.try_out,
+            table=lambda name, rows: write_rows(self.run_folder / f"{name}.csv", rows),
+        )
+
+    def try_out(self, simulation: Simulation) -> Trial:
+        """Return what the gate says of a simulation on the choosing part; nothing is stored of it but the look."""
+        evaluation = self.choosing.evaluator.evaluate(simulation.model)
+        if self.choosing is self.testing:
+            self._look(key_of(self.key, "trial", simulation.design.to_record().model_dump(mode="json")))
+        value, sqnr = evaluation.measurement.value, evaluation.sqnr_db
+        ordered = value if self.task.metric.higher_is_better else -value
+        passed = meets(self.recipe.gate, self.choosing.fp32, evaluation.measurement)
+        return Trial(passed, value, (_number(ordered), _number(sqnr)))
 
     def announce(self) -> None:
         """Tell what is known of the recipe's bits and layers before anything is measured.
@@ -364,6 +382,10 @@ def designs_of(recipe: Recipe, base: Network) -> list[Network]:
     place(base)  # its own mistakes are told first
     steps = [step for step in recipe.steps.values() if isinstance(step, SetPrecision)]
     return [base, *(with_precision(base, step) for step in steps)]
+
+
+def _number(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _first(batches: Iterable[Batch], most: int) -> Iterator[Batch]:

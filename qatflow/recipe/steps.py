@@ -15,7 +15,7 @@ from qatflow.recipe.calibration import Method, WeightMethod
 from qatflow.recipe.config import Config
 from qatflow.recipe.precision import ShortLayerPrecision
 
-CHOOSING = ("calibrate",)
+CHOOSING = ("calibrate", "mixed_precision")
 """Steps that choose for the tensors that there are: those that change the graph come before them."""
 FITTING = ("reestimate_batch_norms", "search_scales", "correct_bias", "adaround")
 """Steps that fit weights, biases or statistics to their quantization. Those that keep the float function come before
@@ -113,6 +113,18 @@ class SetPrecision(StepConfig):
     """As `precision.overrides`: module paths, patterns or names of tensors, with `float`, or bits such as `w8a16`."""
 
 
+class MixedPrecision(StepConfig):
+    """More bits, or float, where they save most noise for what they cost, until the gate is met."""
+
+    cost: Literal["multiply_accumulates", "bit_operations", "average_bits", "size", "layers"] = "multiply_accumulates"
+    """What the budget counts of layers and products above the recipe's bits: their share of all multiply-accumulates,
+    or of bit-operations as they were; bits added to the average weight; megabytes; or how many layers."""
+    budget: Annotated[float, Field(ge=0)] | None = 0.1
+    """Most of that; null is the cheapest that meets the gate, whatever it costs."""
+    samples: Annotated[int, Field(ge=1)] = 32
+    """Most calibration samples on which tensors are ranked."""
+
+
 class SearchScales(StepConfig):
     """Weight scales with the least reconstruction error, not the least weight error (SeqMSE's goal)."""
 
@@ -182,4 +194,5 @@ STEP_CONFIGS: dict[str, type[StepConfig]] = {
     "correct_bias": CorrectBias,
     "adaround": AdaRound,
     "reestimate_batch_norms": ReestimateBatchNorms,
+    "mixed_precision": MixedPrecision,
 }

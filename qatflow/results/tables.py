@@ -6,11 +6,14 @@ that frames of several runs can be concatenated. A number that was not measured 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from qatflow.results.result import RunResult
+from qatflow.results.store import write_text
 
 Columns = Mapping[str, str]
 
@@ -123,3 +126,8 @@ def _frame(rows: Iterable[Mapping[str, object]], columns: Columns) -> pd.DataFra
     """Pick `columns` out of each row and give them their types."""
     picked = [[row[name] for name in columns] for row in rows]
     return pd.DataFrame(picked, columns=list(columns)).astype(dict(columns))
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table whose columns are the keys of its rows."""
+    write_text(path, str(pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n")))

@@ -32,7 +32,7 @@ def set_precision(network: Network, config: SetPrecision, context: StepContext) 
         return network, {"weights": 0, "activations": 0, "reason": "it names no layer"}
     designed = with_precision(network, config)
     changed = _changed(place(network), place(designed))
-    weights = {point.parameter for point in changed if point.parameter is not None}
+    weights = _weights(changed)
     notes: dict[str, Note] = {"weights": len(weights), "activations": sum(one.parameter is None for one in changed)}
     if not changed:
         return network, {**notes, "reason": "all that it names is so already"}
@@ -52,6 +52,15 @@ def with_precision(network: Network, config: SetPrecision) -> Network:
         own = [replace(one, path=one.path.replace("precision.overrides", PATH)) for one in error.mistakes]
         raise RecipeError(own) from error
     return designed
+
+
+def redesigned(network: Network, designed: Network) -> Network:
+    """Return a network of another design, with FP32's values of the weights that have another grid in it."""
+    return _unfitted(designed, _weights(_changed(place(network), place(designed))))
+
+
+def _weights(points: list[Point]) -> set[str]:
+    return {point.parameter for point in points if point.parameter is not None}
 
 
 def _changed(before: Placement, after: Placement) -> list[Point]:

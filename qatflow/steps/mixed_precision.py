@@ -1,0 +1,213 @@
+"""Mixed precision: more bits, or float, where they save most noise for what they cost, until the gate is met.
+
+What each tensor costs at the outputs is estimated in one pass (`qatflow.quant.sensitivity`); noise of small independent
+errors adds up, so that the best choice within a budget is a small linear program (`qatflow.quant.assignment`). Choices
+for growing budgets are measured, the cheapest that meets the gate is taken, and a cheaper one between it and the one
+below is looked for. Where none does, the tensors that matter most are measured one by one, and the choice is made anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from scipy.stats import spearmanr
+
+from qatflow.graph.work import multiply_accumulates
+from qatflow.quant.assignment import Item, assign
+from qatflow.quant.budget import UNITS, prices
+from qatflow.quant.network import Network
+from qatflow.quant.relief import Reliefs
+from qatflow.quant.sensitivity import Sensitivity
+from qatflow.quant.simulation import Inputs, Simulation
+from qatflow.recipe import LayerPrecision
+from qatflow.recipe.steps import MixedPrecision
+from qatflow.results.result import Note
+from qatflow.steps.context import StepContext, Trial
+from qatflow.steps.set_precision import redesigned
+
+SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
+"""Of the budget, tried from the first on."""
+OF_ALL = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Likewise where the budget has no end: shares of what all that can be relieved costs."""
+HALVINGS = 2
+"""Cheaper choices that are tried between one that meets the gate and the one below it."""
+EXACT = 24
+"""Tensors that are measured one by one where no choice met the gate."""
+
+
+def mixed_precision(network: Network, config: MixedPrecision, context: StepContext) -> tuple[Network, dict[str, Note]]:
+    """Return the network with a better precision of some tensors, by overrides that a recipe can hold.
+
+    Notes tell what was relieved (`tensors`, `overrides`), what it costs (`cost`, `multiply_accumulates`, their share),
+    and whether the budget met the gate (`met`). Every choice that was measured is a row of `mixed_precision.csv`.
+    """
+    search = _Search(network, config, context)
+    if not search.reliefs.by_tensor:
+        return network, {"tensors": 0, "reason": f"{network.design.target.name} has no better precision to give"}
+    start = search.measured([])
+    if start.passed:
+        return network, {"tensors": 0, "reason": "the gate is met without it"}
+    found = search.run(start)
+    context.table("mixed_precision", search.rows())
+    if not found.chosen:
+        return network, {"tensors": 0, "reason": f"no choice within {config.budget} {UNITS[config.cost]} is better"}
+    return found.network, search.notes(found)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One choice of tensors, and what it measured."""
+
+    chosen: tuple[str, ...]
+    network: Network
+    overrides: Mapping[str, LayerPrecision]
+    cost: float
+    predicted: float
+    """Noise relative to the signal."""
+    trial: Trial
+    sqnr_db: float
+    """Of the outputs, on calibration samples."""
+
+    @property
+    def passed(self) -> bool:
+        return self.trial.passed
+
+
+class _Search:
+    """Chooses and measures."""
+
+    def __init__(self, network: Network, config: MixedPrecision, context: StepContext) -> None:
+        self.network, self.config, self.context = network, config, context
+        self.batches: list[Inputs] = list(context.inputs(config.samples))
+        self.simulation = Simulation(network)
+        self.simulation.settle_weights()
+        self.histograms = self.simulation.observe(context.calibration_inputs(network))
+        self.simulation.settle_activations(self.histograms)
+        self.work = multiply_accumulates(network.graph, self.batches[0])
+        self.reliefs = Reliefs(self.simulation, self.work)
+        self.prices = prices(config.cost, self.reliefs, self.work)
+        self.points: dict[tuple[str, ...], _Point] = {}
+        self.correlation = math.nan
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        return Sensitivity(self.simulation)
+
+    @cached_property
+    def noise(self) -> dict[str, float]:
+        """Noise of every tensor by itself, relative to the signal."""
+        return self.sensitivity.estimate(self.batches, seed=self.context.seed)
+
+    @property
+    def most(self) -> float:
+        """The budget, or what everything costs."""
+        every = self.prices.of(list(self.reliefs.by_tensor))
+        return every if self.config.budget is None else min(self.config.budget, every)
+
+    def run(self, start: _Point) -> _Point:
+        """Return the cheapest choice that meets the gate, or else the best there is."""
+        below = start
+        for share in OF_ALL if self.config.budget is None else SHARES:
+            point = self.measured(self._chosen(share * self.most))
+            if point.passed:
+                return self._cheaper(point, below) if self.context.measure is not None else point
+            below = max(below, point, key=_rank)
+        self._measure_one_by_one()
+        again = self.measured(self._chosen(self.most))
+        return again if again.passed else max(below, again, key=_rank)
+
+    def _cheaper(self, met: _Point, missed: _Point) -> _Point:
+        low, high = missed.cost, met.cost
+        for _ in range(HALVINGS):
+            point = self.measured(self._chosen((low + high) / 2))
+            if point.passed and point.cost < met.cost:
+                met = point
+            low, high = (low, (low + high) / 2) if point.passed else ((low + high) / 2, high)
+        return met
+
+    def _measure_one_by_one(self) -> None:
+        """Put what the tensors with most noise really cost in the place of the estimate."""
+        worst = sorted(self.reliefs.by_tensor, key=lambda name: -self.noise[name])[:EXACT]
+        few = self.batches[:1]
+        exact = {name: self.sensitivity.alone(name, few).noise for name in worst}
+        estimated = [self.noise[name] for name in worst]
+        if len(worst) > 2:
+            self.correlation = float(spearmanr(estimated, list(exact.values())).statistic)
+        self.noise.update(exact)
+
+    def _chosen(self, budget: float) -> list[str]:
+        items = [
+            Item(name, self.noise[name] * (1 - one.left), self.prices.charges[name])
+            for name, one in self.reliefs.by_tensor.items()
+        ]
+        return assign(items, self.prices.costs, budget)
+
+    def measured(self, chosen: Iterable[str]) -> _Point:
+        """Return a choice with what it measures; one that was measured is not measured again."""
+        key = tuple(chosen)
+        if key not in self.points:
+            designed, overrides = self.reliefs.applied(key)
+            network = redesigned(self.network, designed) if key else self.network
+            simulation = self._simulated(network)
+            sqnr = simulation.closeness(self.batches)
+            measure: Callable[[Simulation], Trial] | None = self.context.measure
+            trial = Trial(False, sqnr, (sqnr, 0.0)) if measure is None else measure(simulation)
+            saved = sum(self.noise[name] * (1 - self.reliefs.by_tensor[name].left) for name in key)
+            predicted = sum(self.noise.values()) - saved
+            self.points[key] = _Point(key, network, overrides, self.prices.of(list(key)), predicted, trial, sqnr)
+        return self.points[key]
+
+    def _simulated(self, network: Network) -> Simulation:
+        simulation = Simulation(network)
+        simulation.settle_weights()
+        own = [one.tensor for one in simulation.placement.points if one.parameter is None and one.shares is None]
+        if any(name not in self.histograms for name in own):
+            self.histograms |= simulation.observe(self.context.calibration_inputs(network))
+        simulation.settle_activations(self.histograms)
+        return simulation
+
+    def notes(self, found: _Point) -> dict[str, Note]:
+        """Return what is told of a choice."""
+        layers = {name for one in found.chosen for name in self.reliefs.by_tensor[one].layers}
+        share = sum(self.work[name] for name in layers) / max(sum(self.work.values()), 1)
+        notes: dict[str, Note] = {
+            "tensors": len(found.chosen),
+            "met": found.passed,
+            "cost": round(found.cost, 6),
+            "multiply_accumulates": round(share, 4),
+            "overrides": written(found.overrides),
+        }
+        return notes if math.isnan(self.correlation) else {**notes, "rank_correlation": round(self.correlation, 3)}
+
+    def rows(self) -> list[dict[str, Note]]:
+        """Return one row for every choice that was measured, the cheapest first."""
+        return [
+            {
+                "cost": round(one.cost, 6),
+                "tensors": len(one.chosen),
+                "value": one.trial.value,
+                "sqnr_db": round(one.sqnr_db, 2),
+                "predicted_db": round(-10 * math.log10(one.predicted), 2) if one.predicted > 0 else math.inf,
+                "passed": one.passed,
+                "overrides": written(one.overrides),
+            }
+            for one in sorted(self.points.values(), key=lambda one: one.cost)
+        ]
+
+
+def _rank(point: _Point) -> tuple[float, float]:
+    return point.trial.rank
+
+
+def written(overrides: Mapping[str, LayerPrecision]) -> str:
+    """Return overrides as a recipe has them: `{features.0: float, add_3: a16}`."""
+    return "{" + ", ".join(f"{name}: {_short(one)}" for name, one in overrides.items()) + "}"
+
+
+def _short(one: LayerPrecision) -> str:
+    if not one.quantized:
+        return "float"
+    return f"{f'w{one.weights}' if one.weights else ''}{f'a{one.activations}' if one.activations else ''}"
