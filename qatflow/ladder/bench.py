@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -163,13 +163,14 @@ class Bench:
             chosen_samples=self.choosing.samples,
         )
 
-    def step_context(self) -> StepContext:
+    def step_context(self, refit: Callable[[Network], Network] | None = None) -> StepContext:
         """Return what the ladder's steps work with."""
         return StepContext(
             inputs=self.task.calibration_inputs,
             seed=self.recipe.seed,
             progress=self.progress,
             measure=self.try_out,
+            refit=refit,
             table=lambda name, rows: write_rows(self.run_folder / f"{name}.csv", rows),
         )
 

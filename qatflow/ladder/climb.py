@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.ladder.judgement import Judge
 from qatflow.ladder.lookup import step_of
-from qatflow.recipe.steps import Calibrate, SetPrecision, StepConfig
+from qatflow.quant.network import Network
+from qatflow.recipe.steps import FITTING, STEP_CONFIGS, Calibrate, SetPrecision, StepConfig
 from qatflow.results.gate import is_worse
 from qatflow.results.store import key_of
 from qatflow.tasks.randomness import seed_all
@@ -104,7 +106,7 @@ def _cured(bench: Bench, kept: Candidate, rungs: list[Candidate]) -> Candidate:
             judge = Judge(bench, kept)
             if kept.record.passed or _activations_meet(bench, judge):
                 return kept
-    if "set_precision" not in bench.recipe.steps and (named := judge.tensors_in_need()):
+    if not {"set_precision", "mixed_precision"} & {*bench.recipe.steps} and (named := judge.tensors_in_need()):
         rungs.append(_rung(bench, "set_precision", SetPrecision(layers=named), kept))
     return rungs[-1] if rungs[-1].record.kept else kept
 
@@ -125,13 +127,28 @@ def _rung(bench: Bench, name: str, config: StepConfig, below: Candidate) -> Cand
         bench.progress.stage(f"{name}: {_first_sentence(config)}")
         started = time.perf_counter()
         seed_all(bench.recipe.seed)
-        network, notes = step(below.network, config, bench.step_context())
+        network, notes = step(below.network, config, bench.step_context(_refit(bench, below)))
         work = Work(name, "ptq", (*below.work.steps, name), notes)
         if network is below.network:
             found = _unchanged(bench, replace(work, steps=below.work.steps), below, key, started)
         else:
             found = bench.measure(network, work, key=key, started=started)
     return _settle(bench, config, below, found)
+
+
+def _refit(bench: Bench, below: Candidate) -> Callable[[Network], Network] | None:
+    """Return what fits weights once more as the steps below did; None where none did, or one that is not ours."""
+    fitting = [name for name in below.work.steps if name in FITTING]
+    if not fitting or any(name not in STEP_CONFIGS for name in below.work.steps):
+        return None
+
+    def refit(network: Network) -> Network:
+        for name in fitting:
+            seed_all(bench.recipe.seed)
+            network, _ = step_of(name, bench.task.trust)(network, bench.recipe.steps[name], bench.step_context())
+        return network
+
+    return refit
 
 
 def _unchanged(bench: Bench, work: Work, below: Candidate, key: str, started: float) -> Candidate:

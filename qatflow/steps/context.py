@@ -44,6 +44,7 @@ class StepContext:
         seed: of everything random in the step.
         progress: who is told how it gets on.
         measure: returns what the run's gate says of a simulation; None where there is no run.
+        refit: does to a network what steps before did to fit its weights to their quantization; None where none did.
         table: keeps rows under a name, beside the run's other tables.
     """
 
@@ -51,6 +52,7 @@ class StepContext:
     seed: int = 0
     progress: Progress = field(default_factory=Silent)
     measure: Callable[[Simulation], Trial] | None = None
+    refit: Callable[[Network], Network] | None = None
     table: Callable[[str, Sequence[Mapping[str, Note]]], None] = no_table
 
     def calibration_inputs(self, network: Network) -> Iterable[Inputs]:

@@ -4,6 +4,10 @@ What each tensor costs at the outputs is estimated in one pass (`qatflow.quant.s
 errors adds up, so that the best choice within a budget is a small linear program (`qatflow.quant.assignment`). Choices
 for growing budgets are measured, the cheapest that meets the gate is taken, and a cheaper one between it and the one
 below is looked for. Where none does, the tensors that matter most are measured one by one, and the choice is made anew.
+
+Rounding that was fitted before makes up for the errors of one weight by another: relieving one of them alone undoes
+that. So weights are chosen for, and then fitted, from FP32's values, as the steps before have fitted them; of the noise
+of nearest rounding they count as much as was left of it.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from scipy.stats import spearmanr
 from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.assignment import Item, assign
 from qatflow.quant.budget import UNITS, prices
+from qatflow.quant.histogram import Histogram
 from qatflow.quant.network import Network
 from qatflow.quant.relief import Reliefs
 from qatflow.quant.sensitivity import Sensitivity
@@ -30,6 +35,8 @@ from qatflow.steps.set_precision import redesigned
 
 SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Of the budget, tried from the first on."""
+FEW_SHARES = (0.25, 1.0)
+"""Likewise where weights are fitted for each."""
 OF_ALL = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Likewise where the budget has no end: shares of what all that can be relieved costs."""
 HALVINGS = 2
@@ -65,8 +72,6 @@ class _Point:
     network: Network
     overrides: Mapping[str, LayerPrecision]
     cost: float
-    predicted: float
-    """Noise relative to the signal."""
     trial: Trial
     sqnr_db: float
     """Of the outputs, on calibration samples."""
@@ -80,12 +85,14 @@ class _Search:
     """Chooses and measures."""
 
     def __init__(self, network: Network, config: MixedPrecision, context: StepContext) -> None:
-        self.network, self.config, self.context = network, config, context
+        fitted = bool(network.goal or network.encodings)
+        self.refit = context.refit if fitted else None
+        self.given, self.config, self.context = network, config, context
+        self.network = network if self.refit is None else network.unfitted()
         self.batches: list[Inputs] = list(context.inputs(config.samples))
-        self.simulation = Simulation(network)
-        self.simulation.settle_weights()
-        self.histograms = self.simulation.observe(context.calibration_inputs(network))
-        self.simulation.settle_activations(self.histograms)
+        self.histograms: dict[str, Histogram] = {}
+        self.simulation = Simulation(self.network)
+        self.simulation.calibrate_on_fp32(context.calibration_inputs(self.network))
         self.work = multiply_accumulates(network.graph, self.batches[0])
         self.reliefs = Reliefs(self.simulation, self.work)
         self.prices = prices(config.cost, self.reliefs, self.work)
@@ -98,8 +105,15 @@ class _Search:
 
     @cached_property
     def noise(self) -> dict[str, float]:
-        """Noise of every tensor by itself, relative to the signal."""
-        return self.sensitivity.estimate(self.batches, seed=self.context.seed)
+        """Noise of every tensor by itself, relative to the signal; of weights, what fitting leaves of it."""
+        found = self.sensitivity.estimate(self.batches, seed=self.context.seed)
+        if self.refit is None:
+            return found
+        weights = [point.tensor for point in self.simulation.placement.points if point.parameter]
+        of_weights = sum(found[name] for name in weights)
+        together = 10 ** (-self.measured([]).sqnr_db / 10)
+        left = max(together - (sum(found.values()) - of_weights), 0.0) / of_weights if of_weights else 0.0
+        return found | {name: found[name] * min(left, 1.0) for name in weights}
 
     @property
     def most(self) -> float:
@@ -110,7 +124,8 @@ class _Search:
     def run(self, start: _Point) -> _Point:
         """Return the cheapest choice that meets the gate, or else the best there is."""
         below = start
-        for share in OF_ALL if self.config.budget is None else SHARES:
+        shares = OF_ALL if self.config.budget is None else SHARES if self.refit is None else FEW_SHARES
+        for share in shares:
             point = self.measured(self._chosen(share * self.most))
             if point.passed:
                 return self._cheaper(point, below) if self.context.measure is not None else point
@@ -121,7 +136,7 @@ class _Search:
 
     def _cheaper(self, met: _Point, missed: _Point) -> _Point:
         low, high = missed.cost, met.cost
-        for _ in range(HALVINGS):
+        for _ in range(HALVINGS if self.refit is None else 1):
             point = self.measured(self._chosen((low + high) / 2))
             if point.passed and point.cost < met.cost:
                 met = point
@@ -149,19 +164,33 @@ class _Search:
         """Return a choice with what it measures; one that was measured is not measured again."""
         key = tuple(chosen)
         if key not in self.points:
-            designed, overrides = self.reliefs.applied(key)
-            network = redesigned(self.network, designed) if key else self.network
+            network, overrides = self._network(key)
             simulation = self._simulated(network)
             sqnr = simulation.closeness(self.batches)
             measure: Callable[[Simulation], Trial] | None = self.context.measure
             trial = Trial(False, sqnr, (sqnr, 0.0)) if measure is None else measure(simulation)
-            saved = sum(self.noise[name] * (1 - self.reliefs.by_tensor[name].left) for name in key)
-            predicted = sum(self.noise.values()) - saved
-            self.points[key] = _Point(key, network, overrides, self.prices.of(list(key)), predicted, trial, sqnr)
+            self.points[key] = _Point(key, network, overrides, self.prices.of(list(key)), trial, sqnr)
         return self.points[key]
+
+    def _network(self, chosen: tuple[str, ...]) -> tuple[Network, Mapping[str, LayerPrecision]]:
+        """Return the network with a choice, its weights fitted as they were; the given one where nothing is chosen."""
+        if not chosen:
+            return self.given, {}
+        designed, overrides = self.reliefs.applied(chosen)
+        if self.refit is not None:
+            return self.refit(designed), overrides
+        return redesigned(self.network, designed), overrides
+
+    def _predicted_db(self, point: _Point) -> float:
+        saved = sum(self.noise[name] * (1 - self.reliefs.by_tensor[name].left) for name in point.chosen)
+        left = sum(self.noise.values()) - saved
+        return round(-10 * math.log10(left), 2) if left > 0 else math.inf
 
     def _simulated(self, network: Network) -> Simulation:
         simulation = Simulation(network)
+        if self.refit is not None:  # other weights, other ranges
+            simulation.calibrate(self.context.calibration_inputs(network))
+            return simulation
         simulation.settle_weights()
         own = [one.tensor for one in simulation.placement.points if one.parameter is None and one.shares is None]
         if any(name not in self.histograms for name in own):
@@ -190,7 +219,7 @@ class _Search:
                 "tensors": len(one.chosen),
                 "value": one.trial.value,
                 "sqnr_db": round(one.sqnr_db, 2),
-                "predicted_db": round(-10 * math.log10(one.predicted), 2) if one.predicted > 0 else math.inf,
+                "predicted_db": self._predicted_db(one),
                 "passed": one.passed,
                 "overrides": written(one.overrides),
             }
