@@ -83,6 +83,13 @@ class Reliefs:
         """Whether the next better precision of an activation is float."""
         return max(self.target.integer_activations) <= FULL
 
+    def float_layers(self, chosen: Collection[str]) -> set[str]:
+        """Return the weighted layers that run in float where some tensors are relieved, by their nodes."""
+        floats = {
+            node for tensor in chosen if self.by_tensor[tensor].bits is None for node in self.by_tensor[tensor].layers
+        }
+        return floats & {*self.layers}
+
     def applied(self, chosen: Collection[str]) -> tuple[Network, dict[str, LayerPrecision]]:
         """Return the network with some tensors relieved, and that as overrides of a recipe.
 

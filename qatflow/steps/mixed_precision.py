@@ -158,7 +158,17 @@ class _Search:
             Item(name, self.noise[name] * (1 - one.left), self.prices.charges[name])
             for name, one in self.reliefs.by_tensor.items()
         ]
-        return assign(items, self.prices.costs, budget)
+        chosen = assign(items, self.prices.costs, budget)
+        if self.reliefs.float_layers(chosen) >= {*self.reliefs.layers}:  # a network in float is no answer
+            gain = {
+                layer: sum(item.gain for item in items if layer in self._layers(item)) for layer in self.reliefs.layers
+            }
+            least = min(gain, key=gain.__getitem__)
+            chosen = assign([item for item in items if least not in self._layers(item)], self.prices.costs, budget)
+        return chosen
+
+    def _layers(self, item: Item) -> frozenset[str]:
+        return self.reliefs.by_tensor[item.tensor].layers
 
     def measured(self, chosen: Iterable[str]) -> _Point:
         """Return a choice with what it measures; one that was measured is not measured again."""
