@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qatflow.quant.design import Design
     from qatflow.quant.network import Network
     from qatflow.quant.prepare import captured_network, prepare
+    from qatflow.quant.sensitivity import Sensitivity
     from qatflow.quant.simulation import Simulation
     from qatflow.quant.targets import TARGETS
     from qatflow.quantizer import Quantizer
@@ -43,6 +44,7 @@ HOMES = {
     "export_pte": "qatflow.export.pte_export",
     "Design": "qatflow.quant.design",
     "Network": "qatflow.quant.network",
+    "Sensitivity": "qatflow.quant.sensitivity",
     "Simulation": "qatflow.quant.simulation",
     "prepare": "qatflow.quant.prepare",
     "TARGETS": "qatflow.quant.targets",
@@ -61,6 +63,7 @@ __all__ = [
     "Quantizer",
     "Recipe",
     "RunResult",
+    "Sensitivity",
     "Simulation",
     "__version__",
     "capture",

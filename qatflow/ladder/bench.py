@@ -26,14 +26,13 @@ from qatflow.quant.placement import place
 from qatflow.quant.saved import finite
 from qatflow.quant.simulation import Simulation
 from qatflow.recipe import Recipe
-from qatflow.recipe.steps import SetPrecision
 from qatflow.results.gate import Measurement, allowed_drop, best_of, decide, meets
 from qatflow.results.progress import Progress
 from qatflow.results.result import CandidateRecord, GateRecord, OutputRecord, Part, Verdict
 from qatflow.results.store import key_of, read_usable, write_json
 from qatflow.results.tables import write_rows
 from qatflow.steps.context import StepContext, Trial
-from qatflow.steps.set_precision import with_precision
+from qatflow.steps.set_precision import designs_of
 from qatflow.tasks.data import Batch
 from qatflow.tasks.evaluate import Evaluation, Evaluator
 from qatflow.tasks.evaluation_data import EvaluationData
@@ -371,18 +370,6 @@ class Bench:
             resumed=work.resumed,
             notes=dict(work.notes),
         )
-
-
-def designs_of(recipe: Recipe, base: Network) -> list[Network]:
-    """Return the captured network in every design that a recipe states: its own, and that of `set_precision`.
-
-    Raises:
-        PlacementError: the target quantizes no weighted layer.
-        RecipeError: a pattern matches nothing, or changes nothing.
-    """
-    place(base)  # its own mistakes are told first
-    steps = [step for step in recipe.steps.values() if isinstance(step, SetPrecision)]
-    return [base, *(with_precision(base, step) for step in steps)]
 
 
 def _number(value: float) -> float:

@@ -19,6 +19,7 @@ from functools import cached_property
 
 from scipy.stats import spearmanr
 
+from qatflow.graph.sqnr import decibel
 from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.assignment import Item, assign
 from qatflow.quant.budget import UNITS, prices
@@ -59,9 +60,12 @@ def mixed_precision(network: Network, config: MixedPrecision, context: StepConte
         return network, {"tensors": 0, "reason": "the gate is met without it"}
     found = search.run(start)
     context.table("mixed_precision", search.rows())
+    context.table("sensitivity", search.ranked(found))
     if not found.chosen:
         return network, {"tensors": 0, "reason": f"no choice within {config.budget} {UNITS[config.cost]} is better"}
-    return found.network, search.notes(found)
+    notes = search.notes(found)
+    context.progress.note(_sentence(config, notes))
+    return found.network, notes
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,22 @@ class _Search:
         }
         return notes if math.isnan(self.correlation) else {**notes, "rank_correlation": round(self.correlation, 3)}
 
+    def ranked(self, found: _Point) -> list[dict[str, Note]]:
+        """Return one row for every quantizer that was ranked, the worst first."""
+        points = {point.tensor: point for point in self.sensitivity.points}
+        total = max(sum(self.work.values()), 1)
+        shares = {name: sum(self.work[layer] for layer in one.layers) for name, one in self.reliefs.by_tensor.items()}
+        return [
+            {
+                "tensor": points[name].parameter or name,
+                "kind": "weight" if points[name].parameter else "activation",
+                "sqnr_db": round(decibel(1.0, noise), 2),
+                "share": round(shares.get(name, 0) / total, 6),
+                "relieved": name in found.chosen,
+            }
+            for name, noise in sorted(self.noise.items(), key=lambda one: -one[1])
+        ]
+
     def rows(self) -> list[dict[str, Note]]:
         """Return one row for every choice that was measured, the cheapest first."""
         return [
@@ -235,6 +255,15 @@ class _Search:
             }
             for one in sorted(self.points.values(), key=lambda one: one.cost)
         ]
+
+
+def _sentence(config: MixedPrecision, notes: Mapping[str, Note]) -> str:
+    asked = "whatever it costs" if config.budget is None else f"within {config.budget:g} {UNITS[config.cost]}"
+    said = "the cheapest choice that meets the gate" if notes["met"] else f"no choice {asked} meets the gate; the best"
+    return (
+        f"mixed_precision: {said} relieves {notes['tensors']} tensors for {float(notes['cost']):.3g} "
+        f"{UNITS[config.cost]}: 'precision.overrides={notes['overrides']}'"
+    )
 
 
 def _rank(point: _Point) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from qatflow.errors import RecipeError
 from qatflow.graph.layers import weighted_layers
 from qatflow.quant.network import Network, with_tensors
 from qatflow.quant.placement import Placement, Point, place
+from qatflow.recipe import Recipe
 from qatflow.recipe.steps import SetPrecision
 from qatflow.results.result import Note
 from qatflow.steps.context import StepContext
@@ -52,6 +53,18 @@ def with_precision(network: Network, config: SetPrecision) -> Network:
         own = [replace(one, path=one.path.replace("precision.overrides", PATH)) for one in error.mistakes]
         raise RecipeError(own) from error
     return designed
+
+
+def designs_of(recipe: Recipe, base: Network) -> list[Network]:
+    """Return the captured network in every design that a recipe states: its own, and that of `set_precision`.
+
+    Raises:
+        PlacementError: the target quantizes no weighted layer.
+        RecipeError: a pattern matches nothing, or changes nothing.
+    """
+    place(base)  # its own mistakes are told first
+    steps = [step for step in recipe.steps.values() if isinstance(step, SetPrecision)]
+    return [base, *(with_precision(base, step) for step in steps)]
 
 
 def redesigned(network: Network, designed: Network) -> Network:
