@@ -103,7 +103,7 @@ def _operands(whole: OutputPart, node: fx.Node) -> list[OutputPart]:
 def _cut(node: fx.Node, dims: Dims, index: Index, found: list[tuple[fx.Node, Index]]) -> None:
     """Add what `node`, which is `index` of an output, was put together from."""
     source, dims = _before(node, dims)
-    if kind(source) != "concat" or not _only_leaves(source):
+    if kind(source) != "concat" or not leaving(source):
         found.append((node, index))
         return
     rank = source.meta["val"].dim()
@@ -165,17 +165,17 @@ def _kept(before: Sequence[Any], after: Sequence[Any]) -> list[int | None]:
     return [next((i for i in range(len(old)) if same(i, j)), None) for j in range(len(new))]
 
 
-def _only_leaves(node: fx.Node) -> bool:
-    """Tell whether all that becomes of a tensor is to be moved, put together, and returned."""
+def leaving(node: fx.Node) -> list[fx.Node]:
+    """Return a tensor and all that becomes of it where it is only moved, put together, and returned; else nothing."""
     pending = [node]
     for source in pending:
         for reader in value_readers(source):
             if reader.op == "output" or reader in pending:
                 continue
             if kind(reader) not in POINTWISE | {"transpose", "reshape", "concat"}:
-                return False
+                return []
             pending.append(reader)
-    return True
+    return pending
 
 
 def _maker(node: fx.Node) -> str:

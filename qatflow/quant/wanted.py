@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from qatflow.graph.ops import is_attention_mask, is_divisor, is_float_tensor, kind, scores_of
+from qatflow.graph.outputs import leaving
 from qatflow.graph.surgery import value_readers
 from qatflow.quant.fusion import Fusion
 from qatflow.quant.target import Target
@@ -124,10 +125,18 @@ class _AtProducers:
         self.chain_ends = set(fusion.ends.values())
         self.asked: set[tuple[fx.Node, fx.Node]] = set()
         self.order = {node: position for position, node in enumerate(graph.graph.nodes)}
+        concats = [node for node in graph.graph.nodes if kind(node) == "concat"]
+        self.leaving = {one for node in concats for one in leaving(node)}
         self.wanted = Wanted()
 
     def visit(self, node: fx.Node) -> None:
-        """Ask for what the rules of an op's kind want."""
+        """Ask for what the rules of an op's kind want.
+
+        A concatenation that only leaves the model gets no grid: what is in it keeps its own, so that scores of 0 to 1
+        are not lost beside boxes in pixels.
+        """
+        if node in self.leaving:
+            return
         if kind(node) in self.target.inputs:
             for source in data_inputs(node):
                 if source not in self.fusion.inside and not _is_own_parameter(node, source, self.target):
