@@ -22,11 +22,13 @@ from qatflow.ladder.candidates import Candidate
 from qatflow.ladder.climb import climb, shippable
 from qatflow.ladder.environment import Origin, environment, imported_packages
 from qatflow.ladder.lookup import complete, target_of
+from qatflow.ladder.suggest import suggestions
 from qatflow.ladder.tensor_records import float_tensors, tensors
 from qatflow.qat.check import check_training
 from qatflow.quant.design import Design
 from qatflow.quant.prepare import captured_network
 from qatflow.recipe import Recipe
+from qatflow.recipe.trust import LIVE
 from qatflow.results import commands
 from qatflow.results.journal import Journal
 from qatflow.results.progress import Progress, Silent
@@ -105,6 +107,7 @@ def run(
             shipped = _tell_deployed(journal, shipped, folder, *verify(bench, best, files.to_verify))
         journal.close_stage()
         write_json(folder / "environment.json", {**where, "hashes": bench.hashes, "packages": imported_packages()})
+        _suggest(bench, journal, shipped, trust)
         return journal.update(
             status="finished",
             verdict=shipped.verdict,
@@ -183,6 +186,16 @@ def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate
     if found.error:
         journal.update(training_error=found.error)
     return [] if found.winner is None else [found.winner]
+
+
+def _suggest(bench: Bench, journal: Journal, shipped: CandidateRecord, trust: tuple[str, ...]) -> None:
+    """Record what to try next; objects of a Python session have no command line."""
+    recipe, target = bench.recipe, bench.base.design.target
+    if any(f"{LIVE}:" in (one.factory or "") for one in (recipe.model, recipe.data)):
+        return
+    again, trains = commands.again(bench.run_folder, trust, recipe.search.storage), bench.task.splits.train is not None
+    found = suggestions(recipe, shipped, target, again, passed=shipped.passed, trains=trains, trust=trust)
+    journal.update(suggestions=found)
 
 
 def _tell_deployed(

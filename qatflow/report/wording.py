@@ -33,6 +33,9 @@ MANY_OSCILLATE = 0.005
 CHECK_WORDS = {"verified": "verified", "disagrees": "disagrees with the simulation", "slower": "slower than FP32"}
 CHECK_TONES = {"verified": "met", "disagrees": "missed", "slower": "within_noise"}
 
+LONGEST_NOTE = 80
+"""Letters of a step's note in a table; the whole of it is in `result.json`."""
+
 
 def spelt(text: str) -> str:
     """Return a text with its control characters spelt out: they could move a terminal's cursor, set its title, or turn
@@ -167,4 +170,5 @@ def _share(share: float) -> str:
 def _note(value: Note) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return compact(value) if isinstance(value, float) else str(value)
+    text = compact(value) if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST_NOTE else f"{text[:LONGEST_NOTE]}…"

@@ -236,6 +236,17 @@ class Judgement(Record):
         return f"{said}; {self.advice or 'other ranges, or more bits for the activations that hurt most, may'}"
 
 
+class Suggestion(Record):
+    """What to try next."""
+
+    command: str
+    """To paste."""
+    why: str
+    """What it does, in words."""
+    measured: str = ""
+    """What it reached, where that was measured; empty where nobody has tried it."""
+
+
 class RunResult(Record):
     """One run, complete."""
 
@@ -274,6 +285,8 @@ class RunResult(Record):
     """Seconds per stage of the run."""
     artefacts: dict[str, str] = Field(default_factory=dict)
     """What was written, by name, as paths relative to the run folder."""
+    suggestions: tuple[Suggestion, ...] = ()
+    """What to try next, the most promising first; at most four."""
     notes: tuple[str, ...] = ()
     """What a user should know of the run, as it was told."""
     export_notes: dict[str, Note] = Field(default_factory=dict)

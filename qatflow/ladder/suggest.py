@@ -1,0 +1,115 @@
+"""What to try next: at most four commands, each a change of the recipe that its check accepts.
+
+They go on in the same folder, so that nothing that was measured is measured again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qatflow.quant.target import Target
+from qatflow.recipe import Recipe
+from qatflow.recipe.check import check
+from qatflow.recipe.steps import MixedPrecision
+from qatflow.results.result import CandidateRecord, Suggestion, Verdict
+
+MOST = 4
+FEWER_BITS = 4
+FULL = 8
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A change of a recipe.
+
+    Attributes:
+        why: what it does.
+        values: by dotted key.
+        steps: all steps, where others are added.
+    """
+
+    why: str
+    values: dict[str, Any]
+    steps: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> list[str]:
+        """As on a command line."""
+        written = {True: "true", None: "null"}
+        steps = [f"steps=[{','.join(self.steps)}]"] if self.steps else []
+        return [*steps, *(f"{key}={written.get(value, value)}" for key, value in self.values.items())]
+
+
+def suggestions(
+    recipe: Recipe,
+    winner: CandidateRecord,
+    target: Target,
+    again: str,
+    *,
+    passed: bool,
+    trains: bool,
+    trust: Sequence[str] = (),
+) -> tuple[Suggestion, ...]:
+    """Return what to try next.
+
+    Args:
+        recipe: that was run.
+        winner: what is shipped, as it was judged.
+        target: of the run.
+        again: the command that goes on in the run's folder.
+        passed: whether the gate is met; where it is by chance perhaps, what may settle it is returned all the same.
+        trains: whether the data has a part to train on.
+        trust: packages that the recipe may import from.
+    """
+    doubtful = winner.verdict is Verdict.WITHIN_NOISE and (winner.drop or 0.0) > 0
+    changes = _savings(recipe, winner, target) if passed and not doubtful else _remedies(recipe, target, trains)
+    legal = [one for one in changes if _accepted(recipe, one, trust)]
+    return tuple(Suggestion(command=f"{again} {shlex.join(one.settings)}", why=one.why) for one in legal[:MOST])
+
+
+def _remedies(recipe: Recipe, target: Target, trains: bool) -> Iterator[_Change]:
+    """Yield what may meet a gate that is missed."""
+    steps, precision = [*recipe.steps], recipe.precision
+    mixed = recipe.steps.get("mixed_precision")
+    if "adaround" not in steps:
+        after = [name for name in steps if name not in ("reestimate_batch_norms", "mixed_precision")]
+        rest = [name for name in steps if name not in after]
+        yield _Change("round weights for the layers' outputs", {}, (*after, "adaround", *rest))
+    if mixed is None:
+        yield _Change("more bits, or float, for the tensors that hurt most", {}, (*steps, "mixed_precision"))
+    elif isinstance(mixed, MixedPrecision) and mixed.budget is not None:
+        why = f"the cheapest precision that meets the gate, beyond the budget of {mixed.budget:g}"
+        yield _Change(why, {"steps.mixed_precision.budget": None})
+    if not precision.per_channel:
+        yield _Change("one scale for each output channel of a weight", {"precision.per_channel": True})
+    if precision.weights < FULL and FULL in target.integer_weights:
+        yield _Change("weights of 8 bits", {"precision.weights": FULL})
+    if recipe.qat.when == "never" and trains:
+        yield _Change("train with simulated quantization where the ladder misses", {"qat.when": "missed"})
+
+
+def _savings(recipe: Recipe, winner: CandidateRecord, target: Target) -> Iterator[_Change]:
+    """Yield what a gate that is met with room may leave to save."""
+    limit = recipe.gate.drop_limit
+    room = limit is not None and winner.drop_high is not None and winner.drop is not None and winner.drop <= 0
+    if room and recipe.precision.weights == FULL and FEWER_BITS in target.integer_weights:
+        yield _Change(
+            "weights of 4 bits, where the runtime stores or streams them so", {"precision.weights": FEWER_BITS}
+        )
+
+
+def _accepted(recipe: Recipe, change: _Change, trust: Sequence[str]) -> bool:
+    mapping = recipe.model_dump(mode="json")
+    if change.steps:
+        mapping["steps"] = {name: mapping["steps"].get(name, {}) for name in change.steps}
+    for key, value in change.values.items():
+        *path, last = key.split(".")
+        section = mapping
+        for name in path:
+            section = section[name]
+        section[last] = value
+    found, _ = check(mapping, trust)
+    return found is not None
