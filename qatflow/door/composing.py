@@ -105,10 +105,11 @@ def recipe_of(cfg: DictConfig, trust: Sequence[str]) -> Recipe:
         RecipeError: it has mistakes; all of them are in the error.
     """
     mapping = plain(cfg)
+    stated = dict(line.lstrip("+~").partition("=")[::2] for line in HydraConfig.get().overrides.task)
+    if "target" in stated:
+        mapping["target"] = stated["target"]
     recipe, mistakes = check(mapping, trust)
-    mistakes += place_mistakes(
-        mapping, {line.lstrip("+~").partition("=")[0] for line in HydraConfig.get().overrides.task}
-    )
+    mistakes += place_mistakes(mapping, set(stated))
     if recipe is None or mistakes:
         raise RecipeError(mistakes)
     return _with_absolute_paths(recipe)
@@ -142,7 +143,7 @@ class _Planner:
             self._done[lines] = self._composed(name, lines)
         cfg, found = copy.deepcopy(self._done[lines])
         with_overrides(cfg, overrides, number)
-        for override in values:
+        for override in (*[one for one in overrides if _is_a_name(one)], *values):
             self._set(cfg, override, "steps" in found.broken)
         if too_many := link_problem(unresolved(cfg)):
             self._mistakes.append(Mistake(f"recipe {name}", too_many))
@@ -279,6 +280,11 @@ class _Planner:
             except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
                 problem = f"cannot be set to {shown(value)}"
                 self._mistakes.append(Mistake(key, problem, f"`{key.rpartition('.')[0]}` has no keys"))
+
+
+def _is_a_name(override: Override) -> bool:
+    """Tell whether an override chooses a target: that is one value, which a recipe's body must not take back."""
+    return override.key_or_group == "target" and isinstance(override.value(), str)
 
 
 def _doubles(selected: Sequence[str]) -> Iterator[Mistake]:

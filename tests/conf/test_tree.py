@@ -55,7 +55,7 @@ def test_every_option_composes(group: str, option: str) -> None:
 
 def test_quickstart_composes_to_what_it_says() -> None:
     found = recipe("recipe=quickstart")
-    assert list(found.steps) == ["fold_batch_norms", "equalize", "adaround"]
+    assert list(found.steps) == ["fold_batch_norms", "equalize", "adaround", "mixed_precision"]
     assert (found.model.name, found.data.name, found.target) == ("digits_mobilenet_skewed", "digits", "onnxruntime")
     assert (found.precision.weights, found.precision.per_channel) == (8, False)
     assert (found.gate.metric, found.gate.max_drop.amount, found.qat.range_learning) == ("accuracy", 0.01, True)
@@ -146,6 +146,17 @@ def test_base_defaults_pass_the_check_once_there_is_a_model() -> None:
     base = base_recipe()
     _, mistakes = check(base)
     assert [mistake.path for mistake in mistakes] == ["model", "data"]
+
+
+def test_a_target_on_the_command_line_counts_more_than_the_body_of_a_recipe(tmp_path: Path) -> None:
+    """As in a run folder's `recipe.yaml`, which has every key: a sweep over targets must not run one of them thrice."""
+    (first,) = plan(["recipe=tiny", "target=openvino"]).jobs
+    stored = tmp_path / "recipe.yaml"
+    stored.write_text(yaml.safe_dump(first.recipe.model_dump(mode="json"), sort_keys=False))
+    jobs = plan([f"recipe={stored}", "target=qnn,xnnpack"], multirun=True).jobs
+    assert [job.recipe.target for job in jobs] == ["qnn", "xnnpack"]
+    (kept,) = plan([f"recipe={stored}"]).jobs
+    assert kept.recipe.target == "openvino"
 
 
 def test_overrides_by_layer_from_the_command_line_and_from_a_file(tmp_path: Path) -> None:
