@@ -18,6 +18,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qatflow.report import numbers, wording
+from qatflow.report.charts.choices import choice_chart, choices
 from qatflow.report.charts.ladder import ladder_charts, tone_of
 from qatflow.report.charts.trials import curve_chart, spot_chart
 from qatflow.report.info import best_trial, chosen, has_plots, judged, judged_info, ladder_info, trials_info
@@ -37,14 +38,16 @@ class Artefact(NamedTuple):
     href: str
 
 
-def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) -> str:
+def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any], precisions: str = "") -> str:
     """Return the report of one run as HTML; the same arguments give the same text.
 
     Args:
         result: the run.
         recipe_yaml: its resolved recipe as text; empty where it is missing, which the report says.
         environment: what `environment.json` holds; empty where it is missing, which the report says.
+        precisions: what `mixed_precision.csv` holds; empty where it is missing.
     """
+    measured = choices(precisions)
     form = numbers.format_of(result)
     trials = trials_info(result)
     tensors = worst_first(result)
@@ -57,6 +60,8 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any]) 
         precision=numbers.precision_label(result.tensors),
         allowed=wording.allowed(result.gate, form) if result.gate else numbers.MISSING,
         groups=_groups(result),
+        choices=measured,
+        choice_chart=choice_chart(measured, form),
         designs=_other_designs(result),
         ladder=ladder_charts(ladder_info(result), form),
         verdicts=ladder_charts(judged_info(result), form),

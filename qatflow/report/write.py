@@ -42,7 +42,8 @@ def write(folder: Path, html: bool = True) -> list[Path]:
     result = read_result(folder)
     written = [shown_in(folder / name, csv(table(result))) for name, table in TABLES.items()]
     if html:
-        page = render(result, read_text(folder / "recipe.yaml"), read_environment(folder))
+        precisions = read_text(folder / "mixed_precision.csv")
+        page = render(result, read_text(folder / "recipe.yaml"), read_environment(folder), precisions)
         written.append(shown_in(folder / "report.html", page))
     if html and has_plots(result):
         from qatflow.report.study_page import render_study  # brings Optuna and Plotly, which most runs do without
