@@ -69,7 +69,8 @@ class Reliefs:
         if point.parameter is not None:
             if bits < FULL and FULL in self.target.integer_weights:
                 return Relief(point.tensor, FULL, A_BIT ** (bits - FULL), around)
-            return Relief(point.tensor, None, 0.0, around) if self.floats and around <= {*self.layers} else None
+            known = bool(around) and around <= {*self.layers}
+            return Relief(point.tensor, None, 0.0, around) if self.floats and known else None
         if point.tensor in self.constants:
             return None  # a recipe cannot name it as an activation
         more = [one for one in sorted(self.target.integer_activations) if one > bits]

@@ -33,6 +33,7 @@ from qatflow.recipe.steps import MixedPrecision
 from qatflow.results.result import Note
 from qatflow.steps.context import StepContext, Trial
 from qatflow.steps.set_precision import redesigned
+from qatflow.users_code import blame_machine
 
 SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Of the budget, tried from the first on."""
@@ -110,7 +111,7 @@ class _Search:
     @cached_property
     def noise(self) -> dict[str, float]:
         """Noise of every tensor by itself, relative to the signal; of weights, what fitting leaves of it."""
-        found = self.sensitivity.estimate(self.batches, seed=self.context.seed)
+        found = self._noise_alone()
         if self.refit is None:
             return found
         weights = [point.tensor for point in self.simulation.placement.points if point.parameter]
@@ -118,6 +119,14 @@ class _Search:
         together = 10 ** (-self.measured([]).sqnr_db / 10)
         left = max(together - (sum(found.values()) - of_weights), 0.0) / of_weights if of_weights else 0.0
         return found | {name: found[name] * min(left, 1.0) for name in weights}
+
+    def _noise_alone(self) -> dict[str, float]:
+        try:
+            return self.sensitivity.estimate(self.batches, seed=self.context.seed)
+        except (RuntimeError, NotImplementedError) as error:  # an op of the model has no derivative
+            blame_machine(error)
+            few = self.batches[:1]
+            return {point.tensor: self.sensitivity.alone(point.tensor, few).noise for point in self.sensitivity.points}
 
     @property
     def most(self) -> float:
@@ -165,14 +174,16 @@ class _Search:
         chosen = assign(items, self.prices.costs, budget)
         if self.reliefs.float_layers(chosen) >= {*self.reliefs.layers}:  # a network in float is no answer
             gain = {
-                layer: sum(item.gain for item in items if layer in self._layers(item)) for layer in self.reliefs.layers
+                layer: sum(item.gain for item in items if self._floats(item, layer)) for layer in self.reliefs.layers
             }
             least = min(gain, key=gain.__getitem__)
-            chosen = assign([item for item in items if least not in self._layers(item)], self.prices.costs, budget)
+            chosen = assign([item for item in items if not self._floats(item, least)], self.prices.costs, budget)
         return chosen
 
-    def _layers(self, item: Item) -> frozenset[str]:
-        return self.reliefs.by_tensor[item.tensor].layers
+    def _floats(self, item: Item, layer: str) -> bool:
+        """Tell whether a layer runs in float for an item's sake."""
+        relief = self.reliefs.by_tensor[item.tensor]
+        return relief.bits is None and layer in relief.layers
 
     def measured(self, chosen: Iterable[str]) -> _Point:
         """Return a choice with what it measures; one that was measured is not measured again."""

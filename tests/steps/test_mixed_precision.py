@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor, nn
 
 from qatflow import Network, Simulation
 from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.design import Design
 from qatflow.quant.placement import place
 from qatflow.quant.prepare import captured_network
+from qatflow.quant.sensitivity import Sensitivity
 from qatflow.quant.simulation import Inputs
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Precision
@@ -167,3 +169,38 @@ def test_without_a_run_it_spends_the_budget() -> None:
     found, notes = mixed_precision(network(weights=4), MixedPrecision(budget=1.0), StepContext(inputs))
     assert notes["tensors"]
     assert closeness(found) > closeness(network(weights=4))
+
+
+def test_an_op_without_a_derivative_is_measured_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any, **__: Any) -> dict[str, float]:
+        raise NotImplementedError("derivative for aten::something is not implemented")
+
+    monkeypatch.setattr(Sensitivity, "estimate", none)
+    start = network(weights=4)
+    found, notes = mixed_precision(start, MixedPrecision(budget=0.3), Gate(200.0).context())
+    assert notes["tensors"]
+    assert closeness(found) > closeness(start)
+
+
+class Recurrent(nn.Module):
+    """A part whose weights no layer of a table reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.recurrent, self.out = nn.Embedding(20, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.recurrent(self.words(x))[0].mean(1))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "qnn", "openvino", "xnnpack"])
+def test_words_and_recurrent_layers(target: str) -> None:
+    torch.manual_seed(0)
+    words: list[Inputs] = [((torch.randint(0, 20, (16, 6)),), {})]
+    start = captured_network(Recurrent().eval(), *words[0], Design(TARGETS[target], Precision(weights=4)))
+    found, notes = mixed_precision(start, MixedPrecision(budget=None), StepContext(lambda limit: words))
+    assert notes["tensors"]
+    simulations = [Simulation(one) for one in (start, found)]
+    for one in simulations:
+        one.calibrate(words)
+    assert simulations[1].closeness(words) > simulations[0].closeness(words)
