@@ -36,6 +36,7 @@ from qatflow.recipe.limits import link_problem
 from qatflow.recipe.places import place_mistakes
 from qatflow.recipe.sentences import shown
 from qatflow.recipe.steps import STEP_CONFIGS
+from qatflow.recipe.targets import TARGETS
 from qatflow.recipe.variables import WRITTEN
 
 STAND_IN = "quickstart"
@@ -106,7 +107,7 @@ def recipe_of(cfg: DictConfig, trust: Sequence[str]) -> Recipe:
     """
     mapping = plain(cfg)
     stated = dict(line.lstrip("+~").partition("=")[::2] for line in HydraConfig.get().overrides.task)
-    if "target" in stated:
+    if stated.get("target") in TARGETS:
         mapping["target"] = stated["target"]
     recipe, mistakes = check(mapping, trust)
     mistakes += place_mistakes(mapping, set(stated))
@@ -143,7 +144,7 @@ class _Planner:
             self._done[lines] = self._composed(name, lines)
         cfg, found = copy.deepcopy(self._done[lines])
         with_overrides(cfg, overrides, number)
-        for override in (*[one for one in overrides if _is_a_name(one)], *values):
+        for override in (*[one for one in overrides if _chooses_target(one)], *values):
             self._set(cfg, override, "steps" in found.broken)
         if too_many := link_problem(unresolved(cfg)):
             self._mistakes.append(Mistake(f"recipe {name}", too_many))
@@ -282,8 +283,8 @@ class _Planner:
                 self._mistakes.append(Mistake(key, problem, f"`{key.rpartition('.')[0]}` has no keys"))
 
 
-def _is_a_name(override: Override) -> bool:
-    """Tell whether an override chooses a target: that is one value, which a recipe's body must not take back."""
+def _chooses_target(override: Override) -> bool:
+    """Tell whether an override is one of a target: that is one value, which a recipe's body must not take back."""
     return override.key_or_group == "target" and isinstance(override.value(), str)
 
 

@@ -7,6 +7,7 @@ and `tests/runtimes` shows it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -24,11 +25,7 @@ BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 def spell(model: ir.Model, spellings: Sequence[Spelling]) -> None:
     """Rewrite ops of a finished model, in place; all tensors that have a name of their own keep it."""
     for spelling in spellings:
-        if spelling == "one_width":
-            one_width(model.graph)
-            continue
-        for node in list(model.graph):
-            SPELLINGS[spelling](model.graph, node)
+        SPELLINGS[spelling](model.graph)
     passes.RemoveUnusedNodesPass()(model)
 
 
@@ -148,13 +145,21 @@ SLOPE = (("alpha", 0.2), ("beta", 0.5))
 """Attributes of a HardSigmoid, and what they are where it has none."""
 UNSIGNED = frozenset({ir.DataType.UINT8, ir.DataType.UINT16})
 REDUCING = frozenset({"GlobalAveragePool", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
-SPELLINGS: Mapping[Spelling, Callable[[ir.Graph, ir.Node], None]] = {
-    "weight_behind_reshape": _weight_behind_reshape,
-    "hard_sigmoid_as_clip": _hard_sigmoid_as_clip,
-    "four_dimensions": _four_dimensions,
-    "constant_as_integers": _constant_as_integers,
-    "reciprocal": _reciprocal,
-    "relu_in_quantizer": _relu_in_quantizer,
+
+
+def _at_each(rewrite: Callable[[ir.Graph, ir.Node], None], graph: ir.Graph) -> None:
+    for node in list(graph):
+        rewrite(graph, node)
+
+
+SPELLINGS: Mapping[Spelling, Callable[[ir.Graph], None]] = {
+    "weight_behind_reshape": partial(_at_each, _weight_behind_reshape),
+    "hard_sigmoid_as_clip": partial(_at_each, _hard_sigmoid_as_clip),
+    "four_dimensions": partial(_at_each, _four_dimensions),
+    "constant_as_integers": partial(_at_each, _constant_as_integers),
+    "reciprocal": partial(_at_each, _reciprocal),
+    "relu_in_quantizer": partial(_at_each, _relu_in_quantizer),
+    "one_width": one_width,
 }
 
 

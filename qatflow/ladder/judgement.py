@@ -24,6 +24,7 @@ from qatflow.ladder.candidates import Candidate
 from qatflow.quant.layer_precision import layer_paths
 from qatflow.quant.network import Network
 from qatflow.quant.saved import finite
+from qatflow.quant.sensitivity import Sensitivity
 from qatflow.quant.simulation import Inputs, Simulation
 from qatflow.quant.target import Target
 from qatflow.recipe import LayerPrecision
@@ -146,20 +147,8 @@ class _Trials:
         """Return the activations that a recipe can name, by what each alone costs in SQNR, the worst first."""
         self._settle(self.simulation)
         inputs = list(self._inputs(SAMPLES))
-        points = [point for point in self.simulation.placement.points if point.parameter is None]
-        quantizers = [self.simulation.quantizer(point.tensor) for point in points if point.shares is None]
-        for one in quantizers:
-            one.enabled = False
-        of_layers = layer_paths(self.network.graph)
-        costs: dict[str, float] = {}
-        for point in points:
-            if point.shares is not None or point.tensor in of_layers:
-                continue  # a layer has that name
-            quantizer = self.simulation.quantizer(point.tensor)
-            quantizer.enabled = True
-            found = self.simulation.closeness(inputs)
-            costs[point.tensor] = -math.inf if math.isnan(found) else found
-            quantizer.enabled = False
-        for one in quantizers:
-            one.enabled = True
+        sensitivity, of_layers = Sensitivity(self.simulation), layer_paths(self.network.graph)
+        named = [one.tensor for one in sensitivity.points if one.parameter is None and one.tensor not in of_layers]
+        found = {name: sensitivity.alone(name, inputs).lowest for name in named}
+        costs = {name: -math.inf if math.isnan(one) else one for name, one in found.items()}
         return sorted(costs, key=costs.__getitem__)

@@ -5,11 +5,13 @@ They go on in the same folder, so that nothing that was measured is measured aga
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qatflow.quant.relief import FULL
 from qatflow.quant.target import Target
 from qatflow.recipe import Recipe
 from qatflow.recipe.check import check
@@ -18,7 +20,6 @@ from qatflow.results.result import CandidateRecord, Suggestion, Verdict
 
 MOST = 4
 FEWER_BITS = 4
-FULL = 8
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ class _Change:
     @property
     def settings(self) -> list[str]:
         """As on a command line."""
-        written = {True: "true", None: "null"}
         steps = [f"steps=[{','.join(self.steps)}]"] if self.steps else []
-        return [*steps, *(f"{key}={written.get(value, value)}" for key, value in self.values.items())]
+        return [*steps, *(f"{key}={_written(value)}" for key, value in self.values.items())]
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def suggestions(
@@ -95,10 +99,9 @@ def _savings(recipe: Recipe, winner: CandidateRecord, target: Target) -> Iterato
     """Yield what a gate that is met with room may leave to save."""
     limit = recipe.gate.drop_limit
     room = limit is not None and winner.drop_high is not None and winner.drop is not None and winner.drop <= 0
-    if room and recipe.precision.weights == FULL and FEWER_BITS in target.integer_weights:
-        yield _Change(
-            "weights of 4 bits, where the runtime stores or streams them so", {"precision.weights": FEWER_BITS}
-        )
+    smaller = FEWER_BITS in target.integer_weights and target.road.packed_int4
+    if room and smaller and recipe.precision.weights == FULL:
+        yield _Change("weights of 4 bits, two to a byte", {"precision.weights": FEWER_BITS})
 
 
 def _accepted(recipe: Recipe, change: _Change, trust: Sequence[str]) -> bool:

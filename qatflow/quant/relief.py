@@ -73,11 +73,11 @@ class Reliefs:
             return Relief(point.tensor, None, 0.0, around) if self.floats and known else None
         if point.tensor in self.constants:
             return None  # a recipe cannot name it as an activation
+        named = point.tensor not in self.named_like_layers
         more = [one for one in sorted(self.target.integer_activations) if one > bits]
         if more:
-            named = point.tensor not in self.named_like_layers
             return Relief(point.tensor, more[0], A_BIT ** (bits - more[0]), around) if named else None
-        return Relief(point.tensor, None, 0.0, around)
+        return Relief(point.tensor, None, 0.0, around) if self.floats and (named or around) else None
 
     @property
     def floats(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from torch import Tensor
 from qatflow.graph.layers import set_tensor, tensor
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import padding_of
-from qatflow.graph.sqnr import MOST_DB, OutputSqnr, part_powers
+from qatflow.graph.sqnr import MOST_DB, lowest
 from qatflow.graph.tree import tree_leaves, tree_map_only
 from qatflow.quant.placement import Point
 from qatflow.quant.quantizer import ActivationFakeQuantize, WeightFakeQuantize
@@ -43,6 +43,11 @@ class Cost:
     """
 
     ratios: tuple[tuple[str, float], ...]
+
+    @property
+    def lowest(self) -> float:
+        """The lowest of them; NaN where one is."""
+        return lowest(ratio for _, ratio in self.ratios)
 
     @property
     def noise(self) -> float:
@@ -78,15 +83,15 @@ class Sensitivity:
         generator = torch.Generator().manual_seed(seed)
         noise: defaultdict[str, float] = defaultdict(float)
         count = 0
+        errors = {point.tensor: self._error_of(point) for point in self.points}
         for args, kwargs in _small(batches):
-            taps = {point.tensor: self._tap(point) for point in self.points}
+            taps = {name: _Tap(error) for name, error in errors.items()}
             with _tapped(self.fp32, taps), torch.enable_grad():
                 outputs = self.fp32.model(*args, **kwargs)
-            size = _batch_size(args, kwargs)
+            size, padding = _batch_size(args, kwargs), padding_of(self.fp32.model, args, kwargs)
             for _ in range(draws):
                 count += 1
-                found = self._drawn(outputs, padding_of(self.fp32.model, args, kwargs), taps, generator)
-                for name, products in found:
+                for name, products in self._drawn(outputs, padding, taps, generator):
                     noise[name] += _power(products, size)
         return {point.tensor: noise[point.tensor] / max(count, 1) for point in self.points}
 
@@ -98,13 +103,13 @@ class Sensitivity:
             quantizer.encoding = self._encoding(point)
             quantizer.enabled = True
             try:
-                return self._cost(self.fp32, batches)
+                return Cost(self.fp32.output_sqnr(batches).ratios())
             finally:
                 quantizer.enabled = False
         before = tensor(self.fp32.model, point.parameter).detach().clone()
         set_tensor(self.fp32.model, point.parameter, self._rounded_weight(point))
         try:
-            return self._cost(self.fp32, batches)
+            return Cost(self.fp32.output_sqnr(batches).ratios())
         finally:
             set_tensor(self.fp32.model, point.parameter, before)
 
@@ -118,7 +123,7 @@ class Sensitivity:
             before = tensor(self.simulation.model, point.parameter).detach().clone()
             set_tensor(self.simulation.model, point.parameter, self.simulation.network.fp32(point.parameter))
         try:
-            return self._cost(self.simulation, batches)
+            return Cost(self.simulation.output_sqnr(batches).ratios())
         finally:
             quantizer.enabled = True
             if before is not None and point.parameter is not None:
@@ -126,7 +131,7 @@ class Sensitivity:
 
     def together(self, batches: Sequence[Inputs]) -> Cost:
         """Return what all quantizers cost together."""
-        return self._cost(self.simulation, batches)
+        return Cost(self.simulation.output_sqnr(batches).ratios())
 
     def _point(self, tensor_name: str) -> Point:
         return next(point for point in self.points if point.tensor == tensor_name)
@@ -143,18 +148,13 @@ class Sensitivity:
         encoding = quantizer.encoding_of(weight)
         return encoding.dequantize(encoding.quantize(weight))
 
-    def _tap(self, point: Point) -> _Tap:
-        if point.parameter is None:
-            return _Tap(self._encoding(point))
-        return _Tap(None, self._rounded_weight(point))
-
-    @torch.no_grad()
-    def _cost(self, simulation: Simulation, batches: Sequence[Inputs]) -> Cost:
-        sqnr, graph = OutputSqnr(self.parts), self.simulation.network.fp32_graph
-        for args, kwargs in batches:
-            wanted, got = graph(*args, **kwargs), simulation.model(*args, **kwargs)
-            sqnr.add(part_powers(self.parts, wanted, got, padding_of(graph, args, kwargs)))
-        return Cost(sqnr.ratios())
+    def _error_of(self, point: Point) -> Callable[[Tensor], Tensor]:
+        """Return what quantizing adds to a tensor's value; to a weight always the same."""
+        if point.parameter is not None:
+            error = self._rounded_weight(point) - self.simulation.network.fp32(point.parameter)
+            return lambda _: error
+        encoding = self._encoding(point)
+        return lambda value: encoding.dequantize(encoding.quantize(value)) - value
 
     def _drawn(
         self, outputs: Any, padding: Any, taps: dict[str, _Tap], generator: torch.Generator
@@ -191,21 +191,18 @@ class Sensitivity:
 class _Tap:
     """Adds nothing to what a quantizer passes on, so that a gradient can be had there, and keeps its error.
 
-    Attributes:
-        encoding: of an activation.
-        rounded: a weight as it is quantized.
+    Args:
+        error: what quantizing adds to a value.
     """
 
-    encoding: Any
-    rounded: Tensor | None = None
+    error: Callable[[Tensor], Tensor]
     errors: list[Tensor] = field(default_factory=list)
     added: list[Tensor] = field(default_factory=list)
 
     def __call__(self, _: Any, __: Any, value: Tensor) -> Tensor:
         plain = value.detach()
-        got = self.encoding.dequantize(self.encoding.quantize(plain)) if self.rounded is None else self.rounded
         nothing = torch.zeros_like(plain, requires_grad=True)
-        self.errors.append(torch.nan_to_num(got - plain))
+        self.errors.append(torch.nan_to_num(self.error(plain)))
         self.added.append(nothing)
         return value + nothing
 

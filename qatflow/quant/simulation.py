@@ -187,17 +187,21 @@ class Simulation:
                 raise DataError(message) from error
 
     @torch.no_grad()
-    def closeness(self, inputs: Iterable[Inputs]) -> float:
-        """Return the SQNR against FP32 of the part of the outputs that has the lowest, in dB.
-
-        It is within `MOST_DB`; NaN where a value is not finite. Padded positions do not count.
-        """
+    def output_sqnr(self, inputs: Iterable[Inputs]) -> OutputSqnr:
+        """Return the SQNR against FP32 of every part of the outputs; padded positions do not count."""
         graph = self.network.fp32_graph
         sqnr = OutputSqnr(output_parts(graph))
         for args, kwargs in inputs:
             wanted, got = graph(*args, **kwargs), self.model(*args, **kwargs)
             sqnr.add(part_powers(sqnr.parts, wanted, got, padding_of(graph, args, kwargs)))
-        return sqnr.lowest
+        return sqnr
+
+    def closeness(self, inputs: Iterable[Inputs]) -> float:
+        """Return the SQNR against FP32 of the part of the outputs that has the lowest, in dB.
+
+        It is within `MOST_DB`; NaN where a value is not finite.
+        """
+        return self.output_sqnr(inputs).lowest
 
     def quantize_weights(self, quantize: bool) -> None:
         """Quantize weights, or leave them in float, so that only activations are quantized."""

@@ -47,7 +47,8 @@ def render(result: RunResult, recipe_yaml: str, environment: Mapping[str, Any], 
         environment: what `environment.json` holds; empty where it is missing, which the report says.
         precisions: what `mixed_precision.csv` holds; empty where it is missing.
     """
-    measured = choices(precisions)
+    chose = any("overrides" in one.notes for one in result.candidates if one.id == "mixed_precision")
+    measured = choices(precisions) if chose else []  # the table may be an earlier recipe's
     form = numbers.format_of(result)
     trials = trials_info(result)
     tensors = worst_first(result)

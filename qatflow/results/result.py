@@ -242,9 +242,7 @@ class Suggestion(Record):
     command: str
     """To paste."""
     why: str
-    """What it does, in words."""
-    measured: str = ""
-    """What it reached, where that was measured; empty where nobody has tried it."""
+    """What it does, in words; nobody has tried it on this model."""
 
 
 class RunResult(Record):

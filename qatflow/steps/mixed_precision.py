@@ -19,6 +19,7 @@ from functools import cached_property
 
 from scipy.stats import spearmanr
 
+from qatflow.graph.capture_errors import first_sentence
 from qatflow.graph.sqnr import decibel
 from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.assignment import Item, assign
@@ -51,7 +52,8 @@ def mixed_precision(network: Network, config: MixedPrecision, context: StepConte
     """Return the network with a better precision of some tensors, by overrides that a recipe can hold.
 
     Notes tell what was relieved (`tensors`, `overrides`), what it costs (`cost`, `multiply_accumulates`, their share),
-    and whether the budget met the gate (`met`). Every choice that was measured is a row of `mixed_precision.csv`.
+    and in a run whether the budget met the gate (`met`). Every choice that was measured is a row of
+    `mixed_precision.csv`.
     """
     search = _Search(network, config, context)
     if not search.reliefs.by_tensor:
@@ -111,22 +113,38 @@ class _Search:
     @cached_property
     def noise(self) -> dict[str, float]:
         """Noise of every tensor by itself, relative to the signal; of weights, what fitting leaves of it."""
-        found = self._noise_alone()
-        if self.refit is None:
-            return found
-        weights = [point.tensor for point in self.simulation.placement.points if point.parameter]
-        of_weights = sum(found[name] for name in weights)
-        together = 10 ** (-self.measured([]).sqnr_db / 10)
-        left = max(together - (sum(found.values()) - of_weights), 0.0) / of_weights if of_weights else 0.0
-        return found | {name: found[name] * min(left, 1.0) for name in weights}
+        return {name: found * self._left(name) for name, found in self.estimated.items()}
 
-    def _noise_alone(self) -> dict[str, float]:
+    @cached_property
+    def estimated(self) -> dict[str, float]:
+        """Noise of every tensor by itself with nearest rounding, relative to the signal."""
         try:
             return self.sensitivity.estimate(self.batches, seed=self.context.seed)
-        except (RuntimeError, NotImplementedError) as error:  # an op of the model has no derivative
+        except RuntimeError as error:  # an op of the model has no derivative
             blame_machine(error)
-            few = self.batches[:1]
-            return {point.tensor: self.sensitivity.alone(point.tensor, few).noise for point in self.sensitivity.points}
+            said = "mixed_precision measures every tensor by itself, since no gradient can be had"
+            self.context.progress.note(f"{said}: {first_sentence(error)}")
+            return {point.tensor: self._alone(point.tensor) for point in self.sensitivity.points}
+
+    def _alone(self, name: str) -> float:
+        return self.sensitivity.alone(name, self.batches[:1]).noise
+
+    @cached_property
+    def weights(self) -> set[str]:
+        return {point.tensor for point in self.simulation.placement.points if point.parameter}
+
+    @cached_property
+    def left_of_weights(self) -> float:
+        """Share of the noise of nearest rounding that fitting has left, 1 where nothing was fitted."""
+        if self.refit is None:
+            return 1.0
+        of_weights = sum(self.estimated[name] for name in self.weights)
+        together = 10 ** (-self.measured([]).sqnr_db / 10)
+        others = sum(self.estimated.values()) - of_weights
+        return min(max(together - others, 0.0) / of_weights, 1.0) if of_weights else 1.0
+
+    def _left(self, name: str) -> float:
+        return self.left_of_weights if name in self.weights else 1.0
 
     @property
     def most(self) -> float:
@@ -141,7 +159,7 @@ class _Search:
         for share in shares:
             point = self.measured(self._chosen(share * self.most))
             if point.passed:
-                return self._cheaper(point, below) if self.context.measure is not None else point
+                return self._cheaper(point, below)
             below = max(below, point, key=_rank)
         self._measure_one_by_one()
         again = self.measured(self._chosen(self.most))
@@ -159,8 +177,7 @@ class _Search:
     def _measure_one_by_one(self) -> None:
         """Put what the tensors with most noise really cost in the place of the estimate."""
         worst = sorted(self.reliefs.by_tensor, key=lambda name: -self.noise[name])[:EXACT]
-        few = self.batches[:1]
-        exact = {name: self.sensitivity.alone(name, few).noise for name in worst}
+        exact = {name: self._alone(name) * self._left(name) for name in worst}
         estimated = [self.noise[name] for name in worst]
         if len(worst) > 2:
             self.correlation = float(spearmanr(estimated, list(exact.values())).statistic)
@@ -229,7 +246,7 @@ class _Search:
         share = sum(self.work[name] for name in layers) / max(sum(self.work.values()), 1)
         notes: dict[str, Note] = {
             "tensors": len(found.chosen),
-            "met": found.passed,
+            **({} if self.context.measure is None else {"met": found.passed}),
             "cost": round(found.cost, 6),
             "multiply_accumulates": round(share, 4),
             "overrides": written(found.overrides),
@@ -270,7 +287,11 @@ class _Search:
 
 def _sentence(config: MixedPrecision, notes: Mapping[str, Note]) -> str:
     asked = "whatever it costs" if config.budget is None else f"within {config.budget:g} {UNITS[config.cost]}"
-    said = "the cheapest choice that meets the gate" if notes["met"] else f"no choice {asked} meets the gate; the best"
+    said = f"the best choice {asked}"
+    if "met" in notes:
+        said = (
+            "the cheapest choice that meets the gate" if notes["met"] else f"no choice {asked} meets the gate; the best"
+        )
     return (
         f"mixed_precision: {said} relieves {notes['tensors']} tensors for {float(notes['cost']):.3g} "
         f"{UNITS[config.cost]}: 'precision.overrides={notes['overrides']}'"

@@ -41,10 +41,16 @@ def test_a_picture_takes_two_choices(form: MetricFormat) -> None:
 
 
 def test_the_report_shows_every_choice_escaped(met_run: RunResult, text: str) -> None:
-    page = render(met_run, "", {}, text)
+    first = met_run.candidates[-1].model_copy(update={"id": "mixed_precision", "notes": {"overrides": "{}"}})
+    mixed = met_run.model_copy(update={"candidates": (*met_run.candidates, first)})
+    page = render(mixed, "", {}, text)
     assert "features.0: float" in page
     assert "<b>add_3" not in page
-    assert "Mixed precision" not in render(met_run, "", {})
+    assert "Mixed precision" not in render(mixed, "", {})
+
+
+def test_a_table_that_an_earlier_recipe_left_is_not_shown(met_run: RunResult, text: str) -> None:
+    assert "Mixed precision" not in render(met_run, "", {}, text)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`mixed_precision`: within its budget, on precisions that the target runs, by overrides that a recipe can hold."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from qatflow.quant.simulation import Inputs
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Precision
 from qatflow.recipe.steps import AdaRound, MixedPrecision
+from qatflow.results.progress import Silent
 from qatflow.results.result import Note
 from qatflow.steps.adaround import adaround
 from qatflow.steps.context import StepContext, Trial
@@ -34,6 +36,14 @@ def network(target: str = "onnxruntime", **precision: Any) -> Network:
     torch.manual_seed(0)
     design = Design(TARGETS[target], Precision(**precision))
     return captured_network(Classifier().eval(), *inputs()[0], design)
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 class Gate:
@@ -106,6 +116,10 @@ def test_a_met_gate_and_a_target_without_better_precision_change_nothing() -> No
     found, notes = mixed_precision(start, MixedPrecision(), Gate(0.0).context())
     assert found is start
     assert notes["reason"] == "the gate is met without it"
+    start = network("qnn", activations=16)
+    found, notes = mixed_precision(start, MixedPrecision(), Gate(200.0).context())
+    assert found is start
+    assert notes["reason"] == "qnn has no better precision to give"
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "xnnpack", "qnn"])
@@ -166,8 +180,11 @@ def test_what_was_fitted_is_fitted_anew() -> None:
 
 
 def test_without_a_run_it_spends_the_budget() -> None:
-    found, notes = mixed_precision(network(weights=4), MixedPrecision(budget=1.0), StepContext(inputs))
+    told = Told()
+    found, notes = mixed_precision(network(weights=4), MixedPrecision(budget=1.0), StepContext(inputs, progress=told))
     assert notes["tensors"]
+    assert "met" not in notes
+    assert told.notes[0].startswith("mixed_precision: the best choice within 1 of the multiply-accumulates relieves ")
     assert closeness(found) > closeness(network(weights=4))
 
 
@@ -177,9 +194,27 @@ def test_an_op_without_a_derivative_is_measured_instead(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Sensitivity, "estimate", none)
     start = network(weights=4)
-    found, notes = mixed_precision(start, MixedPrecision(budget=0.3), Gate(200.0).context())
+    told = Told()
+    found, notes = mixed_precision(start, MixedPrecision(budget=0.3), replace(Gate(200.0).context(), progress=told))
     assert notes["tensors"]
     assert closeness(found) > closeness(start)
+    assert "derivative for aten::something is not implemented" in told.notes[0]
+
+
+def test_noise_that_fitting_took_away_does_not_count_when_tensors_are_measured_one_by_one() -> None:
+    def refit(one: Network) -> Network:
+        return adaround(one, AdaRound(samples=64), StepContext(inputs))[0]
+
+    gate = Gate(200.0)
+    mixed_precision(refit(network(weights=3)), MixedPrecision(budget=0.3), gate.context(refit))
+    nearest = Simulation(network(weights=3))
+    nearest.calibrate_on_fp32(inputs())
+    sensitivity = Sensitivity(nearest)
+    rows = {row["tensor"]: row for row in gate.tables["sensitivity"] if row["kind"] == "weight"}
+    assert len(rows) == 4
+    for point in (one for one in sensitivity.points if one.parameter):
+        alone = sensitivity.alone(point.tensor, inputs()[:1]).lowest
+        assert float(rows[str(point.parameter)]["sqnr_db"]) > alone + 1  # that of nearest rounding
 
 
 class Recurrent(nn.Module):

@@ -12,7 +12,6 @@ from qatflow.report.charts.trials import Point
 from qatflow.report.numbers import MetricFormat
 
 MOST = 100
-COLUMNS = ("cost", "tensors", "value", "sqnr_db", "predicted_db", "passed", "overrides")
 
 
 class Choice(NamedTuple):
