@@ -1,13 +1,14 @@
-"""Quantization-aware training: what a step costs, what it recovers beside AIMET, and what the search is worth.
+"""Quantization-aware training: what a step costs, what it recovers, whether that is foretold, what the search is worth.
 
     python -m benchmarks.qat --part steps                      # time and memory of a step, as ratios to FP32's
     python -m benchmarks.qat --part steps --device cuda
     python -m benchmarks.qat --part recovery                   # accuracy by learning rate, bits and start
     python -m benchmarks.qat --part recovery --out DIR --models mobilenet --bits w4a4 --rates 1e-4 --tools qatflow
+    python -m benchmarks.qat --part forecast --out DIR         # what is forecast, beside what is recovered
     python -m benchmarks.qat --part search --out DIR           # Optuna beside the guide's fixed recommendation
 
-With `--out` every row goes to `DIR/PART.csv` as soon as it is there, and `recovery` leaves out runs that are in its
-file already: take another folder for another version of the code. `search` needs a folder for its study. AIMET is
+With `--out` every row goes to `DIR/PART.csv` as soon as it is there, and `recovery` and `forecast` leave out what is in
+their file already: take another folder for another version of the code. `search` needs a folder for its study. AIMET is
 measured where it is installed.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import mnist_networks, qat_recovery, qat_search, qat_steps, qat_variants
+from benchmarks import mnist_networks, qat_forecast, qat_recovery, qat_search, qat_steps, qat_variants
 
 Row = dict[str, object]
 TOOLS = "qatflow,aimet"
@@ -30,7 +31,7 @@ def main() -> None:
     arguments = _arguments()
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-    {"steps": steps, "recovery": recovery, "search": search}[arguments.part](arguments)
+    {"steps": steps, "recovery": recovery, "forecast": forecast, "search": search}[arguments.part](arguments)
 
 
 def steps(arguments: argparse.Namespace) -> None:
@@ -70,6 +71,19 @@ def recovery(arguments: argparse.Namespace) -> None:
         print(f"{number} of {len(runs)}: {rows[-1]}", flush=True)
     asked = {_key(vars(run)) for run in runs}
     print(markdown(qat_recovery.by_rate([row for row in rows if _key(row) in asked])))
+
+
+def forecast(arguments: argparse.Namespace) -> None:
+    """Forecast what training recovers at low bits, train, and show both."""
+    models, bits = _chosen(arguments.models, mnist_networks.NETWORKS), _chosen(arguments.bits, qat_recovery.BITS)
+    asked = qat_forecast.starts(models, bits, _chosen(arguments.starts, qat_recovery.STARTS))
+    rows = _read(arguments.out, "forecast")
+    for start in asked:
+        if start not in [(row["model"], row["bits"], row["start"]) for row in rows]:
+            rows.append(qat_forecast.row_of(*start, arguments.epochs or 15))
+            _write(arguments.out, "forecast", rows)
+            print(rows[-1], flush=True)
+    print(markdown(qat_forecast.shown(rows, [float(drop) for drop in arguments.drops.split(",")])))
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -128,11 +142,11 @@ def _chosen(text: str, known: Sequence[str] | dict[str, object]) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--part", choices=("steps", "recovery", "search"), required=True)
+    add("--part", choices=("steps", "recovery", "forecast", "search"), required=True)
     add("--out", type=Path, help="folder for CSV files; default: none")
     add("--tools", default=TOOLS)
-    add("--models", default="", help="steps: resnet18,...; recovery: mobilenet,...; default: all")
-    add("--epochs", type=int, help="recovery: 15 unless given; search: the recipe's unless given")
+    add("--models", default="", help="steps: resnet18,...; recovery, forecast: mobilenet,...; default: all")
+    add("--epochs", type=int, help="recovery, forecast: 15 unless given; search: the recipe's unless given")
     add("--seed", type=int, default=0)
     group = parser.add_argument_group("steps")
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -140,12 +154,13 @@ def _arguments() -> argparse.Namespace:
     group.add_argument("--size", type=int, default=224)
     group.add_argument("--repeats", type=int, default=7)
     group.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
-    group = parser.add_argument_group("recovery")
+    group = parser.add_argument_group("recovery and forecast")
     group.add_argument("--bits", default="", help=f"some of {','.join(qat_recovery.BITS)}")
     group.add_argument("--rates", default="1e-6,1e-5,1e-4,1e-3")
     group.add_argument("--starts", default="", help=f"some of {','.join(qat_recovery.STARTS)}")
     group.add_argument("--ranges", default="learning", help="learning, frozen, or both with a comma")
     group.add_argument("--iterations", type=int, default=500, help="of AIMET's AdaRound, whose own are 15,000")
+    add("--drops", default="0.01,0.002", help="forecast: gates, as allowed drops")
     group = parser.add_argument_group("search")
     group.add_argument("--trials", type=int, default=16)
     arguments = parser.parse_args()

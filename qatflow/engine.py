@@ -1,8 +1,9 @@
 """The run as a story. Start reading here.
 
 Load the task, capture the model, measure FP32, climb the ladder, judge the best rung on the test part, train only if
-it misses the gate, export the best candidate, run the exported file. Everything finished is in the run folder at once;
-a second start on the same folder goes on from there.
+it misses the gate (and, if the recipe asks, where a forecast says that it is worth it), export the best candidate, run
+the exported file. Everything finished is in the run folder at once; a second start on the same folder goes on from
+there.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def run(
         journal.update(fp32=bench.testing.fp32.value, gate=bench.gate_record)
         candidates = shippable(bench, climb(bench))
         best = _choose(bench, journal, candidates)
-        if recipe.qat.when == "always" or (recipe.qat.when == "missed" and not bench.judge(best).passed):
+        if _to_be_trained(bench, journal, best):
             trained = _trained(bench, journal, best)
             best = _choose(bench, journal, [*candidates, *trained])
         shipped = bench.judge(best)
@@ -172,6 +173,25 @@ def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Cand
     return best
 
 
+def _to_be_trained(bench: Bench, journal: Journal, best: Candidate) -> bool:
+    """Tell whether QAT is begun; a forecast that fails is told of, and keeps nobody from training."""
+    when = bench.recipe.qat.when
+    if when in ("always", "never") or bench.judge(best).passed:
+        return when == "always"
+    if when == "missed":
+        return True
+    from qatflow.qat.forecast import forecast  # as Lightning Fabric below
+
+    try:
+        found = forecast(bench, best)
+    except Exception as error:  # what QAT fails by as well: the user's loader and loss
+        logger.exception("the forecast failed")
+        journal.note(f"what QAT may come to cannot be forecast, so it is begun: {said(error)}")
+        return True
+    journal.forecast(found)
+    return found.worthwhile
+
+
 def _trained(bench: Bench, journal: Journal, start: Candidate) -> list[Candidate]:
     """Return what QAT makes of a candidate; where it fails, that is told, and what the ladder found is shipped."""
     from qatflow.qat.search import search  # Lightning Fabric takes seconds to import
@@ -193,7 +213,8 @@ def _suggest(bench: Bench, journal: Journal, shipped: CandidateRecord, trust: tu
     recipe, target = bench.recipe, bench.base.design.target
     if any(f"{LIVE}:" in (one.factory or "") for one in (recipe.model, recipe.data)):
         return
-    again, trains = commands.again(bench.run_folder, trust, recipe.search.storage), bench.task.splits.train is not None
+    again = commands.again(bench.run_folder, trust, recipe.search.storage)
+    trains = bench.task.splits.train is not None and not journal.result.trials
     found = suggestions(recipe, shipped, target, again, passed=shipped.passed, trains=trains, trust=trust)
     journal.update(suggestions=found)
 

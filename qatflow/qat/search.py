@@ -66,15 +66,21 @@ def search(bench: Bench, start: Candidate, folder: Path, judged: Callable[[Candi
         RunFolderError: `study.db` is damaged.
         QatflowError: trials or workers fail, and none was finished.
     """
-    config, recipe = bench.recipe.search, bench.recipe
-    settings = recipe.qat.model_dump(mode="json", exclude={"when"}), config.model_dump(mode="json", include=SPACE)
-    key = key_of(start.key, bench.task.training_key, settings, recipe.model.final_lr)
+    config, key = bench.recipe.search, study_key(bench, start)
     storage = studies.open_storage(studies.storage_url(config.storage, folder), config.lost_after)
     try:
         study = studies.open_study(storage, key, bench.task.metric.higher_is_better)
         return _Search(bench, start, folder, study).run(judged)
     finally:
         studies.close(storage)
+
+
+def study_key(bench: Bench, start: Candidate) -> str:
+    """Return a hash of all that trials from a candidate depend on, but how many and where."""
+    recipe = bench.recipe
+    searched = recipe.search.model_dump(mode="json", include=SPACE)
+    settings = recipe.qat.model_dump(mode="json", exclude={"when"}), searched
+    return key_of(start.key, bench.task.training_key, settings, recipe.model.final_lr)
 
 
 class _Search:

@@ -30,6 +30,15 @@ def probed_rates(recipe: Recipe) -> tuple[float, ...]:
     return PROBED_RATES[:count] if count > 1 else ()
 
 
+def forecast_rates(recipe: Recipe) -> tuple[float, ...]:
+    """Return the rates at which a few steps tell what a trial may come to: a tenth of the highest one, and that one.
+
+    A low rate moves nothing in a few steps, whatever it comes to in a trial.
+    """
+    low, high = rate_span(recipe)
+    return (max(low, high / 10), high) if low < high else (high,)
+
+
 def rate_span(recipe: Recipe) -> tuple[float, float]:
     """Return the lowest and highest learning rate of the search."""
     if recipe.search.lr is not None:
@@ -73,11 +82,16 @@ def suggest(trial: optuna.Trial, recipe: Recipe) -> Settings:
 
 def probe(trial: optuna.Trial, recipe: Recipe) -> Settings:
     """Return a probe's hyper-parameters: the recommendation for two epochs, all of them at the rate proposed."""
+    return probing(recipe, _rate(trial, recipe), min(PROBE_EPOCHS, recipe.search.epochs[1]))
+
+
+def probing(recipe: Recipe, rate: float, epochs: int) -> Settings:
+    """Return the recommendation, but for so few epochs, all of them at this rate."""
     chosen = {"range_learning": recipe.qat.range_learning, "distillation": recipe.qat.distillation}
     others: dict[str, Any] = {**chosen, **recommended(recipe)}
     return Settings(
-        lr=_rate(trial, recipe),
-        epochs=min(PROBE_EPOCHS, recipe.search.epochs[1]),
+        lr=rate,
+        epochs=epochs,
         decay_period=others["decay_period"],
         range_learning=others["range_learning"],
         distillation=others["distillation"],

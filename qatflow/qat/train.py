@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -31,7 +31,7 @@ from qatflow.recipe import Qat
 from qatflow.results.gate import Measurement
 from qatflow.results.result import EpochRecord
 from qatflow.results.store import write_atomically
-from qatflow.tasks.data import Batches
+from qatflow.tasks.data import Batch
 from qatflow.tasks.randomness import seed_all
 
 State = dict[str, Tensor]
@@ -39,6 +39,19 @@ DIVERGED = 10.0
 """An epoch whose mean loss is this many times the first batch's, and whose metric is below the start's, diverged."""
 CHECK_EVERY = 50
 """Batches after which a loss that is not finite is noticed."""
+
+
+class Passes(Protocol):
+    """Training batches, pass after pass; `Batches` are."""
+
+    def reshuffle(self, seed: int) -> None:
+        """Let `seed` alone decide the order of the next pass."""
+
+    def __len__(self) -> int:
+        """Return the number of batches in a pass."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield every batch of a pass."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Training:
         note: told what a person should know.
     """
 
-    train: Batches
+    train: Passes
     validate: Callable[[fx.GraphModule], Measurement]
     objective: Objective
     fp32: fx.GraphModule

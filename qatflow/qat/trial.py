@@ -88,6 +88,7 @@ class Worker:
         else:  # a part is split off the training part for it
             self.evaluator = Evaluator(bench.base.graph, task.validation, task.metric, task.device, "validation")
             self.fp32 = self.evaluator.evaluate(bench.base.graph).measurement
+        self.untrained = self.evaluator.evaluate(bench.simulate(start.network, start.encodings).model)
         batches = task.train(recipe.seed, (self.fabric.global_rank, self.fabric.world_size))
         self.first = next(iter(batches))
         self.training = Training(
@@ -100,11 +101,15 @@ class Worker:
             fabric=self.fabric,
             seed=recipe.seed,
             features=tuple(feature_nodes(bench.base.graph, recipe.qat.features)),
-            start=self.evaluator.evaluate(bench.simulate(start.network, start.encodings).model).measurement,
+            start=self.untrained.measurement,
             note=bench.progress.note,
         )
         if study is not None:
             ending.note_fp32(study, self.fp32)
+
+    def fresh_training(self) -> Training:
+        """Return what a trial trains with: its loss may have a state, which is no other trial's."""
+        return replace(self.training, objective=objective_of(self.bench, self.first)[1])
 
     def work(self, told: Callable[[], None] = lambda: None) -> None:
         """Train trials until the study needs no more; `told` is called after each."""
@@ -222,11 +227,7 @@ class Worker:
     def _train(self, plan: _Plan, report: Callable[[EpochRecord], str]) -> tuple[Outcome, Simulation]:
         """Train by a plan, in all processes of the trial alike."""
         simulation = self.bench.simulate(self.start.network, self.start.encodings)
-        training = replace(
-            self.training,
-            objective=objective_of(self.bench, self.first)[1],  # a loss may have a state, which is no other trial's
-            report=lambda record: self.fabric.broadcast(report(record)),
-        )
+        training = replace(self.fresh_training(), report=lambda record: self.fabric.broadcast(report(record)))
         with fused.choice(plan.compiled):
             outcome = train(simulation, training, plan.settings, plan.checkpoint)
         if self.bench.recipe.qat.batch_norms == "reestimate" and not outcome.failed:

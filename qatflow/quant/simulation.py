@@ -209,6 +209,12 @@ class Simulation:
             if point.parameter is not None:
                 self.quantizer(point.tensor).enabled = quantize
 
+    def quantize_activations(self, quantize: bool) -> None:
+        """Quantize activations, or leave them in float, so that only weights are quantized."""
+        for point in self.placement.points:
+            if point.parameter is None:
+                self.quantizer(point.tensor).enabled = quantize
+
     def settle_weights(self, design: Design | None = None) -> None:
         """Find the encodings of weights: those that the network brings along, or as a design does (None: its own)."""
         method = (design or self.design).calibration.weights

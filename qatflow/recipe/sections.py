@@ -120,9 +120,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Qat(Config):
-    """Quantization-aware training, launched when no rung meets the gate."""
+    """Quantization-aware training."""
 
-    when: Literal["missed", "never", "always"] = "missed"
+    when: Literal["missed", "worthwhile", "never", "always"] = "missed"
+    """`missed`: where no rung meets the gate; `worthwhile`: where a forecast by a few steps of training says as well
+    that QAT may meet it."""
     range_learning: bool | None = None
     """Train activation ranges (true), freeze them (false), or let the search choose (null)."""
     optimizer: str = "adam"

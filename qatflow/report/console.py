@@ -22,7 +22,7 @@ from rich.text import Text
 
 from qatflow.report.wording import spelt
 from qatflow.results.progress import Progress
-from qatflow.results.result import CandidateRecord, Judgement, RunResult, TrialRecord, Verdict
+from qatflow.results.result import CandidateRecord, Forecast, Judgement, RunResult, TrialRecord, Verdict
 from qatflow.results.unfinished import unfinished
 
 T = TypeVar("T")
@@ -110,6 +110,10 @@ class RichProgress:
         """Tell what quantized activations alone cost."""
         self.note(record.sentence)
 
+    def forecast(self, record: Forecast) -> None:
+        """Tell what QAT is expected to come to."""
+        self.note(record.sentence)
+
     def note(self, text: str) -> None:
         """Tell something the user should know."""
         self._print(Text(f"  note: {text}", style="yellow"))
@@ -153,6 +157,10 @@ class PlainProgress:
 
     def judgement(self, record: Judgement) -> None:
         """Tell what quantized activations alone cost."""
+        self.note(record.sentence)
+
+    def forecast(self, record: Forecast) -> None:
+        """Tell what QAT is expected to come to."""
         self.note(record.sentence)
 
     def note(self, text: str) -> None:

@@ -144,6 +144,8 @@ def no_training(result: RunResult, recipe_yaml: str) -> str:
     when = flatten(recipe_yaml).get("qat.when")
     if when == "never":
         return "The recipe does not train (qat.when: never)."
+    if result.forecast is not None and not result.forecast.worthwhile:
+        return "The recipe trains only where the gate may be met by it (qat.when: worthwhile)."
     if when != "always" and result.passed:
         return "A rung met the gate, so no training was needed."
     if result.status == "finished":

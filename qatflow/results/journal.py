@@ -20,12 +20,17 @@ from qatflow.recipe import Recipe
 from qatflow.recipe.variables import as_written
 from qatflow.results.gate import rank
 from qatflow.results.progress import Progress
-from qatflow.results.result import CandidateRecord, Judgement, RunResult, TrialRecord
+from qatflow.results.result import CandidateRecord, Forecast, Judgement, RunResult, TrialRecord
 from qatflow.results.signals import undisturbed
 from qatflow.results.store import write_text
 from qatflow.users_code import anywhere
 
 T = TypeVar("T")
+TRAINED = {
+    "missed": "QAT where the gate is missed",
+    "worthwhile": "QAT where the gate is missed and may be met",
+    "always": "QAT",
+}
 logger = logging.getLogger(__name__)
 
 
@@ -146,6 +151,12 @@ class Journal:
         logger.info("%s", record.sentence)
         self._progress.judgement(record)
 
+    def forecast(self, record: Forecast) -> None:
+        """Put it into the result."""
+        self.update(forecast=record)
+        logger.info("%s", record.sentence)
+        self._progress.forecast(record)
+
     def trial(self, record: TrialRecord) -> None:
         """Add a trial to the result."""
         self.update(trials=(*self.result.trials, record))
@@ -165,7 +176,7 @@ def _plan(recipe: Recipe) -> dict[str, str]:
     """Return what a run does, in order: in words, by the names of stages and candidates."""
     plan = {name: name for name in ("naive", *recipe.steps)}
     if recipe.qat.when != "never":
-        plan["qat"] = "QAT" if recipe.qat.when == "always" else "QAT where the gate is missed"
+        plan["qat"] = TRAINED[recipe.qat.when]
     verified = {"verify": "verification of the exported file"} if recipe.export.verify else {}
     return {"fp32": "FP32", **plan, "export": "export", **verified}
 

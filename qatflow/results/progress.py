@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from qatflow.results.result import CandidateRecord, Judgement, TrialRecord
+from qatflow.results.result import CandidateRecord, Forecast, Judgement, TrialRecord
 
 T = TypeVar("T")
 
@@ -28,6 +28,9 @@ class Progress(Protocol):
 
     def judgement(self, record: Judgement) -> None:
         """Tell what quantized activations alone cost."""
+
+    def forecast(self, record: Forecast) -> None:
+        """Tell what QAT is expected to come to."""
 
     def trial(self, record: TrialRecord) -> None:
         """Tell of one finished QAT trial."""
@@ -50,6 +53,9 @@ class Silent:
         """Ignore it."""
 
     def judgement(self, record: Judgement) -> None:
+        """Ignore it."""
+
+    def forecast(self, record: Forecast) -> None:
         """Ignore it."""
 
     def trial(self, record: TrialRecord) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from qatflow.results.design import DesignRecord as DesignRecord
+from qatflow.results.forecast import Forecast as Forecast
+from qatflow.results.forecast import Probe as Probe
 from qatflow.results.latency import LatencyRecord as LatencyRecord
 from qatflow.results.record import Record as Record
 from qatflow.results.verification import FloatLayer as FloatLayer
@@ -274,6 +276,8 @@ class RunResult(Record):
     candidates: tuple[CandidateRecord, ...] = ()
     activations_only: Judgement | None = None
     """Null where the gate was met before weights were rounded, or no step rounds any."""
+    forecast: Forecast | None = None
+    """What QAT was expected to come to; null where that was not asked."""
     trials: tuple[TrialRecord, ...] = ()
     training_error: str = ""
     """Why QAT ended early, where it did by a failure; what the ladder found is shipped all the same."""
