@@ -1,8 +1,8 @@
 """What a forecast says of QAT, beside what QAT then really recovers, on the rows of `qat_recovery`.
 
-Both look at the 512 images that epochs are chosen by. The probes train at the two rates that a recipe without one
-searches last, on other orders of the batches than the trials, which are those of `qat_recovery`; what is recovered is
-that of the better rate. `begun` and `worth it` are for a gate: whether the forecast begins QAT, and whether a trial
+Both look at the 512 images that epochs are chosen by. The probes train at the three highest rates that a recipe without
+one searches, on other orders of the batches than the trials, which are those of `qat_recovery`; what is recovered
+is that of the best rate. `begun` and `worth it` are for a gate: whether the forecast begins QAT, and whether a trial
 meets it; neither is told where the start meets it already.
 """
 
@@ -30,19 +30,21 @@ from qatflow.tasks.data import batches
 from qatflow.tasks.evaluate import Evaluator
 from qatflow.tasks.metrics import METRICS
 
-RATES = PROBED_RATES[-2:]
+RATES = PROBED_RATES[-3:]
 DECAY_PERIOD, PROBE_SEED = 5, 1
 Row = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a forecast says: the parts that it rests on, and its value with the range."""
+    """What a forecast says: the parts and probes that it rests on, and its value with the range."""
 
     fp32: Measurement
     start: Measurement
     weights_only: float
     activations_only: float
+    probes: list[forecast.Probed]
+    sqnr_db: float
     expected: forecast.Expected
     seconds: float
 
@@ -55,18 +57,20 @@ def told_of(start: Start, epochs: int) -> Told:
     fp32 = validation.evaluate(network.fp32_graph).measurement
     begun = validation.evaluate(_simulation(start).model)
     terms = replace(our_terms(network, PROBE_SEED), start=begun.measurement)
-    trial_steps = epochs * len(terms.train)
-    steps = forecast.steps_of_each(trial_steps, len(RATES))
+    trial = forecast.Length.of(Settings(RATES[-1], epochs, DECAY_PERIOD, range_learning=True), len(terms.train))
+    steps = forecast.steps_of_each(trial.steps, len(RATES))
 
     def probed(rate: float) -> forecast.Probed:
         settings = Settings(rate, 1, DECAY_PERIOD, range_learning=True, schedule="constant")
         terms = replace(our_terms(network, PROBE_SEED), start=begun.measurement)
         return forecast.probe(_simulation(start), terms, validation.evaluate, settings, steps, forecast.MOST_SECONDS)
 
-    expected = forecast.expected(fp32, begun, [probed(rate) for rate in RATES], trial_steps)
+    probes = [probed(rate) for rate in RATES]
+    expected = forecast.expected(fp32, begun, probes, trial)
     halves = [validation.evaluate(one.model) for one in forecast.halves(Begun(network, encodings))]
     weights, activations = (one.measurement.value for one in halves)
-    return Told(fp32, begun.measurement, weights, activations, expected, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Told(fp32, begun.measurement, weights, activations, probes, begun.sqnr_db, expected, seconds)
 
 
 def recovered(start: Start, epochs: int) -> tuple[float, float, float]:
@@ -86,6 +90,7 @@ def row_of(model: str, bits: str, start: str, epochs: int) -> Row:
     begun = start_of(model, bits, start, "qatflow", None)
     told = told_of(begun, epochs)
     validation, test, seconds = recovered(begun, epochs)
+    probes = [one.record() for one in told.probes]
     return {
         "model": model,
         "bits": bits,
@@ -94,6 +99,9 @@ def row_of(model: str, bits: str, start: str, epochs: int) -> Row:
         "untrained": told.start.value,
         "weights_only": told.weights_only,
         "activations_only": told.activations_only,
+        "sqnr_db": told.sqnr_db,
+        **{f"{name} {one.lr:.0e}": getattr(one, name) for one in probes for name in ("value", "sqnr_db")},
+        "steps": probes[0].steps,
         "low": told.expected.low,
         "expected": told.expected.value,
         "high": told.expected.high,
@@ -121,8 +129,7 @@ def _shown(row: Row, drops: Sequence[float]) -> Row:
     line["expected"] = f"{_percent(row['expected'])} ({_percent(row['low'])} to {_percent(row['high'])})"
     line["recovered"] = _percent(row["recovered"])
     for drop in drops:
-        untrained, best, came_to = (_within(row, name, drop) for name in ("untrained", "high", "recovered"))
-        begun = best and row["high"] > row["untrained"]  # type: ignore[operator]
+        untrained, begun, came_to = (_within(row, name, drop) for name in ("untrained", "high", "recovered"))
         words = "begun" if begun else "not begun", "worth it" if came_to else "not worth it"
         line[f"gate {100 * drop:g}"] = "" if untrained else ", ".join(words)
     return line

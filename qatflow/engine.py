@@ -214,7 +214,9 @@ def _suggest(bench: Bench, journal: Journal, shipped: CandidateRecord, trust: tu
     if any(f"{LIVE}:" in (one.factory or "") for one in (recipe.model, recipe.data)):
         return
     again = commands.again(bench.run_folder, trust, recipe.search.storage)
-    trains = bench.task.splits.train is not None and not journal.result.trials
+    told = journal.result.forecast
+    untrained = recipe.qat.when == "never" or (told is not None and not told.worthwhile)
+    trains = bench.task.splits.train is not None and untrained
     found = suggestions(recipe, shipped, target, again, passed=shipped.passed, trains=trains, trust=trust)
     journal.update(suggestions=found)
 

@@ -65,7 +65,7 @@ def suggestions(
         target: of the run.
         again: the command that goes on in the run's folder.
         passed: whether the gate is met; where it is by chance perhaps, what may settle it is returned all the same.
-        trains: whether the data has a part to train on, and nothing was trained.
+        trains: whether the data has a part to train on, and the recipe leaves it at that.
         trust: packages that the recipe may import from.
     """
     doubtful = winner.verdict is Verdict.WITHIN_NOISE and (winner.drop or 0.0) > 0
@@ -91,7 +91,7 @@ def _remedies(recipe: Recipe, target: Target, trains: bool) -> Iterator[_Change]
         yield _Change("one scale for each output channel of a weight", {"precision.per_channel": True})
     if precision.weights < FULL and FULL in target.integer_weights:
         yield _Change("weights of 8 bits", {"precision.weights": FULL})
-    if recipe.qat.when in ("never", "worthwhile") and trains:
+    if recipe.qat.when not in ("missed", "always") and trains:
         yield _Change("train with simulated quantization where the ladder misses", {"qat.when": "missed"})
 
 

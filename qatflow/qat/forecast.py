@@ -2,10 +2,12 @@
 
 The candidate is measured with only its weights, and with only its activations quantized. Then probes train it for a
 few steps, together about a tenth of a trial, at the rates that move most in a few steps. What follows is a model
-without parameters to fit: what is left of the drop falls like `1 / (1 + c t)` with the steps `t`, and the probe says
-what `c` is. The worst that is expected is what the probe came to. The best is the same curve for the noise of the
-outputs where that fell faster than the drop: it is fine where a metric is coarse, or as low as chance. No curve is
-drawn further than `FURTHEST` times the probe; a start that no probe moves stays where it is.
+without parameters to fit: what is left of the drop falls like `1 / (1 + c t)` with the steps `t` at a probe's rate, and
+the probe says what `c` is. A trial is worth as many of those as the rates of its schedule add up to. The worst that is
+expected is what the probe came to; the best is what a trial came to whose rate never fell, for the noise of the outputs
+where that fell faster than the drop: it is fine where a metric is coarse, or as low as chance. No curve is drawn
+further than `FURTHEST` times the probe; a start that no probe moves stays where it is. The model knows no floor: what
+weights of so few bits can never express is not foreseen.
 """
 
 from __future__ import annotations
@@ -64,6 +66,19 @@ class Probed:
 
 
 @dataclass(frozen=True)
+class Length:
+    """How long a trial is: in steps, and in steps at its highest rate that they are worth."""
+
+    steps: int
+    full_steps: float
+
+    @classmethod
+    def of(cls, settings: Settings, batches: int) -> Length:
+        """Return that of a trial of so many batches an epoch."""
+        return cls(settings.epochs * batches, settings.full_epochs() * batches)
+
+
+@dataclass(frozen=True)
 class Expected:
     """What a trial is expected to come to, in the metric: about, at worst and at best."""
 
@@ -98,18 +113,18 @@ def _stored(path: Path, key: str, note: Callable[[str], None]) -> Forecast | Non
 def _decided(found: Forecast, bench: Bench) -> Forecast:
     """Return a forecast with what the gate makes of it, which may be another one than at an earlier start."""
     higher = bench.task.metric.higher_is_better
-    fp32, start, best = (Measurement(one, None, higher) for one in (found.fp32, found.start, found.high))
-    worthwhile = meets(bench.recipe.gate, fp32, best) and drop_of(start, best) < 0
-    return found.model_copy(update={"worthwhile": worthwhile, "limit": bench.gate_record.limit(found.fp32)})
+    fp32, best = (Measurement(one, None, higher) for one in (found.fp32, found.high))
+    limit = bench.gate_record.limit(found.fp32)
+    return found.model_copy(update={"worthwhile": meets(bench.recipe.gate, fp32, best), "limit": limit})
 
 
 def _probed(bench: Bench, start: Candidate) -> Forecast:
     """Measure and train for a forecast; what the gate makes of it is still to be decided."""
     began, recipe = time.perf_counter(), bench.recipe
     worker = Worker(bench, Start(start.network, start.encodings), None)
-    trial_steps = recipe.search.epochs[1] * len(worker.training.train)
-    rates = space.forecast_rates(recipe)
-    steps, seconds = steps_of_each(trial_steps, len(rates)), MOST_SECONDS / len(rates)
+    rates, batches = space.forecast_rates(recipe), len(worker.training.train)
+    trial = Length.of(space.recommendation(recipe, rates[0]), batches)
+    steps, seconds = steps_of_each(trial.steps, len(rates)), MOST_SECONDS / len(rates)
 
     def evaluate(model: fx.GraphModule) -> Evaluation:
         return worker.evaluator.evaluate(model)
@@ -129,8 +144,8 @@ def _probed(bench: Bench, start: Candidate) -> Forecast:
         weights_only=weights,
         activations_only=activations,
         probes=tuple(one.record() for one in probes),
-        trial_steps=trial_steps,
-        **asdict(expected(worker.fp32, worker.untrained, probes, trial_steps)),
+        trial_steps=trial.steps,
+        **asdict(expected(worker.fp32, worker.untrained, probes, trial)),
         limit=None,
         worthwhile=False,
         seconds=time.perf_counter() - began,
@@ -179,20 +194,21 @@ def probe(
     return Probed(settings.lr, few.done, found[-1] if found else None)
 
 
-def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], trial_steps: int) -> Expected:
+def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], trial: Length) -> Expected:
     """Return what a trial is expected to come to by the probe that promises most."""
-    came_to = [_expected(fp32, start, one, min(FURTHEST, trial_steps / one.steps)) for one in probes]
+    came_to = [_expected(fp32, start, one, trial) for one in probes]
     return max(came_to, key=lambda one: (fp32.sign * one.value, fp32.sign * one.high))
 
 
-def _expected(fp32: Measurement, start: Evaluation, probed: Probed, times: float) -> Expected:
-    """Return what is expected after so many times the probe's steps; a probe that is not finite moved nothing."""
+def _expected(fp32: Measurement, start: Evaluation, probed: Probed, trial: Length) -> Expected:
+    """Return what is expected by a probe; one that is not finite moved nothing."""
     drop = drop_of(fp32, start.measurement)
     if drop <= 0:  # there is nothing to recover
         return Expected(*(start.measurement.value,) * 3)
     left = _drop_left(fp32, drop, probed)
     finest = min(left, _noise_left(start, probed))
-    shares = left_after(times, left), left, left_after(times, finest)
+    times, most = (max(1.0, min(FURTHEST, one / probed.steps)) for one in (trial.full_steps, trial.steps))
+    shares = left_after(times, left), left, left_after(most, finest)
     return Expected(*(fp32.value - fp32.sign * drop * one for one in shares))
 
 

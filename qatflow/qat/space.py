@@ -6,6 +6,7 @@ rates a factor of ten apart find the order of magnitude first, and the recommend
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -17,6 +18,7 @@ ASSUMED_RATE = 1e-6
 """Taken for FP32's final learning rate where a recipe has none."""
 PROBED_RATES = (1e-6, 1e-5, 1e-4, 1e-3)
 PROBE_EPOCHS = 2
+FORECAST_RATES = 3
 
 
 def probed_rates(recipe: Recipe) -> tuple[float, ...]:
@@ -31,12 +33,12 @@ def probed_rates(recipe: Recipe) -> tuple[float, ...]:
 
 
 def forecast_rates(recipe: Recipe) -> tuple[float, ...]:
-    """Return the rates at which a few steps tell what a trial may come to: a tenth of the highest one, and that one.
+    """Return the rates at which a few steps tell what a trial may come to: the highest ones, a factor of ten apart.
 
     A low rate moves nothing in a few steps, whatever it comes to in a trial.
     """
     low, high = rate_span(recipe)
-    return (max(low, high / 10), high) if low < high else (high,)
+    return tuple(dict.fromkeys(max(low, high / 10**place) for place in range(FORECAST_RATES)))
 
 
 def rate_span(recipe: Recipe) -> tuple[float, float]:
@@ -87,16 +89,14 @@ def probe(trial: optuna.Trial, recipe: Recipe) -> Settings:
 
 def probing(recipe: Recipe, rate: float, epochs: int) -> Settings:
     """Return the recommendation, but for so few epochs, all of them at this rate."""
+    return replace(recommendation(recipe, rate), epochs=epochs, schedule="constant", warmup=0.0)
+
+
+def recommendation(recipe: Recipe, rate: float) -> Settings:
+    """Return the recommendation as hyper-parameters, but at this rate."""
     chosen = {"range_learning": recipe.qat.range_learning, "distillation": recipe.qat.distillation}
-    others: dict[str, Any] = {**chosen, **recommended(recipe)}
-    return Settings(
-        lr=rate,
-        epochs=epochs,
-        decay_period=others["decay_period"],
-        range_learning=others["range_learning"],
-        distillation=others["distillation"],
-        schedule="constant",
-    )
+    others = {"schedule": recipe.qat.schedule, "warmup": recipe.qat.warmup}
+    return Settings(**{**chosen, **recommended(recipe), **others, "lr": rate})
 
 
 def _rate(trial: optuna.Trial, recipe: Recipe) -> float:

@@ -44,7 +44,7 @@ class Forecast(Record):
     limit: float | None
     """The worst value that meets the gate; null where any does."""
     worthwhile: bool
-    """Whether the best that is expected meets the gate, and is better than the start."""
+    """Whether the best that is expected meets the gate."""
     seconds: float
     resumed: bool = False
     """Taken from the run folder instead of being trained for again."""
