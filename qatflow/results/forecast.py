@@ -32,7 +32,7 @@ class Forecast(Record):
     """With its activations in float; null where it is not finite."""
     activations_only: float | None
     """With weights in float; null where it is not finite."""
-    probes: tuple[Probe, ...]
+    probes: tuple[Probe, ...] = Field(min_length=1)
     """In the order in which they were trained, each from the start."""
     trial_steps: int
     """Of the longest trial that the search may try."""
@@ -52,12 +52,13 @@ class Forecast(Record):
     @property
     def sentence(self) -> str:
         """What to make of it, in words."""
-        steps = max(one.steps for one in self.probes)
-        said = (
-            f"{steps} steps of training from {self.of} suggest that QAT takes {self.start:.4g} to about "
-            f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g}; FP32 {self.fp32:.4g})"
+        steps, gate = max(one.steps for one in self.probes), "the gate"
+        halves = {"weights": self.weights_only, "activations": self.activations_only}
+        alone = "".join(f", {value:.4g} with {name} alone" for name, value in halves.items() if value is not None)
+        if self.limit is not None:
+            gate += f" ({self.limit:.4g})"
+        reach = "within reach, so QAT is begun" if self.worthwhile else "out of reach, so QAT is not begun"
+        return (
+            f"{steps} steps of training suggest that QAT takes {self.of} from {self.start:.4g} (FP32 {self.fp32:.4g}"
+            f"{alone}) to about {self.value:.4g}, between {self.low:.4g} and {self.high:.4g}: {gate} is {reach}"
         )
-        asked = "" if self.limit is None else f", and the gate asks for {self.limit:.4g}"
-        if self.worthwhile:
-            return f"{said}{asked}: that may be met, so QAT is begun"
-        return f"{said}{asked}: that is out of reach, so QAT is not begun"

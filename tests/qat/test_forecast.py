@@ -1,5 +1,6 @@
 """What QAT is forecast to come to: real probes of real networks, beside what trials then make of them."""
 
+import io
 import math
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import qatflow
 from qatflow import Recipe, RunResult
@@ -16,6 +18,7 @@ from qatflow.qat.forecast import Length, Probed, expected, left_after, steps_of_
 from qatflow.qat.schedule import Settings
 from qatflow.qat.space import forecast_rates
 from qatflow.recipe.check import check
+from qatflow.report.console import PlainProgress
 from qatflow.report.html import render
 from qatflow.report.read import read_result
 from qatflow.results.gate import Measurement
@@ -138,7 +141,11 @@ def test_result_and_report_tell_of_it(mended: RunResult, left: RunResult) -> Non
     for result, ending in ((mended, "so QAT is begun"), (left, "so QAT is not begun")):
         assert read_result(result.folder).forecast == result.forecast
         assert result.forecast.sentence.endswith(ending)
-        assert f"{result.forecast.start:.4g} to about {result.forecast.value:.4g}" in result.forecast.sentence
+        for value in (result.forecast.start, result.forecast.value, result.forecast.limit):
+            assert f"{value:.4g}" in result.forecast.sentence
+        console = Console(file=io.StringIO(), width=80)
+        PlainProgress(console).forecast(result.forecast)
+        assert result.forecast.sentence in console.file.getvalue()
         page = render(result, (result.folder / "recipe.yaml").read_text(), {})
         assert result.forecast.sentence[1:] in page
     assert "(qat.when: worthwhile)" in page
