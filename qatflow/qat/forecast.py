@@ -22,6 +22,7 @@ from pathlib import Path
 
 from torch import fx
 
+from qatflow.errors import DataError
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
 from qatflow.qat import space
@@ -91,7 +92,7 @@ def forecast(bench: Bench, start: Candidate) -> Forecast:
     """Return what QAT is expected to make of a candidate; what an earlier start of the run found is not probed again.
 
     Raises:
-        QatflowError: training cannot work with this recipe and data.
+        QatflowError: training cannot work with this recipe and data, or the candidate's metric is not finite.
     """
     path, key = bench.run_folder / FILE, key_of("forecast", study_key(bench, start))
     found = _stored(path, key, bench.progress.note)
@@ -126,8 +127,7 @@ def _probed(bench: Bench, start: Candidate) -> Forecast:
     trial = Length.of(space.recommendation(recipe, rates[0]), batches)
     steps, seconds = steps_of_each(trial.steps, len(rates)), MOST_SECONDS / len(rates)
 
-    def evaluate(model: fx.GraphModule) -> Evaluation:
-        return worker.evaluator.evaluate(model)
+    evaluate: Evaluate = worker.evaluator.evaluate
 
     def probed(rate: float) -> Probed:
         simulation = bench.simulate(start.network, start.encodings)
@@ -195,21 +195,28 @@ def probe(
 
 
 def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], trial: Length) -> Expected:
-    """Return what a trial is expected to come to by the probe that promises most."""
-    came_to = [_expected(fp32, start, one, trial) for one in probes]
-    return max(came_to, key=lambda one: (fp32.sign * one.value, fp32.sign * one.high))
+    """Return what a trial is expected to come to: of each figure the best that a probe gives.
 
-
-def _expected(fp32: Measurement, start: Evaluation, probed: Probed, trial: Length) -> Expected:
-    """Return what is expected by a probe; one that is not finite moved nothing."""
+    Raises:
+        DataError: the metric of the start is not finite.
+    """
+    if not math.isfinite(start.measurement.value):
+        raise DataError("the metric is not finite where training would start: there is no drop to recover a share of")
     drop = drop_of(fp32, start.measurement)
     if drop <= 0:  # there is nothing to recover
         return Expected(*(start.measurement.value,) * 3)
+    shares = zip(*(_left(fp32, drop, start, one, trial) for one in probes), strict=True)
+    return Expected(*(fp32.value - fp32.sign * drop * min(share) for share in shares))
+
+
+def _left(
+    fp32: Measurement, drop: float, start: Evaluation, probed: Probed, trial: Length
+) -> tuple[float, float, float]:
+    """Return which shares of a drop a probe says to be left: about, at worst and at best."""
     left = _drop_left(fp32, drop, probed)
     finest = min(left, _noise_left(start, probed))
     times, most = (max(1.0, min(FURTHEST, one / probed.steps)) for one in (trial.full_steps, trial.steps))
-    shares = left_after(times, left), left, left_after(most, finest)
-    return Expected(*(fp32.value - fp32.sign * drop * one for one in shares))
+    return left_after(times, left), left, left_after(most, finest)
 
 
 def left_after(times: float, left: float) -> float:
@@ -218,7 +225,7 @@ def left_after(times: float, left: float) -> float:
 
 
 def _drop_left(fp32: Measurement, drop: float, probed: Probed) -> float:
-    """Return which share of a drop a probe left, at most 1."""
+    """Return which share of a drop a probe left, at most 1; 1 where it broke."""
     reached = math.nan if probed.evaluation is None else drop_of(fp32, probed.evaluation.measurement)
     return min(1.0, reached / drop) if math.isfinite(reached) else 1.0
 

@@ -11,7 +11,7 @@ class Probe(Record):
     """A few steps of training, and what they came to."""
 
     lr: float
-    steps: int = Field(ge=0)
+    steps: int = Field(ge=1)
     value: float | None
     """The metric afterwards; null where it is not finite."""
     sqnr_db: float | None

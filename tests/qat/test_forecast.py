@@ -12,7 +12,7 @@ from rich.console import Console
 
 import qatflow
 from qatflow import Recipe, RunResult
-from qatflow.errors import QatflowError
+from qatflow.errors import DataError, QatflowError
 from qatflow.qat import forecast as forecasts
 from qatflow.qat.forecast import Length, Probed, expected, left_after, steps_of_each
 from qatflow.qat.schedule import Settings
@@ -221,6 +221,12 @@ def test_probes_that_break_or_make_worse_leave_the_start() -> None:
     for broken in (None, evaluation(math.nan, math.nan), evaluation(0.2, 3.0)):
         found = expected(fp32, start, [Probed(1e-3, 20, broken)], Length(200, 80.0))
         assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_start_that_is_not_finite_has_no_forecast() -> None:
+    fp32, probes = Measurement(0.9, None, True), [Probed(1e-3, 20, evaluation(0.5))]
+    with pytest.raises(DataError, match="not finite where training would start"):
+        expected(fp32, evaluation(math.nan), probes, Length(200, 80.0))
 
 
 def test_better_than_fp32_is_taken_as_it_is() -> None:
