@@ -57,16 +57,16 @@ def told_of(start: Start, epochs: int) -> Told:
     fp32 = validation.evaluate(network.fp32_graph).measurement
     begun = validation.evaluate(_simulation(start).model)
     terms = replace(our_terms(network, PROBE_SEED), start=begun.measurement)
-    trial = forecast.Length.of(Settings(RATES[-1], epochs, DECAY_PERIOD, range_learning=True), len(terms.train))
-    steps = forecast.steps_of_each(trial.steps, len(RATES))
+    trial_steps = epochs * len(terms.train)
+    steps = forecast.steps_of_each(trial_steps, len(RATES))
 
     def probed(rate: float) -> forecast.Probed:
-        settings = Settings(rate, 1, DECAY_PERIOD, range_learning=True, schedule="constant")
+        settings = Settings(rate, 1, DECAY_PERIOD, range_learning=True, schedule="cosine")
         terms = replace(our_terms(network, PROBE_SEED), start=begun.measurement)
         return forecast.probe(_simulation(start), terms, validation.evaluate, settings, steps, forecast.MOST_SECONDS)
 
     probes = [probed(rate) for rate in RATES]
-    expected = forecast.expected(fp32, begun, probes, trial)
+    expected = forecast.expected(fp32, begun, probes, trial_steps)
     halves = [validation.evaluate(one.model) for one in forecast.halves(Begun(network, encodings))]
     weights, activations = (one.measurement.value for one in halves)
     seconds = time.perf_counter() - began

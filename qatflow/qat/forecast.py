@@ -1,13 +1,12 @@
 """Is QAT worth it, before it is paid for: what a few steps of training suggest that a trial comes to.
 
-The candidate is measured with only its weights, and with only its activations quantized. Then probes train it for a
-few steps, together about a tenth of a trial, at the rates that move most in a few steps. What follows is a model
-without parameters to fit: what is left of the drop falls like `1 / (1 + c t)` with the steps `t` at a probe's rate, and
-the probe says what `c` is. A trial is worth as many of those as the rates of its schedule add up to. The worst that is
-expected is what the probe came to; the best is what a trial came to whose rate never fell, for the noise of the outputs
-where that fell faster than the drop: it is fine where a metric is coarse, or as low as chance. No curve is drawn
-further than `FURTHEST` times the probe; a start that no probe moves stays where it is. The model knows no floor: what
-weights of so few bits can never express is not foreseen.
+The candidate is measured with only its weights, and with only its activations quantized. Then probes train it: trials
+in miniature, whose rate falls to nothing within a few steps, together about a tenth of a trial, at rates that move
+something in a few steps. What a trial comes to is told by a model without parameters to fit: what is left of the drop
+falls like `1 / (1 + c t)` with the steps `t`, and the probe says what `c` is. The worst that is expected is what the
+probe came to; the best is the same curve for the noise of the outputs where that fell faster than the drop: it is fine
+where a metric is coarse, or as low as chance. No curve is drawn further than `FURTHEST` times the probe; a start that
+no probe moves stays where it is. The model knows no floor: what weights of so few bits cannot express is not foreseen.
 """
 
 from __future__ import annotations
@@ -67,19 +66,6 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long a trial is: in steps, and in steps at its highest rate that they are worth."""
-
-    steps: int
-    full_steps: float
-
-    @classmethod
-    def of(cls, settings: Settings, batches: int) -> Length:
-        """Return that of a trial of so many batches an epoch."""
-        return cls(settings.epochs * batches, settings.full_epochs() * batches)
-
-
-@dataclass(frozen=True)
 class Expected:
     """What a trial is expected to come to, in the metric: about, at worst and at best."""
 
@@ -123,16 +109,14 @@ def _probed(bench: Bench, start: Candidate) -> Forecast:
     """Measure and train for a forecast; what the gate makes of it is still to be decided."""
     began, recipe = time.perf_counter(), bench.recipe
     worker = Worker(bench, Start(start.network, start.encodings), None)
-    rates, batches = space.forecast_rates(recipe), len(worker.training.train)
-    trial = Length.of(space.recommendation(recipe, rates[0]), batches)
-    steps, seconds = steps_of_each(trial.steps, len(rates)), MOST_SECONDS / len(rates)
+    rates, trial_steps = space.forecast_rates(recipe), recipe.search.epochs[1] * len(worker.training.train)
+    steps, seconds = steps_of_each(trial_steps, len(rates)), MOST_SECONDS / len(rates)
 
     evaluate: Evaluate = worker.evaluator.evaluate
 
     def probed(rate: float) -> Probed:
         simulation = bench.simulate(start.network, start.encodings)
-        settings = space.probing(recipe, rate, epochs=1)
-        return probe(simulation, worker.fresh_training(), evaluate, settings, steps, seconds)
+        return probe(simulation, worker.fresh_training(), evaluate, space.miniature(recipe, rate), steps, seconds)
 
     probes, parts = [probed(rate) for rate in rates], [evaluate(one.model) for one in halves(worker.start)]
     weights, activations = (finite(one.measurement.value) for one in parts)
@@ -144,8 +128,8 @@ def _probed(bench: Bench, start: Candidate) -> Forecast:
         weights_only=weights,
         activations_only=activations,
         probes=tuple(one.record() for one in probes),
-        trial_steps=trial.steps,
-        **asdict(expected(worker.fp32, worker.untrained, probes, trial)),
+        trial_steps=trial_steps,
+        **asdict(expected(worker.fp32, worker.untrained, probes, trial_steps)),
         limit=None,
         worthwhile=False,
         seconds=time.perf_counter() - began,
@@ -194,7 +178,7 @@ def probe(
     return Probed(settings.lr, few.done, found[-1] if found else None)
 
 
-def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], trial: Length) -> Expected:
+def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], trial_steps: int) -> Expected:
     """Return what a trial is expected to come to: of each figure the best that a probe gives.
 
     Raises:
@@ -205,18 +189,17 @@ def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], tri
     drop = drop_of(fp32, start.measurement)
     if drop <= 0:  # there is nothing to recover
         return Expected(*(start.measurement.value,) * 3)
-    shares = zip(*(_left(fp32, drop, start, one, trial) for one in probes), strict=True)
+    shares = zip(*(_left(fp32, drop, start, one, trial_steps) for one in probes), strict=True)
     return Expected(*(fp32.value - fp32.sign * drop * min(share) for share in shares))
 
 
 def _left(
-    fp32: Measurement, drop: float, start: Evaluation, probed: Probed, trial: Length
+    fp32: Measurement, drop: float, start: Evaluation, probed: Probed, trial_steps: int
 ) -> tuple[float, float, float]:
     """Return which shares of a drop a probe says to be left: about, at worst and at best."""
     left = _drop_left(fp32, drop, probed)
-    finest = min(left, _noise_left(start, probed))
-    times, most = (max(1.0, min(FURTHEST, one / probed.steps)) for one in (trial.full_steps, trial.steps))
-    return left_after(times, left), left, left_after(most, finest)
+    finest, times = min(left, _noise_left(start, probed)), min(FURTHEST, trial_steps / probed.steps)
+    return left_after(times, left), left, left_after(times, finest)
 
 
 def left_after(times: float, left: float) -> float:

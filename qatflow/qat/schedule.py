@@ -38,10 +38,6 @@ class Settings:
             return rise * self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / self.epochs)))
         return rise * self.lr
 
-    def full_epochs(self) -> float:
-        """Return how many epochs at the highest rate all epochs are worth, by the sum of their rates."""
-        return sum(self.rate(epoch + 0.5) for epoch in range(self.epochs)) / self.lr
-
     def begins_like(self, other: Settings) -> bool:
         """Tell whether training by these is training by `other`, up to the end of these."""
         if self.epochs > other.epochs or self.schedule != other.schedule or self.warmup != other.warmup:

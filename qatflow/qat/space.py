@@ -6,8 +6,7 @@ rates a factor of ten apart find the order of magnitude first, and the recommend
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 
@@ -33,12 +32,12 @@ def probed_rates(recipe: Recipe) -> tuple[float, ...]:
 
 
 def forecast_rates(recipe: Recipe) -> tuple[float, ...]:
-    """Return the rates at which a few steps tell what a trial may come to: the highest ones, a factor of ten apart.
+    """Return the rates at which a few steps tell what a trial may come to: the highest that is searched, and lower.
 
-    A low rate moves nothing in a few steps, whatever it comes to in a trial.
+    They are a factor of ten apart. A low rate moves nothing in a few steps; one that is right for a trial may need more
+    than a few to get beyond a start that was solved for, so that lower ones count although the search has them not.
     """
-    low, high = rate_span(recipe)
-    return tuple(dict.fromkeys(max(low, high / 10**place) for place in range(FORECAST_RATES)))
+    return tuple(rate_span(recipe)[1] / 10**place for place in range(FORECAST_RATES))
 
 
 def rate_span(recipe: Recipe) -> tuple[float, float]:
@@ -84,19 +83,18 @@ def suggest(trial: optuna.Trial, recipe: Recipe) -> Settings:
 
 def probe(trial: optuna.Trial, recipe: Recipe) -> Settings:
     """Return a probe's hyper-parameters: the recommendation for two epochs, all of them at the rate proposed."""
-    return probing(recipe, _rate(trial, recipe), min(PROBE_EPOCHS, recipe.search.epochs[1]))
+    return _short(recipe, _rate(trial, recipe), min(PROBE_EPOCHS, recipe.search.epochs[1]), "constant")
 
 
-def probing(recipe: Recipe, rate: float, epochs: int) -> Settings:
-    """Return the recommendation, but for so few epochs, all of them at this rate."""
-    return replace(recommendation(recipe, rate), epochs=epochs, schedule="constant", warmup=0.0)
+def miniature(recipe: Recipe, rate: float) -> Settings:
+    """Return the recommendation for one epoch, in which the rate falls to nothing."""
+    return _short(recipe, rate, 1, "cosine")
 
 
-def recommendation(recipe: Recipe, rate: float) -> Settings:
-    """Return the recommendation as hyper-parameters, but at this rate."""
+def _short(recipe: Recipe, rate: float, epochs: int, schedule: Literal["cosine", "constant"]) -> Settings:
     chosen = {"range_learning": recipe.qat.range_learning, "distillation": recipe.qat.distillation}
-    others = {"schedule": recipe.qat.schedule, "warmup": recipe.qat.warmup}
-    return Settings(**{**chosen, **recommended(recipe), **others, "lr": rate})
+    others: dict[str, Any] = {**chosen, **recommended(recipe)}
+    return Settings(**{**others, "lr": rate, "epochs": epochs}, schedule=schedule)
 
 
 def _rate(trial: optuna.Trial, recipe: Recipe) -> float:

@@ -14,8 +14,7 @@ import qatflow
 from qatflow import Recipe, RunResult
 from qatflow.errors import DataError, QatflowError
 from qatflow.qat import forecast as forecasts
-from qatflow.qat.forecast import Length, Probed, expected, left_after, steps_of_each
-from qatflow.qat.schedule import Settings
+from qatflow.qat.forecast import Probed, expected, left_after, steps_of_each
 from qatflow.qat.space import forecast_rates
 from qatflow.recipe.check import check
 from qatflow.report.console import PlainProgress
@@ -35,7 +34,7 @@ def recipe(lr: tuple[float, float] = MENDS, data: str = "data", **sections: Any)
         "precision": {"weights": 2, "activations": 3},
         "calibration": {"samples": 64},
         "ladder": {"judge": False},
-        "gate": {"max_drop": 0.03},
+        "gate": {"max_drop": 0.05},
         "qat": {"when": "worthwhile"},
         "search": {"max_trials": 1, "lr": lr, "epochs": (6, 6), "decay_period": (4, 4)},
         "export": {"verify": False, "onnx": False},
@@ -172,22 +171,14 @@ def test_the_recipe_check_knows_it() -> None:
     ]
 
 
-def test_rates_are_the_highest_that_are_searched() -> None:
-    assert forecast_rates(recipe((1e-3, 2e-3))) == (2e-3, 1e-3)
-    assert forecast_rates(recipe((1e-3, 1e-3))) == (1e-3,)
+def test_rates_go_down_from_the_highest_that_is_searched() -> None:
+    assert forecast_rates(recipe((1e-3, 2e-3))) == pytest.approx((2e-3, 2e-4, 2e-5))
     unknown = recipe(search={}, model={"factory": f"{HERE}:model"})
     assert forecast_rates(unknown) == pytest.approx((1e-3, 1e-4, 1e-5))
 
 
 def test_probes_together_are_a_tenth_of_a_trial_unless_that_is_very_short_or_long() -> None:
     assert [steps_of_each(steps, 3) for steps in (10, 300, 900, 10**6)] == [10, 16, 30, 48]
-
-
-def test_a_trial_is_worth_what_its_rates_add_up_to() -> None:
-    stepped = Settings(1e-3, 15, 5, range_learning=True)
-    assert stepped.full_epochs() == pytest.approx(5 * 1.11)
-    assert Settings(1e-3, 15, 5, range_learning=True, schedule="constant").full_epochs() == pytest.approx(15)
-    assert Length.of(stepped, 32) == Length(480, pytest.approx(32 * 5.55))
 
 
 def evaluation(value: float, sqnr_db: float = math.nan, higher: bool = True) -> Evaluation:
@@ -203,15 +194,15 @@ def test_a_drop_that_falls_as_the_model_says_is_told_exactly(higher: bool) -> No
 
     fp32, start = Measurement(0.9, None, higher), evaluation(value(0), higher=higher)
     probes = [Probed(1e-3, 20, evaluation(value(20), higher=higher)), Probed(1e-2, 20, start)]
-    found = expected(fp32, start, probes, Length(200, 80.0))
-    assert (found.low, found.value, found.high) == pytest.approx((value(20), value(80), value(200)))
-    furthest = expected(fp32, start, probes, Length(10**6, 10.0**6))
+    found = expected(fp32, start, probes, trial_steps=200)
+    assert (found.low, found.value, found.high) == pytest.approx((value(20), value(200), value(200)))
+    furthest = expected(fp32, start, probes, trial_steps=10**6)
     assert furthest.value == pytest.approx(value(20 * forecasts.FURTHEST))
 
 
 def test_noise_that_falls_while_the_metric_does_not_makes_the_best_better() -> None:
     fp32, start = Measurement(0.9, None, True), evaluation(0.1, 0.0)
-    found = expected(fp32, start, [Probed(1e-3, 20, evaluation(0.1, 10 * math.log10(2)))], Length(180, 60.0))
+    found = expected(fp32, start, [Probed(1e-3, 20, evaluation(0.1, 10 * math.log10(2)))], trial_steps=180)
     assert (found.value, found.low) == pytest.approx((0.1, 0.1))
     assert found.high == pytest.approx(0.9 - 0.8 / (1 + 180 / 20))
 
@@ -219,21 +210,21 @@ def test_noise_that_falls_while_the_metric_does_not_makes_the_best_better() -> N
 def test_probes_that_break_or_make_worse_leave_the_start() -> None:
     fp32, start = Measurement(0.9, None, True), evaluation(0.5, 10.0)
     for broken in (None, evaluation(math.nan, math.nan), evaluation(0.2, 3.0)):
-        found = expected(fp32, start, [Probed(1e-3, 20, broken)], Length(200, 80.0))
+        found = expected(fp32, start, [Probed(1e-3, 20, broken)], trial_steps=200)
         assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_a_start_that_is_not_finite_has_no_forecast() -> None:
     fp32, probes = Measurement(0.9, None, True), [Probed(1e-3, 20, evaluation(0.5))]
     with pytest.raises(DataError, match="not finite where training would start"):
-        expected(fp32, evaluation(math.nan), probes, Length(200, 80.0))
+        expected(fp32, evaluation(math.nan), probes, trial_steps=200)
 
 
 def test_better_than_fp32_is_taken_as_it_is() -> None:
     fp32, start = Measurement(0.9, None, True), evaluation(0.5)
-    beyond = expected(fp32, start, [Probed(1e-3, 20, evaluation(0.95))], Length(200, 80.0))
+    beyond = expected(fp32, start, [Probed(1e-3, 20, evaluation(0.95))], trial_steps=200)
     assert (beyond.value, beyond.low, beyond.high) == pytest.approx((0.95, 0.95, 0.95))
-    nothing_lost = expected(fp32, evaluation(0.92), [Probed(1e-3, 20, evaluation(0.91))], Length(200, 80.0))
+    nothing_lost = expected(fp32, evaluation(0.92), [Probed(1e-3, 20, evaluation(0.91))], trial_steps=200)
     assert (nothing_lost.value, nothing_lost.low, nothing_lost.high) == pytest.approx((0.92, 0.92, 0.92))
 
 
