@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -76,14 +77,19 @@ def recovery(arguments: argparse.Namespace) -> None:
 def forecast(arguments: argparse.Namespace) -> None:
     """Forecast what training recovers at low bits, train, and show both."""
     models, bits = _chosen(arguments.models, mnist_networks.NETWORKS), _chosen(arguments.bits, qat_recovery.BITS)
-    asked = qat_forecast.starts(models, bits, _chosen(arguments.starts, qat_recovery.STARTS))
-    rows = _read(arguments.out, "forecast")
+    starts = _chosen(arguments.starts, qat_recovery.STARTS)
+    asked = list(product(models, bits, starts, [arguments.epochs or 15]))
+    found = {
+        tuple(row[name] for name in ("model", "bits", "start", "epochs")): row
+        for row in _read(arguments.out, "forecast")
+    }
     for start in asked:
-        if start not in [(row["model"], row["bits"], row["start"]) for row in rows]:
-            rows.append(qat_forecast.row_of(*start, arguments.epochs or 15))
-            _write(arguments.out, "forecast", rows)
-            print(rows[-1], flush=True)
-    print(markdown(qat_forecast.shown(rows, [float(drop) for drop in arguments.drops.split(",")])))
+        if start not in found:
+            found[start] = qat_forecast.row_of(*start)
+            _write(arguments.out, "forecast", [*found.values()])
+            print(found[start], flush=True)
+    drops = [float(drop) for drop in arguments.drops.split(",")]
+    print(markdown(qat_forecast.shown([found[start] for start in asked], drops)))
 
 
 def search(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 from torch.utils.data import TensorDataset
@@ -111,11 +110,6 @@ def row_of(model: str, bits: str, start: str, epochs: int) -> Row:
         "forecast_seconds": round(told.seconds, 1),
         "training_seconds": round(seconds, 1),
     }
-
-
-def starts(models: Sequence[str], bits: Sequence[str], kinds: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return every combination."""
-    return list(product(models, bits, kinds))
 
 
 def shown(rows: Sequence[Row], drops: Sequence[float]) -> list[Row]:

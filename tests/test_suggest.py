@@ -84,6 +84,11 @@ def test_without_a_part_to_train_on_training_is_not_suggested() -> None:
     assert "qat.when=missed" not in settings(suggested(trains=False))
 
 
+@pytest.mark.parametrize("when", ["never", "worthwhile", "missed"])
+def test_training_that_the_recipe_left_out_is_suggested(when: str) -> None:
+    assert ("qat.when=missed" in settings(suggested(f"qat.when={when}"))) == (when != "missed")
+
+
 def test_a_drop_within_noise_has_remedies_and_none_has_not() -> None:
     assert settings(suggested(verdict=Verdict.WITHIN_NOISE, drop=0.005))
     assert settings(suggested("target=qnn", verdict=Verdict.WITHIN_NOISE, drop=0.0)) == ["precision.weights=4"]
