@@ -65,7 +65,7 @@ def told_of(start: Start, epochs: int) -> Told:
         return forecast.probe(_simulation(start), terms, validation.evaluate, settings, steps, forecast.MOST_SECONDS)
 
     probes = [probed(rate) for rate in RATES]
-    expected = forecast.expected(fp32, begun, probes, trial_steps)
+    expected = forecast.expected(Gate(), fp32, begun, probes, trial_steps)
     halves = [validation.evaluate(one.model) for one in forecast.halves(Begun(network, encodings))]
     weights, activations = (one.measurement.value for one in halves)
     seconds = time.perf_counter() - began

@@ -4,9 +4,10 @@ The candidate is measured with only its weights, and with only its activations q
 in miniature, whose rate falls to nothing within a few steps, together about a tenth of a trial, at rates that move
 something in a few steps. What a trial comes to is told by a model without parameters to fit: what is left of the drop
 falls like `1 / (1 + c t)` with the steps `t`, and the probe says what `c` is. The worst that is expected is what the
-probe came to; the best is the same curve for the noise of the outputs where that fell faster than the drop: it is fine
-where a metric is coarse, or as low as chance. No curve is drawn further than `FURTHEST` times the probe; a start that
-no probe moves stays where it is. The model knows no floor: what weights of so few bits cannot express is not foreseen.
+probe came to. The best is the same curve for the most that the probe may have gained by the interval of its gain, or
+for the noise of the outputs where that fell faster: it is fine where a metric is coarse, or as low as chance. No
+curve is drawn further than `FURTHEST` times the probe; a start that no probe moves stays where it is. The model knows
+no floor: what weights of so few bits cannot express is not foreseen.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from qatflow.qat.trial import Start, Worker
 from qatflow.quant import fused
 from qatflow.quant.saved import finite
 from qatflow.quant.simulation import Simulation
+from qatflow.recipe import Gate
 from qatflow.results.comparison import drop_of
 from qatflow.results.forecast import Forecast, Probe
-from qatflow.results.gate import Measurement, meets
+from qatflow.results.gate import Measurement, meets, paired_interval
 from qatflow.results.store import key_of, read_usable, write_json
 from qatflow.tasks.data import Batch
 from qatflow.tasks.evaluate import Evaluation
@@ -129,7 +131,7 @@ def _probed(bench: Bench, start: Candidate) -> Forecast:
         activations_only=activations,
         probes=tuple(one.record() for one in probes),
         trial_steps=trial_steps,
-        **asdict(expected(worker.fp32, worker.untrained, probes, trial_steps)),
+        **asdict(expected(recipe.gate, worker.fp32, worker.untrained, probes, trial_steps)),
         limit=None,
         worthwhile=False,
         seconds=time.perf_counter() - began,
@@ -178,7 +180,7 @@ def probe(
     return Probed(settings.lr, few.done, found[-1] if found else None)
 
 
-def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], trial_steps: int) -> Expected:
+def expected(gate: Gate, fp32: Measurement, start: Evaluation, probes: Sequence[Probed], trial_steps: int) -> Expected:
     """Return what a trial is expected to come to: of each figure the best that a probe gives.
 
     Raises:
@@ -189,17 +191,17 @@ def expected(fp32: Measurement, start: Evaluation, probes: Sequence[Probed], tri
     drop = drop_of(fp32, start.measurement)
     if drop <= 0:  # there is nothing to recover
         return Expected(*(start.measurement.value,) * 3)
-    shares = zip(*(_left(fp32, drop, start, one, trial_steps) for one in probes), strict=True)
+    shares = zip(*(_left(gate, fp32, drop, start, one, trial_steps) for one in probes), strict=True)
     return Expected(*(fp32.value - fp32.sign * drop * min(share) for share in shares))
 
 
 def _left(
-    fp32: Measurement, drop: float, start: Evaluation, probed: Probed, trial_steps: int
+    gate: Gate, fp32: Measurement, drop: float, start: Evaluation, probed: Probed, trial_steps: int
 ) -> tuple[float, float, float]:
     """Return which shares of a drop a probe says to be left: about, at worst and at best."""
     left = _drop_left(fp32, drop, probed)
-    finest, times = min(left, _noise_left(start, probed)), min(FURTHEST, trial_steps / probed.steps)
-    return left_after(times, left), left, left_after(times, finest)
+    least, times = max(0.0, left - _more_gained(gate, start, probed) / drop), min(FURTHEST, trial_steps / probed.steps)
+    return left_after(times, left), left, left_after(times, min(left, least, _noise_left(start, probed)))
 
 
 def left_after(times: float, left: float) -> float:
@@ -211,6 +213,15 @@ def _drop_left(fp32: Measurement, drop: float, probed: Probed) -> float:
     """Return which share of a drop a probe left, at most 1; 1 where it broke."""
     reached = math.nan if probed.evaluation is None else drop_of(fp32, probed.evaluation.measurement)
     return min(1.0, reached / drop) if math.isfinite(reached) else 1.0
+
+
+def _more_gained(gate: Gate, start: Evaluation, probed: Probed) -> float:
+    """Return how much more than it measured a probe may have gained, by the gate's interval; 0 where it has none."""
+    if probed.evaluation is None:
+        return 0.0
+    reached, began = probed.evaluation.measurement, start.measurement
+    low, _ = paired_interval(gate, began, reached)
+    return max(0.0, drop_of(began, reached) - low) if math.isfinite(low) else 0.0
 
 
 def _noise_left(start: Evaluation, probed: Probed) -> float:

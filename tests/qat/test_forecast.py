@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,11 +17,12 @@ from qatflow.errors import DataError, QatflowError
 from qatflow.qat import forecast as forecasts
 from qatflow.qat.forecast import Probed, expected, left_after, steps_of_each
 from qatflow.qat.space import forecast_rates
+from qatflow.recipe import Gate
 from qatflow.recipe.check import check
 from qatflow.report.console import PlainProgress
 from qatflow.report.html import render
 from qatflow.report.read import read_result
-from qatflow.results.gate import Measurement
+from qatflow.results.gate import Measurement, paired_interval
 from qatflow.tasks.evaluate import Evaluation
 
 HERE = "tests.qat.forecast_task"
@@ -82,7 +84,7 @@ def test_a_start_that_no_probe_moves_is_not_trained(left: RunResult) -> None:
     assert found is not None
     assert not found.worthwhile
     assert found.start == found.low == found.value
-    assert found.high == pytest.approx(found.start, abs=0.01)
+    assert found.start < found.high < found.limit, "chance hides what 256 samples cannot show"
     assert left.trials == ()
     assert left.status == "finished"
     assert any(one.command.endswith("qat.when=missed") for one in left.suggestions)
@@ -194,15 +196,29 @@ def test_a_drop_that_falls_as_the_model_says_is_told_exactly(higher: bool) -> No
 
     fp32, start = Measurement(0.9, None, higher), evaluation(value(0), higher=higher)
     probes = [Probed(1e-3, 20, evaluation(value(20), higher=higher)), Probed(1e-2, 20, start)]
-    found = expected(fp32, start, probes, trial_steps=200)
+    found = expected(Gate(), fp32, start, probes, trial_steps=200)
     assert (found.low, found.value, found.high) == pytest.approx((value(20), value(200), value(200)))
-    furthest = expected(fp32, start, probes, trial_steps=10**6)
+    furthest = expected(Gate(), fp32, start, probes, trial_steps=10**6)
     assert furthest.value == pytest.approx(value(20 * forecasts.FURTHEST))
+
+
+def test_what_chance_may_hide_of_a_gain_makes_the_best_better() -> None:
+    right = np.arange(200) < 180
+    fp32, start = (
+        Measurement(float(one.mean()), one.astype(float), True) for one in (right, right & (np.arange(200) > 3))
+    )
+    reached = right & (np.arange(200) % 200 > 2) & (np.arange(200) != 100)  # one gained, one lost
+    probed = Evaluation(Measurement(float(reached.mean()), reached.astype(float), True), (), 200)
+    found = expected(Gate(), fp32, Evaluation(start, (), 200), [Probed(1e-3, 20, probed)], trial_steps=200)
+    assert (found.low, found.value) == pytest.approx((start.value, start.value))
+    low, _ = paired_interval(Gate(), start, probed.measurement)
+    assert found.high == pytest.approx(fp32.value - 0.02 * left_after(10, max(0.0, 1 + low / 0.02)))
+    assert found.high > start.value
 
 
 def test_noise_that_falls_while_the_metric_does_not_makes_the_best_better() -> None:
     fp32, start = Measurement(0.9, None, True), evaluation(0.1, 0.0)
-    found = expected(fp32, start, [Probed(1e-3, 20, evaluation(0.1, 10 * math.log10(2)))], trial_steps=180)
+    found = expected(Gate(), fp32, start, [Probed(1e-3, 20, evaluation(0.1, 10 * math.log10(2)))], trial_steps=180)
     assert (found.value, found.low) == pytest.approx((0.1, 0.1))
     assert found.high == pytest.approx(0.9 - 0.8 / (1 + 180 / 20))
 
@@ -210,21 +226,21 @@ def test_noise_that_falls_while_the_metric_does_not_makes_the_best_better() -> N
 def test_probes_that_break_or_make_worse_leave_the_start() -> None:
     fp32, start = Measurement(0.9, None, True), evaluation(0.5, 10.0)
     for broken in (None, evaluation(math.nan, math.nan), evaluation(0.2, 3.0)):
-        found = expected(fp32, start, [Probed(1e-3, 20, broken)], trial_steps=200)
+        found = expected(Gate(), fp32, start, [Probed(1e-3, 20, broken)], trial_steps=200)
         assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_a_start_that_is_not_finite_has_no_forecast() -> None:
     fp32, probes = Measurement(0.9, None, True), [Probed(1e-3, 20, evaluation(0.5))]
     with pytest.raises(DataError, match="not finite where training would start"):
-        expected(fp32, evaluation(math.nan), probes, trial_steps=200)
+        expected(Gate(), fp32, evaluation(math.nan), probes, trial_steps=200)
 
 
 def test_better_than_fp32_is_taken_as_it_is() -> None:
     fp32, start = Measurement(0.9, None, True), evaluation(0.5)
-    beyond = expected(fp32, start, [Probed(1e-3, 20, evaluation(0.95))], trial_steps=200)
+    beyond = expected(Gate(), fp32, start, [Probed(1e-3, 20, evaluation(0.95))], trial_steps=200)
     assert (beyond.value, beyond.low, beyond.high) == pytest.approx((0.95, 0.95, 0.95))
-    nothing_lost = expected(fp32, evaluation(0.92), [Probed(1e-3, 20, evaluation(0.91))], trial_steps=200)
+    nothing_lost = expected(Gate(), fp32, evaluation(0.92), [Probed(1e-3, 20, evaluation(0.91))], trial_steps=200)
     assert (nothing_lost.value, nothing_lost.low, nothing_lost.high) == pytest.approx((0.92, 0.92, 0.92))
 
 
