@@ -26,8 +26,8 @@ Run one:
 
 A run leaves reports/<recipe>/<time>/ with report.html, results.csv, the candidates, and the winner in export/.
 
-Exit codes: 0 gate met, 2 gate missed (the best candidate is exported all the same), 1 an error that you can mend,
-3 a defect of qatflow, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+Exit codes: 0 gate met, 2 gate missed (the best candidate is exported all the same), 4 slower than gate.min_speedup
+asks, 6 both, 1 an error that you can mend, 3 a defect of qatflow, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 FLAGS = """\
 Flags:

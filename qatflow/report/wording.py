@@ -64,10 +64,13 @@ def headline(result: RunResult) -> Headline:
         said = (winner.sentence if winner is not None else "") or verdict.sentence
         sentence = f"{said} The gate is strict, so this does not pass."
         return Headline(verdict.value, "Gate missed, within noise", sentence)
-    if winner is not None and winner.passed and not result.passed:
+    sentence = (winner.sentence if winner is not None else "") or verdict.sentence
+    if winner is not None and winner.passed and not (result.passed or result.metric_passed):
         sentence = "The best candidate meets the gate in simulation; the file exported from it does not."
-        return Headline(verdict.value, TITLES[verdict], sentence)
-    return Headline(verdict.value, TITLES[verdict], (winner.sentence if winner is not None else "") or verdict.sentence)
+    if result.too_slow:
+        title = f"{TITLES[verdict]}, too slow" if result.metric_passed else f"{TITLES[verdict]}, and too slow"
+        return Headline(Verdict.MISSED.value, title, sentence)
+    return Headline(verdict.value, TITLES[verdict], sentence)
 
 
 def badge(candidate: CandidateRecord) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field
 from qatflow.results.design import DesignRecord as DesignRecord
 from qatflow.results.latency import LatencyRecord as LatencyRecord
 from qatflow.results.record import Record as Record
+from qatflow.results.speed import SpeedRecord as SpeedRecord
 from qatflow.results.verification import FloatLayer as FloatLayer
 from qatflow.results.verification import TensorDifference as TensorDifference
 from qatflow.results.verification import Verification as Verification
@@ -256,6 +257,9 @@ class RunResult(Record):
     verdict: Verdict | None
     """Of what is shipped; null until the run has finished."""
     passed: bool
+    """Whether what is shipped meets the gate: the metric, and the speed where one is asked for."""
+    metric_passed: bool | None = None
+    """The metric's part of that; null until the run has finished."""
     gate: GateRecord | None
     fp32: float | None
     """FP32's metric on the test part."""
@@ -271,6 +275,8 @@ class RunResult(Record):
     """The metric of the exported file in its runtime; null until that is measured."""
     verification: Verification | None = None
     """Null where no file was run."""
+    speed: SpeedRecord | None = None
+    """Null where `gate.min_speedup` asks for nothing, or the exported file was not timed yet."""
     candidates: tuple[CandidateRecord, ...] = ()
     activations_only: Judgement | None = None
     """Null where the gate was met before weights were rounded, or no step rounds any."""
@@ -304,6 +310,11 @@ class RunResult(Record):
         found = self.model_copy()
         found.__dict__["folder"] = folder  # beside the fields: neither stored nor compared
         return found
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether the exported file is slower than `gate.min_speedup` asks."""
+        return self.speed is not None and not self.speed.passed
 
     @property
     def frames(self) -> dict[str, DataFrame]:

@@ -30,6 +30,7 @@ from qatflow.quant.relief import Reliefs
 from qatflow.quant.sensitivity import Sensitivity
 from qatflow.quant.simulation import Inputs, Simulation
 from qatflow.recipe import LayerPrecision
+from qatflow.recipe.precision import written
 from qatflow.recipe.steps import MixedPrecision
 from qatflow.results.result import Note
 from qatflow.steps.context import StepContext, Trial
@@ -300,14 +301,3 @@ def _sentence(config: MixedPrecision, notes: Mapping[str, Note]) -> str:
 
 def _rank(point: _Point) -> tuple[float, float]:
     return point.trial.rank
-
-
-def written(overrides: Mapping[str, LayerPrecision]) -> str:
-    """Return overrides as a recipe has them: `{features.0: float, add_3: a16}`."""
-    return "{" + ", ".join(f"{name}: {_short(one)}" for name, one in overrides.items()) + "}"
-
-
-def _short(one: LayerPrecision) -> str:
-    if not one.quantized:
-        return "float"
-    return f"{f'w{one.weights}' if one.weights else ''}{f'a{one.activations}' if one.activations else ''}"
