@@ -108,6 +108,7 @@ def run(
             journal.stage("verify: run the exported file in its runtime")
             shipped = _tell_deployed(bench, journal, shipped, *verify(bench, best, files.to_verify))
         _judge_speed(journal, recipe)
+        journal.update(tensors=tensors(bench, best), float_tensors=float_tensors(best))
         journal.close_stage()
         write_json(folder / "environment.json", {**where, "hashes": bench.hashes, "packages": imported_packages()})
         _suggest(bench, journal, shipped, trust)
@@ -117,8 +118,6 @@ def run(
             passed=shipped.passed and not journal.result.too_slow,
             metric_passed=shipped.passed,
             remaining=(),
-            tensors=tensors(bench, best),
-            float_tensors=float_tensors(best),
         )
 
 

@@ -21,6 +21,7 @@ Run one:
   python -m qatflow recipe=NAME run.dir=FOLDER                         a folder of your choice; an old one is resumed
   python -m qatflow recipe=NAME --cfg job                              show the complete recipe
   python -m qatflow.inspect recipe=NAME                                show what would be quantized, and how
+  python -m qatflow.sensitivity recipe=NAME                            show which tensors cost most, and why
   python -m qatflow --config-dir my_project recipe=mine trust=[my_package]
                               your own my_project/recipes/mine.yaml, my_project/model/*.yaml, ...
 

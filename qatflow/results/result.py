@@ -205,6 +205,17 @@ class TensorRecord(Record):
     zero_point: int | None
     """Null where channels have different ones."""
     sqnr_db: float | None
+    """Of the tensor itself."""
+    output_sqnr_db: float | None = None
+    """Of the outputs if nothing else were quantized, estimated in one pass; null where that is no number."""
+    clipped: float | None = None
+    """Share of the values that lie outside the range by more than a step."""
+    levels: int | None = None
+    """How many levels of its grid the middle 99 % of the values take."""
+    why: str = ""
+    """The likely cause of its noise; empty where that is plain rounding."""
+    helps: str = ""
+    """What usually helps against that."""
 
 
 class FloatTensor(Record):

@@ -64,7 +64,7 @@ def mixed_precision(network: Network, config: MixedPrecision, context: StepConte
         return network, {"tensors": 0, "reason": "the gate is met without it"}
     found = search.run(start)
     context.table("mixed_precision", search.rows())
-    context.table("sensitivity", search.ranked(found))
+    context.table("mixed_precision_tensors", search.ranked(found))
     if not found.chosen:
         return network, {"tensors": 0, "reason": f"no choice within {config.budget} {UNITS[config.cost]} is better"}
     notes = search.notes(found)

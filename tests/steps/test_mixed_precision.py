@@ -210,7 +210,7 @@ def test_noise_that_fitting_took_away_does_not_count_when_tensors_are_measured_o
     nearest = Simulation(network(weights=3))
     nearest.calibrate_on_fp32(inputs())
     sensitivity = Sensitivity(nearest)
-    rows = {row["tensor"]: row for row in gate.tables["sensitivity"] if row["kind"] == "weight"}
+    rows = {row["tensor"]: row for row in gate.tables["mixed_precision_tensors"] if row["kind"] == "weight"}
     assert len(rows) == 4
     for point in (one for one in sensitivity.points if one.parameter):
         alone = sensitivity.alone(point.tensor, inputs()[:1]).lowest
