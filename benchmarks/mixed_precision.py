@@ -56,7 +56,7 @@ BATCH = 32
 DIGITS, CROPS, PHOTOGRAPHS = 256, 128, 256
 """Samples to calibrate and search with: digits, crops of photographs; crops of others that are judged on."""
 CROPS_BESIDE_AIMET = 32
-BESIDE = (0.9, 0.75, 0.6, 0.5)
+BESIDE = (0.75, 0.5, 0.25, 0.1)
 """Of the way from all weights at 4 bits to all at 8: AIMET's choices nearest to these are compared, and one below."""
 LOW, HIGH = aimet_mixed.LOW, aimet_mixed.HIGH
 EMBEDDED = 24

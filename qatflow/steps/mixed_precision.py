@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from scipy.stats import spearmanr
 
 from qatflow.graph.capture_errors import first_sentence
+from qatflow.graph.layers import tensor
 from qatflow.graph.sqnr import decibel
 from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.assignment import Item, assign
 from qatflow.quant.budget import UNITS, prices
+from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.network import Network
 from qatflow.quant.relief import Reliefs
@@ -99,8 +102,10 @@ class _Search:
         self.network = network if self.refit is None else network.unfitted()
         self.batches: list[Inputs] = list(context.inputs(config.samples))
         self.histograms: dict[str, Histogram] = {}
+        self.scales: dict[tuple[str, Grid], Encoding] = {}
         self.simulation = Simulation(self.network)
         self.simulation.calibrate_on_fp32(context.calibration_inputs(self.network))
+        self._keep_scales(self.simulation)
         self.work = multiply_accumulates(network.graph, self.batches[0])
         self.reliefs = Reliefs(self.simulation, self.work)
         self.prices = prices(config.cost, self.reliefs, self.work)
@@ -231,15 +236,34 @@ class _Search:
 
     def _simulated(self, network: Network) -> Simulation:
         simulation = Simulation(network)
+        grids = self._nearest(simulation).items()
+        simulation.settle_weights(known={one[0]: self.scales[one] for one in grids if one in self.scales})
+        self._keep_scales(simulation)
         if self.refit is not None:  # other weights, other ranges
-            simulation.calibrate(self.context.calibration_inputs(network))
+            simulation.settle_activations(simulation.observe(self.context.calibration_inputs(network)))
             return simulation
-        simulation.settle_weights()
         own = [one.tensor for one in simulation.placement.points if one.parameter is None and one.shares is None]
         if any(name not in self.histograms for name in own):
             self.histograms |= simulation.observe(self.context.calibration_inputs(network))
         simulation.settle_activations(self.histograms)
         return simulation
+
+    def _keep_scales(self, simulation: Simulation) -> None:
+        """Keep what was found for FP32's weights: finding it for a large one takes longer than all else."""
+        grids, found = self._nearest(simulation), simulation.encodings()
+        tensors = {point.parameter: point.tensor for point in simulation.placement.points}
+        self.scales |= {(name, grid): found[tensors[name]] for name, grid in grids.items()}
+
+    def _nearest(self, simulation: Simulation) -> dict[str, Grid]:
+        """Return the grids of the weights that have FP32's values and no encoding of their own."""
+        network = simulation.network
+        return {
+            point.parameter: point.grid
+            for point in simulation.placement.points
+            if point.parameter is not None
+            and point.parameter not in network.encodings
+            and torch.equal(tensor(network.graph, point.parameter), tensor(self.network.graph, point.parameter))
+        }
 
     def notes(self, found: _Point) -> dict[str, Note]:
         """Return what is told of a choice."""

@@ -14,6 +14,7 @@ from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.design import Design
 from qatflow.quant.placement import place
 from qatflow.quant.prepare import captured_network
+from qatflow.quant.quantizer import WeightFakeQuantize
 from qatflow.quant.sensitivity import Sensitivity
 from qatflow.quant.simulation import Inputs
 from qatflow.quant.targets import TARGETS
@@ -239,3 +240,23 @@ def test_words_and_recurrent_layers(target: str) -> None:
     for one in simulations:
         one.calibrate(words)
     assert simulations[1].closeness(words) > simulations[0].closeness(words)
+
+
+def test_scales_of_a_weight_are_found_once_for_every_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes longer than all else where one is large, and choices differ in few weights."""
+    calls: list[tuple[int, tuple[int, ...]]] = []
+    settle = WeightFakeQuantize.settle
+
+    def counted(self: WeightFakeQuantize, weight: Tensor, method: str) -> None:
+        calls.append((self.grid.bits, tuple(weight.shape)))
+        settle(self, weight, method)
+
+    start, gate = network(weights=4), Gate(200.0)
+    monkeypatch.setattr(WeightFakeQuantize, "settle", counted)
+    found, notes = mixed_precision(start, MixedPrecision(budget=0.6), gate.context())
+    monkeypatch.undo()
+    assert len(gate.tables["mixed_precision"]) > 2
+    assert len({shape for bits, shape in calls if bits == 4}) == 4
+    assert len(calls) == len(set(calls))
+    (told,) = [row for row in gate.tables["mixed_precision"] if row["overrides"] == notes["overrides"]]
+    assert told["sqnr_db"] == pytest.approx(closeness(found), abs=0.01)
