@@ -40,7 +40,7 @@ class Found:
 
 
 def searched(network: Network, batches: Sequence[Inputs], *, refit: bool = False, **config: Any) -> Found:
-    """Call the rung with all batches to calibrate and rank with; `refit` rounds weights by AdaRound for a choice."""
+    """Call the rung with batches to calibrate with; `refit` rounds weights by AdaRound for every choice."""
     measured: list[Mapping[str, LayerPrecision]] = []
 
     def keep(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -50,14 +50,14 @@ def searched(network: Network, batches: Sequence[Inputs], *, refit: bool = False
 
     context = StepContext(_given(batches), table=keep, refit=partial(rounded, batches) if refit else None)
     start = time.perf_counter()
-    found, notes = STEPS["mixed_precision"](network, MixedPrecision(samples=_count(batches), **config), context)
+    found, notes = STEPS["mixed_precision"](network, MixedPrecision(**config), context)
     return Found(found, notes, measured, time.perf_counter() - start)
 
 
 def weights_only(low: Network, batches: Sequence[Inputs], budget: float | None) -> Found:
-    """Call the rung for the best of no more bit-operations, without its means to run layers in float."""
+    """Call the rung for the best of no more bit-operations, ranked with all samples, and kept from running in float."""
     with patch.object(Reliefs, "floats", False):
-        return searched(low, batches, cost="bit_operations", budget=budget)
+        return searched(low, batches, cost="bit_operations", budget=budget, samples=_count(batches))
 
 
 def rounded(batches: Sequence[Inputs], network: Network) -> Network:
