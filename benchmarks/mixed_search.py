@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import yaml
 from torch import nn
 
 from benchmarks.peers.case import inference
 from qatflow import STEPS, TARGETS, Design, Network, Simulation, captured_network
-from qatflow.quant.relief import Reliefs
 from qatflow.quant.simulation import Inputs
 from qatflow.recipe import Calibration, LayerPrecision, Precision
 from qatflow.recipe.precision import as_precision
@@ -56,8 +54,7 @@ def searched(network: Network, batches: Sequence[Inputs], *, refit: bool = False
 
 def weights_only(low: Network, batches: Sequence[Inputs], budget: float | None) -> Found:
     """Call the rung for the best of no more bit-operations, ranked with all samples, and kept from running in float."""
-    with patch.object(Reliefs, "floats", False):
-        return searched(low, batches, cost="bit_operations", budget=budget, samples=_count(batches))
+    return searched(low, batches, cost="bit_operations", budget=budget, samples=_count(batches), floats=False)
 
 
 def rounded(batches: Sequence[Inputs], network: Network) -> Network:

@@ -42,10 +42,12 @@ from qatflow.users_code import blame_machine
 
 SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Of the budget, tried from the first on."""
-FEW_SHARES = (0.25, 1.0)
-"""Likewise where weights are fitted for each."""
+FEW_SHARES = (1.0,)
+"""Likewise where weights are fitted for each, which takes as long as the step that fits them."""
 OF_ALL = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Likewise where the budget has no end: shares of what all that can be relieved costs."""
+FEW_OF_ALL = (0.1, 0.4, 1.0)
+"""Both."""
 HALVINGS = 2
 """Cheaper choices that are tried between one that meets the gate and the one below it."""
 EXACT = 24
@@ -107,7 +109,7 @@ class _Search:
         self.simulation.calibrate_on_fp32(context.calibration_inputs(self.network))
         self._keep_scales(self.simulation)
         self.work = multiply_accumulates(network.graph, self.batches[0])
-        self.reliefs = Reliefs(self.simulation, self.work)
+        self.reliefs = Reliefs(self.simulation, self.work, floats=config.floats)
         self.prices = prices(config.cost, self.reliefs, self.work)
         self.points: dict[tuple[str, ...], _Point] = {}
         self.correlation = math.nan
@@ -161,7 +163,8 @@ class _Search:
     def run(self, start: _Point) -> _Point:
         """Return the cheapest choice that meets the gate, or else the best there is."""
         below = start
-        shares = OF_ALL if self.config.budget is None else SHARES if self.refit is None else FEW_SHARES
+        endless, fitted = self.config.budget is None, self.refit is not None
+        shares = (FEW_OF_ALL if fitted else OF_ALL) if endless else FEW_SHARES if fitted else SHARES
         for share in shares:
             point = self.measured(self._chosen(share * self.most))
             if point.passed:

@@ -260,3 +260,14 @@ def test_scales_of_a_weight_are_found_once_for_every_grid(monkeypatch: pytest.Mo
     assert len(calls) == len(set(calls))
     (told,) = [row for row in gate.tables["mixed_precision"] if row["overrides"] == notes["overrides"]]
     assert told["sqnr_db"] == pytest.approx(closeness(found), abs=0.01)
+
+
+def test_no_layer_runs_in_float_where_that_is_not_allowed() -> None:
+    """On a processor a weight of four bits can have eight, and an activation nothing but float."""
+    for floats in (True, False):
+        gate = Gate(200.0)
+        _, notes = mixed_precision(
+            network(weights=4), MixedPrecision(cost="bit_operations", budget=None, floats=floats), gate.context()
+        )
+        assert ("float" in str(notes["overrides"])) is floats
+        assert "w8" in str(notes["overrides"]) or floats
