@@ -206,7 +206,11 @@ def _suggest(bench: Bench, journal: Journal, shipped: CandidateRecord, trust: tu
     if any(f"{LIVE}:" in (one.factory or "") for one in (recipe.model, recipe.data)):
         return
     again, trains = commands.again(bench.run_folder, trust, recipe.search.storage), bench.task.splits.train is not None
-    found = suggestions(recipe, shipped, target, again, passed=shipped.passed, trains=trains, trust=trust)
+    checked = journal.result.verification
+    slower = checked is not None and checked.slower
+    found = suggestions(
+        recipe, shipped, target, again, passed=shipped.passed, trains=trains, slower=slower, trust=trust
+    )
     journal.update(suggestions=found)
 
 

@@ -244,7 +244,7 @@ def tell_result(console: Console, result: RunResult, folder: Path) -> None:
         say(console, f"deployed {_deployed_line(result)}")
     _tell_files(console, folder, "report.html", "export")
     for place, one in enumerate(result.suggestions):
-        say(console, f"{'' if place else 'try next':<8} {one.why} (untried):")
+        say(console, f"{'' if place else 'try next':<8} {one.why} ({one.standing}):")
         say(console, f"         {one.command}")
 
 

@@ -254,7 +254,14 @@ class Suggestion(Record):
     command: str
     """To paste."""
     why: str
-    """What it does, in words; nobody has tried it on this model."""
+    """What it does, in words."""
+    measured: str = ""
+    """What it comes to, where the run has measured that; empty where nobody has tried it on this model."""
+
+    @property
+    def standing(self) -> str:
+        """`measured: ...` or `untried`."""
+        return f"measured: {self.measured}" if self.measured else "untried"
 
 
 class RunResult(Record):
