@@ -25,11 +25,12 @@ FILE = "sensitivity.json"
 def tensors(bench: Bench, candidate: Candidate) -> tuple[TensorRecord, ...]:
     """Return one record per quantizer, in the order of the graph.
 
-    `sqnr_db` is that of the tensor itself, float against rounded: the quantizer's own error, without what came before.
+    `sqnr_db` is that of the tensor itself, float against rounded: its own error, without what came before; that of
+    a weight against FP32's, where a step has fitted it.
     """
     simulation = bench.simulate(candidate.network, candidate.encodings)
     noise = _noise(bench, candidate, simulation)
-    found = diagnose(simulation, list(bench.task.calibration_inputs(SAMPLES)))
+    found = diagnose(simulation, list(bench.task.calibration_inputs(SAMPLES)), candidate.work.steps)
     return tuple(_record(one, candidate.encodings[name], noise.get(name)) for name, one in found.items())
 
 

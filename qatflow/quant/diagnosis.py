@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -33,14 +33,16 @@ class Diagnosis:
     helps: str
 
 
-def diagnose(simulation: Simulation, batches: Sequence[Inputs]) -> dict[str, Diagnosis]:
+def diagnose(simulation: Simulation, batches: Sequence[Inputs], done: Collection[str] = ()) -> dict[str, Diagnosis]:
     """Return what is found of every quantizer, by its tensor's name in the placement, in the order of the graph.
 
-    A tensor's values are those of the float network of the simulation: its own error, without what came before.
+    An activation's values are those of the float network of the simulation: its own error, without what came before. A
+    weight's are FP32's, and its error that of what a step has fitted to the grid, where one has.
 
     Args:
         simulation: calibrated or trained.
         batches: positional and keyword inputs.
+        done: steps that were taken, and are no advice any more.
     """
     graph, encodings = simulation.network.graph, simulation.encodings()
     points = {point.tensor: point for point in simulation.placement.points}
@@ -51,7 +53,7 @@ def diagnose(simulation: Simulation, batches: Sequence[Inputs]) -> dict[str, Dia
     }
     for name, point in points.items():
         if point.parameter is not None:
-            observers[name].see(tensor(graph, point.parameter))
+            observers[name].see(simulation.network.fp32(point.parameter), tensor(graph, point.parameter))
 
     def see(node: fx.Node, value: Tensor) -> None:
         observers[node.name].see(value)
@@ -59,7 +61,7 @@ def diagnose(simulation: Simulation, batches: Sequence[Inputs]) -> dict[str, Dia
     observe_real(graph, [nodes[name] for name, point in points.items() if not point.parameter], batches, see)
     reliefs = Reliefs(simulation, multiply_accumulates(graph, batches[0])).by_tensor
     return {
-        name: Diagnosis(point, observers[name].use, _helps(point, observers[name].use, reliefs.get(name)))
+        name: Diagnosis(point, observers[name].use, _helps(point, observers[name].use, reliefs.get(name), done))
         for name, point in points.items()
     }
 
@@ -86,11 +88,11 @@ def _channels(node: fx.Node) -> int:
     return 1 if images else -1
 
 
-def _helps(point: Point, use: GridUse, relief: Relief | None) -> str:
+def _helps(point: Point, use: GridUse, relief: Relief | None, done: Collection[str]) -> str:
     name, weight = point.parameter or point.tensor, point.parameter is not None
     better = ""
     if relief is not None:
         bits = "float" if relief.bits is None else f"{'w' if weight else 'a'}{relief.bits}"
         layer = name.rpartition(".")[0] if weight and relief.bits is None else name
         better = f"precision.overrides={{{layer}: {bits}}}"
-    return what_helps(use, weight=weight, per_tensor=point.axis is None, better=better)
+    return what_helps(use, weight=weight, per_tensor=point.axis is None, better=better, done=done)

@@ -6,6 +6,7 @@ What is found names the likely cause of a tensor's noise, and what usually helps
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ class GridUse:
         return f"few levels: {self.levels} in all" if self.levels <= 2**FEW_BITS else ""
 
 
-def what_helps(use: GridUse, *, weight: bool, per_tensor: bool, better: str) -> str:
+def what_helps(use: GridUse, *, weight: bool, per_tensor: bool, better: str, done: Collection[str] = ()) -> str:
     """Return what usually helps against a tensor's noise; empty where nothing stands out.
 
     Args:
@@ -70,6 +71,7 @@ def what_helps(use: GridUse, *, weight: bool, per_tensor: bool, better: str) -> 
         weight: whether it is a weight.
         per_tensor: whether it has one scale.
         better: the override that gives it the next better precision that the target runs; empty for none.
+        done: steps that were taken, and need not be named.
     """
     cause = use.why.partition(":")[0]
     found = {
@@ -83,7 +85,7 @@ def what_helps(use: GridUse, *, weight: bool, per_tensor: bool, better: str) -> 
         "outliers": ["search_scales" if weight else "", better],
         "few levels": ["adaround" if weight else "", better],
     }.get(cause, [])
-    return ", ".join(filter(None, found))
+    return ", ".join(one for one in found if one and one not in done)
 
 
 class GridUseObserver:
@@ -103,13 +105,17 @@ class GridUseObserver:
         self.imbalance = 1.0
 
     @torch.no_grad()
-    def see(self, value: Tensor) -> None:
-        """Count a tensor's values."""
+    def see(self, value: Tensor, fitted: Tensor | None = None) -> None:
+        """Count a tensor's values; `fitted` are quantized in their place, where a step has fitted them."""
         value, grid = value.detach(), self.encoding.grid
-        codes = self.encoding.quantize(value)
+        codes = self.encoding.quantize(value if fitted is None else fitted.detach())
         error = self.encoding.dequantize(codes) - value
         power = error.double().square()
-        outside = error.abs() > along(self.encoding.scale, value, self.encoding.axis)
+        low, high, step = (
+            along(one, value, self.encoding.axis)
+            for one in (self.encoding.low, self.encoding.high, self.encoding.scale)
+        )
+        outside = (value < low - step) | (value > high + step)
         self.signal += float(value.double().square().sum())
         self.noise += float(power.sum())
         self.clipping += float(power[outside].sum())
