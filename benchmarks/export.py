@@ -1,10 +1,11 @@
-"""`python -m benchmarks.export [--only NAME ...] [--out FOLDER]`: are exported files what was promised, and how fast?
+"""`python -m benchmarks.export [--only NAME ...] [--min-speedup 1.0] [--out FOLDER]`: are files as promised, how fast?
 
 One row a model at W8A8 per channel for ONNX Runtime: the file is written, loaded, run on inputs that calibration has
 not seen, and compared with the simulation: the best class or the outputs as a whole, and every tensor inside the model
 given the runtime's own integers before it. Random weights amplify a single step of difference through their depth, as
 they amplify the rounding itself; the comparison tensor by tensor does not. Then: layers that run as integer kernels,
-sizes, and the latency of one sample beside the same model in FP32, in turn.
+sizes, and the latency of one sample beside the same model in FP32, in turn. With `--min-speedup`, a file that is slower
+gets the parts in float that are faster so, as `gate.min_speedup` does it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ from benchmarks.coverage import fold, markdown
 from benchmarks.zoo import ZOO, Entry
 from qatflow.errors import QatflowError
 from qatflow.export.compare import compare
+from qatflow.export.float_parts import Files, float_parts
 from qatflow.export.latency import interleaved
 from qatflow.export.onnx_export import export_onnx
 from qatflow.export.onnx_file import OnnxOptions, write_onnx
+from qatflow.export.runtimes import RUNTIMES
 from qatflow.export.runtimes.onnxruntime import OnnxModel, inside
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
 from qatflow.quant.prepare import captured_network
+from qatflow.quant.regions import in_float
 from qatflow.quant.simulation import Simulation
+from qatflow.recipe import Export
 
 CALIBRATION_BATCHES, BATCH = 2, 4
 SAMPLES = 32
@@ -63,13 +68,18 @@ class Row:
     speed_up: float | None = None
     int8_ms: float | None = None
     fp32_ms: float | None = None
+    before: float | None = None
+    """As fast as FP32 before parts went to float, where any did."""
+    in_float: str = ""
+    """Patterns of these parts."""
+    search_s: float | None = None
     megabytes: str = ""
     seconds: float = 0.0
     why: str = ""
 
 
-def judge(name: str, entry: Entry, folder: Path) -> Row:
-    """Export, run and time one model."""
+def judge(name: str, entry: Entry, folder: Path, min_speedup: float = 0.0) -> Row:
+    """Export, run and time one model; with parts in float where it is slower than asked for."""
     row, start = Row(name), time.perf_counter()
     try:
         torch.manual_seed(0)
@@ -77,6 +87,8 @@ def judge(name: str, entry: Entry, folder: Path) -> Row:
         simulation = Simulation(fold(base))
         simulation.calibrate(entry.inputs(BATCH, one) for one in range(CALIBRATION_BATCHES))
         _check(row, base, simulation, entry, folder)
+        if (row.speed_up or 0.0) < min_speedup:
+            _speed_up(row, base, simulation, entry, folder)
     except (QatflowError, RuntimeError, ValueError, KeyError, TypeError) as error:
         row.why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     row.seconds = round(time.perf_counter() - start, 1)
@@ -110,6 +122,21 @@ def _check(row: Row, base: Network, simulation: Simulation, entry: Entry, folder
     row.megabytes = " / ".join(f"{path.stat().st_size / 1e6:.1f}" for path in (exported.path, folder / "fp32.onnx"))
 
 
+def _speed_up(row: Row, base: Network, simulation: Simulation, entry: Entry, folder: Path) -> None:
+    """Find the parts that are faster in float, and judge the file with these once more."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as aside:
+        example, runtime = entry.inputs(2, 0), RUNTIMES["onnxruntime"]
+        parts = float_parts(Files(simulation, example, Export(), "onnx", runtime, Path(aside)), lambda every, _: every)
+    row.search_s = round(time.perf_counter() - started, 1)
+    network = in_float(simulation.network, parts)
+    if parts and network is not None:
+        faster = Simulation(network)
+        faster.calibrate(entry.inputs(BATCH, one) for one in range(CALIBRATION_BATCHES))
+        row.before, row.in_float = row.speed_up, " ".join(parts)
+        _check(row, base, faster, entry, folder)
+
+
 def _look_inside(row: Row, exported: Any, entry: Entry) -> None:
     names = [f"{point.tensor}_quantized" for point in exported.placement.points if not point.parameter]
     inside = OnnxModel(exported.path, exported.signature, also=names)
@@ -139,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description="Are exported files as promised?")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {', '.join(ZOO)}")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
+    parser.add_argument("--min-speedup", type=float, default=0.0)
     arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.only or []) - ZOO.keys())
     if unknown:
@@ -147,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for name in arguments.only or ZOO:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(judge(name, ZOO[name], Path(folder)))
+            rows.append(judge(name, ZOO[name], Path(folder), arguments.min_speedup))
         frame = pd.DataFrame([asdict(row) for row in rows])
         frame.to_csv(arguments.out / "export.csv", index=False)
         (arguments.out / "export.md").write_text(markdown(frame))

@@ -35,7 +35,7 @@ from qatflow.users_code import said
 
 logger = logging.getLogger(__name__)
 
-STEPS = ("fold_batch_norms", "equalize", "adaround")
+STEPS = ("fold_batch_norms", "equalize", "adaround", "mixed_precision")
 
 
 def run(

@@ -15,6 +15,7 @@ import yaml
 
 from qatflow.errors import QatflowError, RunFolderError, UserCodeError
 from qatflow.export.runtimes import missing
+from qatflow.export.speed import sped_up, timed_runtime
 from qatflow.export.verify import verify
 from qatflow.export.write import export
 from qatflow.ladder.batch_memory import check_memory
@@ -33,7 +34,7 @@ from qatflow.recipe.trust import LIVE
 from qatflow.results import commands
 from qatflow.results.journal import Journal
 from qatflow.results.progress import Progress, Silent
-from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, GateRecord, RunResult, Verification
+from qatflow.results.result import SCHEMA_VERSION, CandidateRecord, GateRecord, RunResult, SpeedRecord, Verification
 from qatflow.results.store import read_json, write_json, write_text
 from qatflow.tasks.doubts import doubts
 from qatflow.tasks.live import Parts
@@ -85,7 +86,7 @@ def run(
         check_memory(task, base)
         bench = Bench(recipe, task, base, folder, journal)
         bench.announce()
-        _tell_missing_runtime(bench, journal)
+        _check_runtime(bench, journal)
         if recipe.qat.when != "never":
             _check_training(bench, journal)
         journal.stage("fp32: measure the model as it is")
@@ -99,23 +100,25 @@ def run(
         if _to_be_trained(bench, journal, best):
             trained = _trained(bench, journal, best)
             best = _choose(bench, journal, [*candidates, *trained])
+        best = _chosen(bench, journal, sped_up(bench, best))
         shipped = bench.judge(best)
         journal.stage("export: the best candidate as files")
         files = export(bench, best, folder)
         journal.update(artefacts=files.artefacts, export_notes=files.notes)
         if files.to_verify is not None and recipe.export.verify:
             journal.stage("verify: run the exported file in its runtime")
-            shipped = _tell_deployed(journal, shipped, folder, *verify(bench, best, files.to_verify))
+            shipped = _tell_deployed(bench, journal, shipped, *verify(bench, best, files.to_verify))
+        _judge_speed(journal, recipe)
+        journal.update(tensors=tensors(bench, best), float_tensors=float_tensors(best))
         journal.close_stage()
         write_json(folder / "environment.json", {**where, "hashes": bench.hashes, "packages": imported_packages()})
         _suggest(bench, journal, shipped, trust)
         return journal.update(
             status="finished",
             verdict=shipped.verdict,
-            passed=shipped.passed,
+            passed=shipped.passed and not journal.result.too_slow,
+            metric_passed=shipped.passed,
             remaining=(),
-            tensors=tensors(bench, best),
-            float_tensors=float_tensors(best),
         )
 
 
@@ -142,8 +145,14 @@ def _tell_unidentified(journal: Journal, parts: Parts | None) -> None:
         journal.note(f"{what} holds what has no text of its own: a later session measures anew instead of resuming")
 
 
-def _tell_missing_runtime(bench: Bench, journal: Journal) -> None:
-    """Say at once where the exported file will not be run in the target's own runtime, though it could be."""
+def _check_runtime(bench: Bench, journal: Journal) -> None:
+    """Say at once where the exported file will not be run in the target's own runtime, though it could be.
+
+    Raises:
+        RecipeError: the recipe asks for a speed that nothing here can measure.
+    """
+    if bench.recipe.gate.min_speedup is not None:
+        timed_runtime(bench)
     lacking = missing(bench.base.design.target.road) if bench.recipe.export.verify else ""
     if lacking:
         journal.note(f"{lacking}; until then a stand-in runs the exported file node by node, and nothing is timed")
@@ -167,7 +176,10 @@ def _check_training(bench: Bench, journal: Journal) -> None:
 
 def _choose(bench: Bench, journal: Journal, candidates: list[Candidate]) -> Candidate:
     """Return the candidate to ship, and record what the gate says of it."""
-    best = bench.choose(candidates)
+    return _chosen(bench, journal, bench.choose(candidates))
+
+
+def _chosen(bench: Bench, journal: Journal, best: Candidate) -> Candidate:
     judged = bench.judge(best)
     journal.update(best=judged.id, looks=bench.looks)
     return best
@@ -214,27 +226,45 @@ def _suggest(bench: Bench, journal: Journal, shipped: CandidateRecord, trust: tu
     if any(f"{LIVE}:" in (one.factory or "") for one in (recipe.model, recipe.data)):
         return
     again = commands.again(bench.run_folder, trust, recipe.search.storage)
-    told = journal.result.forecast
+    told, checked = journal.result.forecast, journal.result.verification
     untrained = recipe.qat.when == "never" or (told is not None and not told.worthwhile)
-    trains = bench.task.splits.train is not None and untrained
-    found = suggestions(recipe, shipped, target, again, passed=shipped.passed, trains=trains, trust=trust)
+    found = suggestions(
+        recipe,
+        shipped,
+        target,
+        again,
+        passed=shipped.passed,
+        trains=bench.task.splits.train is not None and untrained,
+        slower=checked is not None and checked.slower,
+        trust=trust,
+    )
     journal.update(suggestions=found)
 
 
 def _tell_deployed(
-    journal: Journal, judged: CandidateRecord, folder: Path, deployed: CandidateRecord, found: Verification
+    bench: Bench, journal: Journal, judged: CandidateRecord, deployed: CandidateRecord, found: Verification
 ) -> CandidateRecord:
     """Record what the exported file does, and return what the run is judged by.
 
     A file that misses the gate is no success, whatever the simulation promised.
     """
-    write_json(folder / "export" / "verification.json", {**found.model_dump(mode="json"), "verdict": found.verdict})
+    write_json(
+        bench.run_folder / "export" / "verification.json", {**found.model_dump(mode="json"), "verdict": found.verdict}
+    )
     artefacts = {**journal.result.artefacts, "verification": "export/verification.json"}
     journal.candidate(deployed)
     journal.update(deployed=deployed.value, verification=found, artefacts=artefacts)
     if found.verdict != "verified":
         journal.note(found.sentence)
     return deployed if judged.passed and _misses(deployed, found, journal.result.gate) else judged
+
+
+def _judge_speed(journal: Journal, recipe: Recipe) -> None:
+    """Hold the exported file's latency against the recipe's second gate, where it has one."""
+    wanted, checked = recipe.gate.min_speedup, journal.result.verification
+    if wanted is not None:
+        latency = checked.latency if checked is not None else None
+        journal.update(speed=SpeedRecord.of(latency, wanted, strict=recipe.gate.strict))
 
 
 def _misses(deployed: CandidateRecord, found: Verification, gate: GateRecord | None) -> bool:

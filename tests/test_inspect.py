@@ -108,3 +108,13 @@ def test_bits_without_integer_kernels_are_told_before_a_run(
     notes = [line for line in shown(capsys, "recipe=tiny", *overrides) if line.startswith("note: ")]
     assert len(notes) == (said is not None)
     assert said is None or said in notes[0]
+
+
+def test_the_run_of_another_model_is_told_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights would fit nothing."""
+    line = ["recipe=tiny", f"run.dir={tmp_path}", "steps=[]", "qat=never", "report=tables", "export.verify=false"]
+    assert cli.main(line) == 0
+    assert main(["recipe=quickstart_qat", f"run.dir={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert f"the run in {tmp_path} is of another model" in said
+    assert f"recipe={tmp_path / 'recipe.yaml'}" in said

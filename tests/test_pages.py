@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from qatflow import encodings, inspect, worker
+from qatflow import encodings, inspect, sensitivity, worker
 from qatflow.door import cli
 from qatflow.door.command_line import read_flags
 from qatflow.door.composing import plan
@@ -262,6 +262,7 @@ def carried_out(main: Callable[[list[str]], int]) -> Callable[[list[str]], None]
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "qatflow": check_run,
     "qatflow.inspect": carried_out(inspect.main),
+    "qatflow.sensitivity": carried_out(lambda arguments: sensitivity.main([*arguments, "--samples", "2"])),
     "qatflow.report": carried_out(report.main),
     "qatflow.encodings": carried_out(encodings.main),
     "qatflow.worker": check_worker,

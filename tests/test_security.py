@@ -255,7 +255,8 @@ def test_the_table_of_what_recipes_may_name_is_the_pages() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["qatflow", "qatflow.inspect", "qatflow.worker", "qatflow.report", "qatflow.encodings"]
+    "module",
+    ["qatflow", "qatflow.inspect", "qatflow.sensitivity", "qatflow.worker", "qatflow.report", "qatflow.encodings"],
 )
 def test_modules_beside_a_recipe_are_not_imported(module: str, tmp_path: Path) -> None:
     for name in ("yaml", "rich", "hydra", "pydantic", "torch", "timm", "hydra_plugins", "flash_attn", "onnx"):

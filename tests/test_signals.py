@@ -20,6 +20,7 @@ NAMES = {"SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP", "SIGINT": "Ctrl-C"}
 COMMANDS = {
     "qatflow": ["recipe=tiny", "--cfg", "job"],
     "qatflow.inspect": ["recipe=tiny"],
+    "qatflow.sensitivity": ["recipe=tiny"],
     "qatflow.worker": ["nowhere"],
     "qatflow.report": ["nowhere"],
     "qatflow.encodings": ["check", "nowhere"],

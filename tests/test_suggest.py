@@ -56,7 +56,15 @@ def settings(found: tuple[Suggestion, ...]) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "wanted"),
     [
-        ((), ["steps=[fold_batch_norms,adaround]", "steps=[fold_batch_norms,mixed_precision]", "qat.when=missed"]),
+        (
+            (),
+            [
+                "steps=[fold_batch_norms,adaround]",
+                "steps=[fold_batch_norms,mixed_precision]",
+                "qat.when=missed",
+                "gate.max_drop=0.2",
+            ],
+        ),
         (
             ("precision=w4a8_per_tensor", "steps=[fold_batch_norms,adaround,mixed_precision]"),
             [
@@ -68,12 +76,32 @@ def settings(found: tuple[Suggestion, ...]) -> list[str]:
         ),
         (
             ("steps=[fold_batch_norms,mixed_precision]", "steps.mixed_precision.budget=null"),
-            ["steps=[fold_batch_norms,adaround,mixed_precision]", "qat.when=missed"],
+            ["steps=[fold_batch_norms,adaround,mixed_precision]", "qat.when=missed", "gate.max_drop=0.2"],
         ),
     ],
 )
 def test_a_missed_gate_has_remedies_in_order(overrides: tuple[str, ...], wanted: list[str]) -> None:
     assert settings(suggested(*overrides)) == wanted
+
+
+@pytest.mark.parametrize(("drop", "limit"), [(0.0213, 0.022), (0.02, 0.02), (1.234, 1.3), (0.00501, 0.0051)])
+def test_the_gate_that_is_met_is_known_and_said_to_be(drop: float, limit: float) -> None:
+    last = suggested(drop=drop, trains=False)[-1]
+    assert last.command.endswith(f" gate.max_drop={limit}")
+    assert last.measured == f"it drops {drop:.3g} on the test part"
+    assert last.standing == f"measured: {last.measured}"
+    assert suggested(drop=drop)[0].standing == "untried"
+    assert not any(one.measured for one in suggested("gate.min_value=0.95", drop=drop))
+
+
+def test_a_file_that_is_slower_than_fp32_has_a_remedy() -> None:
+    stated, winner = recipe(), judged(Verdict.MET, 0.0, 0.01)
+    target = TARGETS[str(stated.target)]
+    for slower in (True, False):
+        found = suggestions(stated, winner, target, AGAIN, passed=True, trains=False, slower=slower)
+        assert settings(found) == (["gate.min_speedup=1.0"] if slower else [])
+    stated = recipe("gate.min_speedup=1.5")
+    assert suggestions(stated, winner, target, AGAIN, passed=True, trains=False, slower=True) == ()
 
 
 def test_there_are_four_at_most() -> None:

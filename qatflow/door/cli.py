@@ -1,7 +1,7 @@
 """The command line: read it, compose and check its jobs, and run them.
 
-Exit codes: 0 is a met gate, 2 a missed one, 1 an error that the user can mend, 3 a defect of qatflow; 129, 130 and 143
-are a command that SIGHUP, Ctrl-C or SIGTERM stopped.
+Exit codes: 0 is a met gate, 2 a missed one, 4 a file that is slower than `gate.min_speedup` asks, 6 both, 1 an error
+that the user can mend, 3 a defect of qatflow; 129, 130 and 143 are a command that SIGHUP, Ctrl-C or SIGTERM stopped.
 """
 
 from __future__ import annotations

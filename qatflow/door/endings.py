@@ -5,19 +5,34 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 
 from rich.console import Console
 
 from qatflow.errors import QatflowError
 from qatflow.report.console import say
+from qatflow.results.result import RunResult
 from qatflow.users_code import anywhere
 
-MET, ERROR, MISSED, DEFECT = 0, 1, 2, 3
+MET, ERROR, MISSED, DEFECT, TOO_SLOW = 0, 1, 2, 3, 4
+GATES = {MET, MISSED, TOO_SLOW, MISSED | TOO_SLOW}
+
+
+def code_of(result: RunResult) -> int:
+    """Return the exit code of a run that finished."""
+    accurate = result.passed if result.metric_passed is None else result.metric_passed
+    return (MET if accurate else MISSED) | (TOO_SLOW if result.too_slow else MET)
 
 
 def worst(codes: list[int]) -> int:
-    """Return the code of several jobs: a defect outweighs an error, that a missed gate; no job at all is an error."""
-    return next((code for code in (DEFECT, ERROR, MISSED, MET) if code in codes), ERROR)
+    """Return the code of several jobs: a defect outweighs an error, that a missed gate; no job at all is an error.
+
+    Where some miss the metric and others are too slow, it says both.
+    """
+    if DEFECT in codes:
+        return DEFECT
+    return reduce(or_, codes) if codes and {*codes} <= GATES else ERROR
 
 
 def guarded(work: Callable[[], int]) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qatflow.errors import CaptureError, RunFolderError
 from qatflow.graph.chains import pairs
 from qatflow.graph.layers import tensor, weighted_layers
 from qatflow.ladder.lookup import complete, target_of
 from qatflow.quant.design import Design
+from qatflow.quant.grid import Encoding
 from qatflow.quant.kernel_bits import bits_without_kernels
 from qatflow.quant.network import Network
 from qatflow.quant.placement import place
@@ -20,7 +23,7 @@ from qatflow.recipe import Recipe
 from qatflow.report.read import read_result
 from qatflow.steps import STEPS
 from qatflow.steps.context import StepContext
-from qatflow.tasks.task import load_task
+from qatflow.tasks.task import Task, load_task
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,59 @@ WITHOUT_DATA = ("fold_batch_norms", "set_precision")
 """Steps that change what is quantized and need no sample for it."""
 
 
-def _winner(recipe: Recipe, base: Network) -> Network | None:
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's model as it would be quantized, or as a run's best candidate is.
+
+    Attributes:
+        recipe: with the defaults of steps from outside.
+        base: the captured model.
+        network: that, prepared as the recipe's steps do, or the candidate's.
+        encodings: of the candidate; None where nothing is calibrated yet.
+    """
+
+    recipe: Recipe
+    task: Task
+    base: Network
+    network: Network
+    encodings: Mapping[str, Encoding] | None
+
+
+def prepared(recipe: Recipe, trust: tuple[str, ...] = ()) -> Prepared:
+    """Load the model and capture it; nothing runs but the two samples of the capture.
+
+    Raises:
+        QatflowError: the recipe, model or data cannot be used.
+    """
+    recipe = complete(recipe, trust)
+    task = load_task(recipe, trust)
+    design = Design(target_of(recipe.target, trust), recipe.precision, recipe.calibration)
+    base = captured_network(task.model, *task.example(), design, recipe.data.mask, recipe.data.free)
+    best = _winner(recipe, base)
+    if best is not None:
+        return Prepared(recipe, task, base, *best)
+    network = base
+    for name in [name for name in recipe.steps if name in WITHOUT_DATA]:
+        network, _ = STEPS[name](network, recipe.steps[name], StepContext(task.calibration_inputs))
+    return Prepared(recipe, task, base, network, None)
+
+
+def _winner(recipe: Recipe, base: Network) -> tuple[Network, dict[str, Encoding]] | None:
     """Return the best candidate of the run in `run.dir`; None where there is none yet.
 
     Raises:
-        RunFolderError: what is there is damaged.
+        RunFolderError: what is there is damaged, or of another model.
     """
     folder = Path(recipe.run.dir) if recipe.run.dir is not None else None
     if folder is None or not (folder / "result.json").exists():
         return None
     best = read_result(folder).best
-    return None if best is None else load(folder / "candidates" / best, base)[0]
+    try:
+        return None if best is None else load(folder / "candidates" / best, base)
+    except CaptureError as error:
+        fix = f"give the recipe that it was started with, recipe={folder / 'recipe.yaml'}, or another run.dir"
+        message = f"the run in {folder} is of another model ({error}); {fix}"
+        raise RunFolderError(message) from error
 
 
 def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
@@ -85,17 +130,9 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
     Raises:
         QatflowError: the recipe, model or data cannot be used.
     """
-    recipe = complete(recipe, trust)
-    task = load_task(recipe, trust)
-    target = target_of(recipe.target, trust)
-    design = Design(target, recipe.precision, recipe.calibration)
-    network = captured_network(task.model, *task.example(), design, recipe.data.mask, recipe.data.free)
-    best = _winner(recipe, network)
-    if best is None:
-        for name in [name for name in recipe.steps if name in WITHOUT_DATA]:
-            network, _ = STEPS[name](network, recipe.steps[name], StepContext(task.calibration_inputs))
-    else:
-        network = best
+    found = prepared(recipe, trust)
+    network, target = found.network, found.base.design.target
+    best = found.encodings is not None
     placement = place(network)
     left = {one.tensor: one.reason for one in placement.float_layers}
     layers = tuple(
@@ -111,8 +148,8 @@ def inspect_recipe(recipe: Recipe, trust: tuple[str, ...] = ()) -> Inspection:
         (pair.first.name, *(node.name for node in pair.between), pair.second.name) for pair in pairs(network.graph)
     )
     return Inspection(
-        model=type(task.model).__name__,
-        parameters=sum(parameter.numel() for parameter in task.model.parameters()),
+        model=type(found.task.model).__name__,
+        parameters=sum(parameter.numel() for parameter in found.task.model.parameters()),
         target=target,
         folded="fold_batch_norms" in recipe.steps,
         design=network.design.to_record().sentence + (", as the best candidate of the run has it" if best else ""),

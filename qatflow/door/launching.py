@@ -17,7 +17,7 @@ from rich.console import Console
 
 from qatflow.door.command_line import Flags, for_hydra
 from qatflow.door.composing import Plan, recipe_of
-from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, guarded, worst
+from qatflow.door.endings import DEFECT, ERROR, GATES, MET, MISSED, TOO_SLOW, code_of, guarded, worst
 from qatflow.door.hydra_parts import PRIMARY
 from qatflow.errors import QatflowError, RunFolderError
 from qatflow.recipe import Recipe
@@ -30,7 +30,13 @@ from qatflow.results.store import made_folder, unwritable
 from qatflow.users_code import said
 
 SWEEP_DIR = "hydra.sweep.dir"
-OUTCOMES = {MET: "gate met", MISSED: "gate missed", ERROR: "did not finish"}
+OUTCOMES = {
+    MET: "gate met",
+    MISSED: "gate missed",
+    TOO_SLOW: "too slow",
+    MISSED | TOO_SLOW: "gate missed, and too slow",
+    ERROR: "did not finish",
+}
 """What is said of a run that another process carried out."""
 
 
@@ -89,7 +95,7 @@ def launch(flags: Flags, checked: Plan) -> int:
         code = _stoppable(session, checked)
         if session.folders:
             guarded(partial(_summary, session.sweep, session.folders))  # one that fails is told, and changes no outcome
-            if code not in (MET, MISSED, ERROR, DEFECT):
+            if code not in (*GATES, ERROR, DEFECT):
                 say(Console(stderr=True), f"go on    {session.again('hydra.sweep.dir', session.sweep)}")
     return code
 
@@ -160,7 +166,7 @@ def _by_plugin(session: Session, checked: Plan) -> int:
         session.folders = run_folders(session.sweep) if session.sweep.is_dir() else []
         session.codes = [_code(_read(folder)) for folder in session.folders]
         for folder, code in zip(session.folders, session.codes, strict=True):
-            say(Console(), f"{OUTCOMES[code]:<15}{folder}")
+            say(Console(), f"{OUTCOMES[code]:<14} {folder}")
         session.codes += [ERROR] * (len(session.jobs) - len(session.folders))
     return MET
 
@@ -176,7 +182,7 @@ def _run(recipe: Recipe, folder: Path, trust: tuple[str, ...], origin: tuple[str
     with shown_on(console) as progress:
         result = run(recipe, folder, trust=trust, progress=progress, origin=Origin(*origin))
     tell_result(console, result, folder)
-    return MET if result.passed else MISSED
+    return code_of(result)
 
 
 def _read(folder: Path) -> RunResult | None:
@@ -193,7 +199,7 @@ def _code(result: RunResult | None) -> int:
     """Return the exit code of a run that another process carried out."""
     if result is None or result.status != "finished":
         return ERROR
-    return MET if result.passed else MISSED
+    return code_of(result)
 
 
 def _summary(sweep: Path, folders: list[Path]) -> int:

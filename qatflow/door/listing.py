@@ -21,13 +21,14 @@ Run one:
   python -m qatflow recipe=NAME run.dir=FOLDER                         a folder of your choice; an old one is resumed
   python -m qatflow recipe=NAME --cfg job                              show the complete recipe
   python -m qatflow.inspect recipe=NAME                                show what would be quantized, and how
+  python -m qatflow.sensitivity recipe=NAME                            show which tensors cost most, and why
   python -m qatflow --config-dir my_project recipe=mine trust=[my_package]
                               your own my_project/recipes/mine.yaml, my_project/model/*.yaml, ...
 
 A run leaves reports/<recipe>/<time>/ with report.html, results.csv, the candidates, and the winner in export/.
 
-Exit codes: 0 gate met, 2 gate missed (the best candidate is exported all the same), 1 an error that you can mend,
-3 a defect of qatflow, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+Exit codes: 0 gate met, 2 gate missed (the best candidate is exported all the same), 4 slower than gate.min_speedup
+asks, 6 both, 1 an error that you can mend, 3 a defect of qatflow, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 FLAGS = """\
 Flags:

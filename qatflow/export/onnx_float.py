@@ -7,7 +7,7 @@ converters want that pair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,15 +31,20 @@ class FileTensors:
     parameters: Mapping[str, int | None]
 
 
-def without_qdq(model: ir.Model) -> ir.Model:
+def without_qdq(model: ir.Model, tensors: Collection[str] | None = None) -> ir.Model:
     """Return a copy of a model with Q/DQ, in float.
 
     The name of a tensor that goes through a pair is that of the pair's input; an output keeps its own.
+
+    Args:
+        model: with Q/DQ.
+        tensors: names of those that lose theirs, parameters included; a bias does so with its layer's weight. None is
+            all there are.
     """
     model = model.clone()
     graph = model.graph
     for node in list(graph):
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and _chosen(node, tensors):
             if node.inputs[0].is_initializer():
                 _float_initializer(graph, node)
             elif given_by(node.outputs[0]) is not None:
@@ -47,6 +52,20 @@ def without_qdq(model: ir.Model) -> ir.Model:
     for one in (passes.RemoveUnusedNodesPass(), passes.NameFixPass()):
         one(model)
     return model
+
+
+def _chosen(node: ir.Node, tensors: Collection[str] | None) -> bool:
+    """Tell whether what a DequantizeLinear gives is one of some tensors, or a bias beside a weight that is."""
+    if tensors is None:
+        return True
+    source = given_by(node.outputs[0])
+    value = node.outputs[0] if source is None else source.inputs[0]
+    if value is None or value.name in tensors:
+        return True
+    readers = [use.node for use in node.outputs[0].uses()]
+    return source is None and all(
+        any(other is not None and other.name in tensors for other in reader.inputs) for reader in readers
+    )
 
 
 def tensors_of(quantized: ir.Model, float_model: ir.Model, names: Mapping[str, str]) -> FileTensors:

@@ -11,7 +11,6 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,21 @@ from torch import Tensor, fx
 
 from qatflow.errors import ExportError
 from qatflow.export.compare import Difference, compare
-from qatflow.export.latency import interleaved
 from qatflow.export.loaded import LoadedFile
 from qatflow.export.onnx_export import Exported, weight_bits
-from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.processor import exact_on, processor_name
-from qatflow.export.pte_export import write_program
 from qatflow.export.runtimes import Chosen, Runtime, runtime_of
-from qatflow.export.signature import Example, repeated
-from qatflow.export.single_precision import in_single_precision
+from qatflow.export.signature import Example
+from qatflow.export.timing import latency_of, size_of, write_fp32
 from qatflow.graph.capture_errors import first_sentence
 from qatflow.graph.outputs import output_parts
 from qatflow.graph.padding import Padding, padding_of
 from qatflow.graph.sqnr import OutputSqnr, decibel, part_powers
-from qatflow.graph.surgery import finish
 from qatflow.graph.tree import tree_map_only
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
-from qatflow.quant.network import copy_graph
-from qatflow.results.latency import SHORT_CALL
 from qatflow.results.outputs import MOST_BYTES, Outputs, keep_outputs
-from qatflow.results.result import CandidateRecord, FloatLayer, LatencyRecord, TensorDifference, Verification
+from qatflow.results.result import CandidateRecord, FloatLayer, TensorDifference, Verification
 from qatflow.results.verification import ByDefault
 from qatflow.tasks.metrics import logits
 
@@ -85,7 +78,7 @@ def verify(bench: Bench, winner: Candidate, exported: Exported) -> tuple[Candida
         sqnr_db=watched.exact.sqnr_db,
         compared=len(differences),
         worst=_worst(differences, exported, runtime.exact_bits if runtime else ALL_BITS),
-        bytes=_size(exported.path),
+        bytes=size_of(exported.path),
     )
     return record, found if runtime is None else _looked_into(bench, exported, runtime, found)
 
@@ -237,49 +230,12 @@ def _looked_into(bench: Bench, exported: Exported, runtime: Runtime, found: Veri
 
 def _timed(bench: Bench, exported: Exported, runtime: Runtime) -> dict[str, Any]:
     """Return what a call takes beside one of FP32 in the same runtime, and FP32's size."""
-    example = bench.task.example()
-    batch = bench.recipe.export.batch
+    example, batch = bench.task.example(), bench.recipe.export.batch
     with tempfile.TemporaryDirectory() as folder:
-        fp32 = (Path(folder) / "fp32").with_suffix(exported.path.suffix)
-        graph = _single(bench.base.graph)
-        if exported.kind == "pte":
-            write_program(graph, exported.signature, example, fp32, batch=batch or 1)
-        else:
-            write_onnx(graph, exported.signature, example, fp32, OnnxOptions(batch=batch))
+        fp32 = write_fp32(bench, exported.signature, exported.kind, Path(folder))
         loads = (runtime.by_default or runtime.load, *([runtime.load] if runtime.by_default else []))
         times = [
-            _latency(load(exported.path, exported.signature, ()), load(fp32, exported.signature, ()), example, batch)
+            latency_of(load(exported.path, exported.signature, ()), load(fp32, exported.signature, ()), example, batch)
             for load in loads
         ]
-        return dict(zip(("latency", "exact_latency"), times, strict=False)) | {"fp32_bytes": _size(fp32)}
-
-
-def _single(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy in single precision, as the exported file is: the runtime has few kernels for doubles."""
-    copied = copy_graph(graph)
-    in_single_precision(copied)
-    return finish(copied)
-
-
-def _latency(int8: LoadedFile, fp32: LoadedFile, two: Example, batch: int | None = None) -> LatencyRecord:
-    """Time two files in turn on one sample; where that takes next to no time, on two as well: see `LatencyRecord`."""
-    one = repeated(batch or 1, two)
-    quantized, float32 = interleaved(partial(int8.run, *one), partial(fp32.run, *one))
-    of_two: tuple[float | None, float | None] = (None, None)
-    if batch is None and min(quantized.median, float32.median) < SHORT_CALL:
-        both = interleaved(partial(int8.run, *two), partial(fp32.run, *two))
-        of_two = both[0].median, both[1].median
-    return LatencyRecord(
-        batch=batch or 1,
-        int8=quantized.median,
-        int8_quartiles=(quantized.low, quantized.high),
-        fp32=float32.median,
-        fp32_quartiles=(float32.low, float32.high),
-        int8_of_two=of_two[0],
-        fp32_of_two=of_two[1],
-    )
-
-
-def _size(path: Path) -> int:
-    beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+        return dict(zip(("latency", "exact_latency"), times, strict=False)) | {"fp32_bytes": size_of(fp32)}

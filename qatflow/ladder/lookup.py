@@ -125,7 +125,8 @@ def complete(recipe: Recipe, trust: Collection[str] = ()) -> Recipe:
     except RecipeError as error:
         mistakes += error.mistakes
     else:
-        mistakes += target_mistakes(recipe.target, entry, recipe.precision.model_dump(), recipe.export.model_dump())
+        sections = (one.model_dump() for one in (recipe.precision, recipe.export, recipe.gate))
+        mistakes += target_mistakes(recipe.target, entry, *sections)
     if mistakes:
         raise RecipeError(mistakes)
     return recipe.model_copy(update={"steps": steps})

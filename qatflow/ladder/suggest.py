@@ -6,6 +6,7 @@ They go on in the same folder, so that nothing that was measured is measured aga
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class _Change:
 
     Attributes:
         why: what it does.
+        measured: what that came to in this run; empty where it is untried.
         values: by dotted key.
         steps: all steps, where others are added.
     """
@@ -35,6 +37,7 @@ class _Change:
     why: str
     values: dict[str, Any]
     steps: tuple[str, ...] = ()
+    measured: str = ""
 
     @property
     def settings(self) -> list[str]:
@@ -55,6 +58,7 @@ def suggestions(
     *,
     passed: bool,
     trains: bool,
+    slower: bool = False,
     trust: Sequence[str] = (),
 ) -> tuple[Suggestion, ...]:
     """Return what to try next.
@@ -66,12 +70,36 @@ def suggestions(
         again: the command that goes on in the run's folder.
         passed: whether the gate is met; where it is by chance perhaps, what may settle it is returned all the same.
         trains: whether the data has a part to train on, and the recipe leaves it at that.
+        slower: whether the exported file was measured to be slower than FP32's.
         trust: packages that the recipe may import from.
     """
     doubtful = winner.verdict is Verdict.WITHIN_NOISE and (winner.drop or 0.0) > 0
-    changes = _savings(recipe, winner, target) if passed and not doubtful else _remedies(recipe, target, trains)
+    of_metric = _savings(recipe, winner, target) if passed and not doubtful else _remedies(recipe, target, trains)
+    accepting = () if passed else _accepting(recipe, winner)
+    changes = [*(_faster(recipe) if slower else ()), *of_metric, *accepting]
     legal = [one for one in changes if _accepted(recipe, one, trust)]
-    return tuple(Suggestion(command=f"{again} {shlex.join(one.settings)}", why=one.why) for one in legal[:MOST])
+    return tuple(
+        Suggestion(command=f"{again} {shlex.join(one.settings)}", why=one.why, measured=one.measured)
+        for one in legal[:MOST]
+    )
+
+
+def _faster(recipe: Recipe) -> Iterator[_Change]:
+    if recipe.gate.min_speedup is None:
+        yield _Change("let what is slower on integers than in float run in float", {"gate.min_speedup": 1.0})
+
+
+def _accepting(recipe: Recipe, winner: CandidateRecord) -> Iterator[_Change]:
+    """Yield the gate that what is shipped meets by its point estimate, where that is a gate on the drop alone."""
+    if recipe.gate.drop_limit is not None and recipe.gate.worst_value is None and (winner.drop or 0.0) > 0:
+        drop = winner.drop or 0.0
+        unit = 10.0 ** (math.floor(math.log10(drop)) - 1)
+        limit = float(f"{math.ceil(drop / unit) * unit:.2g}")
+        yield _Change(
+            "accept what is shipped",
+            {"gate.max_drop": limit},
+            measured=f"it drops {drop:.3g} on the {winner.part} part",
+        )
 
 
 def _remedies(recipe: Recipe, target: Target, trains: bool) -> Iterator[_Change]:

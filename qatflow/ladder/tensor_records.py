@@ -1,38 +1,37 @@
-"""Records about the tensors of a candidate: every quantizer with its grid and its error, and what stays in float."""
+"""Records about the tensors of a candidate: every quantizer, its grid, what it costs and why; and what is in float."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from qatflow.graph.layers import tensor
-from qatflow.graph.padding import observe_real
+from qatflow.graph.capture_errors import first_sentence
+from qatflow.graph.sqnr import decibel
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate
+from qatflow.quant.diagnosis import Diagnosis, diagnose, estimated
 from qatflow.quant.grid import Encoding
-from qatflow.quant.placement import Point, place
+from qatflow.quant.placement import place
 from qatflow.quant.saved import finite
+from qatflow.quant.simulation import Simulation
 from qatflow.results.result import FloatTensor, TensorRecord
+from qatflow.results.store import key_of, read_usable, write_json
+from qatflow.users_code import blame_machine
 
 SAMPLES = 64
-"""Calibration samples behind the SQNR of activations."""
+"""Calibration samples on which activations are looked at."""
+FEW_SAMPLES = 32
+"""Those behind what each quantizer costs the outputs."""
+FILE = "sensitivity.json"
 
 
 def tensors(bench: Bench, candidate: Candidate) -> tuple[TensorRecord, ...]:
     """Return one record per quantizer, in the order of the graph.
 
-    `sqnr_db` is that of the tensor itself, float against rounded: the quantizer's own error, without what came before.
+    `sqnr_db` is that of the tensor itself, float against rounded: its own error, without what came before; that of
+    a weight against FP32's, where a step has fitted it.
     """
-    placement = place(candidate.network)
-    points = {point.tensor: point for point in placement.points}
-    powers = _activation_powers(bench, candidate, points)
-    records = []
-    for point in placement.points:
-        encoding = candidate.encodings[point.tensor]
-        if point.parameter is not None:
-            powers[point.tensor] = _power(tensor(candidate.network.graph, point.parameter), encoding)
-        records.append(_record(point, encoding, powers[point.tensor]))
-    return tuple(records)
+    simulation = bench.simulate(candidate.network, candidate.encodings)
+    noise = _noise(bench, candidate, simulation)
+    found = diagnose(simulation, list(bench.task.calibration_inputs(SAMPLES)), candidate.work.steps)
+    return tuple(_record(one, candidate.encodings[name], noise.get(name)) for name, one in found.items())
 
 
 def float_tensors(candidate: Candidate) -> tuple[FloatTensor, ...]:
@@ -43,30 +42,26 @@ def float_tensors(candidate: Candidate) -> tuple[FloatTensor, ...]:
     )
 
 
-def _activation_powers(bench: Bench, candidate: Candidate, points: dict[str, Point]) -> dict[str, Tensor]:
-    """Return the power of signal and noise of every quantized activation, shape `[2]`, float64."""
-    graph = candidate.network.graph
-    chosen = [node for node in graph.graph.nodes if node.name in points and points[node.name].parameter is None]
-    powers: dict[str, Tensor] = {}
-
-    def see(node: torch.fx.Node, value: Tensor) -> None:
-        power = _power(value, candidate.encodings[node.name])
-        powers[node.name] = powers[node.name] + power if node.name in powers else power
-
-    observe_real(graph, chosen, bench.task.calibration_inputs(SAMPLES), see)
-    return powers
-
-
-def _power(value: Tensor, encoding: Encoding) -> Tensor:
-    value = value.detach()
-    noise = encoding.dequantize(encoding.quantize(value)) - value
-    return torch.stack([value.double().square().sum(), noise.double().square().sum()])
+def _noise(bench: Bench, candidate: Candidate, simulation: Simulation) -> dict[str, float]:
+    """Return what every quantizer costs the outputs, or what an earlier start found; nothing where that fails."""
+    path, key = bench.run_folder / FILE, key_of(candidate.key, FEW_SAMPLES, bench.recipe.seed)
+    stored = read_usable(path, bench.progress.note)
+    if isinstance(stored, dict) and stored.get("key") == key and isinstance(stored.get("noise"), dict):
+        return {name: one for name, one in stored["noise"].items() if isinstance(one, float)}
+    bench.progress.stage("sensitivity: what every quantizer costs the outputs")
+    try:
+        found = estimated(simulation, list(bench.task.calibration_inputs(FEW_SAMPLES)), bench.recipe.seed)
+    except RuntimeError as error:  # an op of the model has no derivative
+        blame_machine(error)
+        bench.progress.note(f"what single quantizers cost the outputs is not known: {first_sentence(error)}")
+        found = {}
+    write_json(path, {"key": key, "noise": {name: finite(one) for name, one in found.items()}})
+    return found
 
 
-def _record(point: Point, encoding: Encoding, power: Tensor) -> TensorRecord:
+def _record(found: Diagnosis, encoding: Encoding, noise: float | None) -> TensorRecord:
+    point, use = found.point, found.use
     scale, zero_points = encoding.scale.reshape(-1), encoding.zero_point.reshape(-1)
-    signal, noise = power.tolist()
-    sqnr = 10 * torch.log10(torch.tensor(signal / noise)).item() if noise > 0 and signal > 0 else float("nan")
     return TensorRecord(
         layer=point.layer,
         tensor=point.parameter or point.tensor,
@@ -80,5 +75,10 @@ def _record(point: Point, encoding: Encoding, power: Tensor) -> TensorRecord:
         range_min=float(encoding.low.min()),
         range_max=float(encoding.high.max()),
         zero_point=int(zero_points[0]) if bool((zero_points == zero_points[0]).all()) else None,
-        sqnr_db=finite(sqnr),
+        sqnr_db=finite(use.sqnr_db),
+        output_sqnr_db=None if noise is None else finite(decibel(1.0, noise)),
+        clipped=use.clipped,
+        levels=use.used,
+        why=use.why,
+        helps=found.helps,
     )

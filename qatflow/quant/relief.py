@@ -49,11 +49,13 @@ class Reliefs:
     Args:
         simulation: with the placement to start from.
         working: nodes of the layers and products.
+        floats: whether float may be given.
     """
 
-    def __init__(self, simulation: Simulation, working: Collection[str]) -> None:
+    def __init__(self, simulation: Simulation, working: Collection[str], *, floats: bool = True) -> None:
         self.simulation = simulation
         self.target = simulation.design.target
+        self.floats = floats and max(self.target.integer_activations) <= FULL
         self.working = frozenset(working)
         self.layers = {layer.node.name: layer for layer in weighted_layers(simulation.network.graph)}
         self.constants = {node.name for node in simulation.network.graph.graph.find_nodes(op="get_attr")}
@@ -78,11 +80,6 @@ class Reliefs:
         if more:
             return Relief(point.tensor, more[0], A_BIT ** (bits - more[0]), around) if named else None
         return Relief(point.tensor, None, 0.0, around) if self.floats and (named or around) else None
-
-    @property
-    def floats(self) -> bool:
-        """Whether the next better precision of an activation is float."""
-        return max(self.target.integer_activations) <= FULL
 
     def float_layers(self, chosen: Collection[str]) -> set[str]:
         """Return the weighted layers that run in float where some tensors are relieved, by their nodes."""

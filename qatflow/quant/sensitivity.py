@@ -97,24 +97,37 @@ class Sensitivity:
 
     def alone(self, tensor_name: str, batches: Sequence[Inputs]) -> Cost:
         """Return what a model costs in which only one tensor is quantized."""
+        with self.only_quantized(tensor_name) as simulation:
+            return Cost(simulation.output_sqnr(batches).ratios())
+
+    @contextmanager
+    def only_quantized(self, tensor_name: str) -> Iterator[Simulation]:
+        """Give FP32 with one tensor quantized."""
         point = self._point(tensor_name)
         quantizer = self.fp32.quantizer(tensor_name)
         if point.parameter is None:
             quantizer.encoding = self._encoding(point)
             quantizer.enabled = True
             try:
-                return Cost(self.fp32.output_sqnr(batches).ratios())
+                yield self.fp32
             finally:
                 quantizer.enabled = False
+            return
         before = tensor(self.fp32.model, point.parameter).detach().clone()
         set_tensor(self.fp32.model, point.parameter, self._rounded_weight(point))
         try:
-            return Cost(self.fp32.output_sqnr(batches).ratios())
+            yield self.fp32
         finally:
             set_tensor(self.fp32.model, point.parameter, before)
 
     def without(self, tensor_name: str, batches: Sequence[Inputs]) -> Cost:
         """Return what is left where only one tensor is in float, and all others are quantized."""
+        with self.only_float(tensor_name) as simulation:
+            return Cost(simulation.output_sqnr(batches).ratios())
+
+    @contextmanager
+    def only_float(self, tensor_name: str) -> Iterator[Simulation]:
+        """Give the simulation with one tensor in float."""
         point = self._point(tensor_name)
         quantizer = self.simulation.quantizer(tensor_name)
         quantizer.enabled = False
@@ -123,7 +136,7 @@ class Sensitivity:
             before = tensor(self.simulation.model, point.parameter).detach().clone()
             set_tensor(self.simulation.model, point.parameter, self.simulation.network.fp32(point.parameter))
         try:
-            return Cost(self.simulation.output_sqnr(batches).ratios())
+            yield self.simulation
         finally:
             quantizer.enabled = True
             if before is not None and point.parameter is not None:

@@ -215,14 +215,20 @@ class Simulation:
             if point.parameter is None:
                 self.quantizer(point.tensor).enabled = quantize
 
-    def settle_weights(self, design: Design | None = None) -> None:
-        """Find the encodings of weights: those that the network brings along, or as a design does (None: its own)."""
+    def settle_weights(self, design: Design | None = None, known: Mapping[str, Encoding] | None = None) -> None:
+        """Find the encodings of weights: those that the network brings along, or as a design does (None: its own).
+
+        Args:
+            design: how they are found.
+            known: what that comes to, by parameter, of some; one of another grid does not count.
+        """
         method = (design or self.design).calibration.weights
+        brought = {**(known or {}), **self.network.encodings}
         for point in self.placement.points:
             quantizer = self.quantizer(point.tensor)
             if isinstance(quantizer, WeightFakeQuantize):
                 assert point.parameter is not None
-                weight, fixed = tensor(self.model, point.parameter), self.network.encodings.get(point.parameter)
+                weight, fixed = tensor(self.model, point.parameter), brought.get(point.parameter)
                 if fixed is not None and fixed.grid == point.grid and fixed.axis == point.axis:
                     quantizer.adopt(weight, fixed)
                 else:

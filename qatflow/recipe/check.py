@@ -270,7 +270,8 @@ def _target_mistakes(cleaned: Mapping[str, Any], trust: Sequence[str]) -> Iterat
     elif isinstance(target, str) and target not in TARGETS:
         yield Mistake("target", f"{shown(target)} is not an option", allowed_values(target, TARGETS))
     elif isinstance(target, str):
-        yield from target_mistakes(target, TARGETS[target], _section(cleaned, "precision"), _section(cleaned, "export"))
+        sections = (_section(cleaned, name) for name in ("precision", "export", "gate"))
+        yield from target_mistakes(target, TARGETS[target], *sections)
 
 
 def _program_mistakes(data: Mapping[str, Any], export: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -53,6 +53,9 @@ class Gate(Config):
     """The largest value that passes, where lower is better."""
     label: Annotated[str, Field(min_length=1)] | None = None
     """What reports call the metric; null is its own name."""
+    min_speedup: Annotated[float, Field(gt=0, le=100)] | None = None
+    """How many times as fast as FP32 the exported file must be in its runtime on this machine. Where it is not, parts
+    that are faster in float go back to float, as long as the metric passes. Null asks for nothing."""
     strict: bool = False
     """Pass only if the whole confidence interval is within what the gate allows."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95

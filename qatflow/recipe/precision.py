@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_serializer
@@ -76,3 +77,14 @@ class Precision(Config):
     overrides: dict[str, ShortLayerPrecision] = Field(default_factory=dict)
     """By module path, such as `features.0` or `classifier.*`, with all that is inside, or else by the name of a tensor,
     such as `add_3` or `head.weight`; a later one counts more."""
+
+
+def written(overrides: Mapping[str, LayerPrecision]) -> str:
+    """Return overrides as a recipe has them: `{features.0: float, add_3: a16}`."""
+    return "{" + ", ".join(f"{name}: {_short(one)}" for name, one in overrides.items()) + "}"
+
+
+def _short(one: LayerPrecision) -> str:
+    if not one.quantized:
+        return "float"
+    return f"{f'w{one.weights}' if one.weights else ''}{f'a{one.activations}' if one.activations else ''}"

@@ -123,6 +123,8 @@ class MixedPrecision(StepConfig):
     """Most of that; null is the cheapest that meets the gate, whatever it costs."""
     samples: Annotated[int, Field(ge=1)] = 32
     """Most calibration samples on which tensors are ranked."""
+    floats: bool = True
+    """False gives more bits only, and no float, where the target has no integers of more bits either."""
 
 
 class SearchScales(StepConfig):

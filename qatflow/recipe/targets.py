@@ -17,6 +17,8 @@ FileKind = Literal["onnx", "pte"]
 """An ONNX file with Q/DQ, or an ExecuTorch program whose layers XNNPACK runs."""
 RuntimeName = Literal["onnxruntime", "openvino", "qnn", "executorch"]
 """Also the names of the extras that bring them."""
+TIMED: frozenset[RuntimeName] = frozenset({"onnxruntime", "openvino", "executorch"})
+"""Those whose latency means something: that of a simulator does not."""
 Spelling = Literal[
     "weight_behind_reshape",
     "hard_sigmoid_as_clip",
@@ -121,7 +123,7 @@ def can_write_programs() -> bool:
 
 
 def target_mistakes(
-    name: str, entry: TargetEntry, precision: Mapping[str, Any], export: Mapping[str, Any]
+    name: str, entry: TargetEntry, precision: Mapping[str, Any], export: Mapping[str, Any], gate: Mapping[str, Any]
 ) -> Iterator[Mistake]:
     """Tell what a recipe asks of a target that it does not have, before hours are spent on it.
 
@@ -130,11 +132,19 @@ def target_mistakes(
         entry: of the target.
         precision: that section of the recipe.
         export: likewise.
+        gate: likewise.
     """
     if entry.symmetric_only and precision.get("activations_symmetric") is False:
         problem = f"false, but target {name} has symmetric activations only"
         yield Mistake("precision.activations_symmetric", problem, "remove it")
     road = entry.road
+    if gate.get("min_speedup") is not None and not TIMED & {*road.runtimes.values()}:
+        able = ", ".join(other for other, one in TARGETS.items() if TIMED & {*one.road.runtimes.values()})
+        problem = f"nothing here can tell how fast target {name} is, only {able}"
+        yield Mistake("gate.min_speedup", problem, "remove it, and measure on the device")
+    elif gate.get("min_speedup") is not None and export.get("verify") is False:
+        problem = "is measured when the exported file is verified, and export.verify is false"
+        yield Mistake("gate.min_speedup", problem, "remove one of both")
     if export.get("onnx") and "onnx" not in road.files:
         yield Mistake("export.onnx", f"target {name} has no ONNX file", "remove it")
     if export.get("pte") and "pte" not in road.files:

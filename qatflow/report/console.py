@@ -236,7 +236,10 @@ def tell_result(console: Console, result: RunResult, folder: Path) -> None:
     """Say what came out of a run that finished, and where it is."""
     judged = result.winner.sentence if result.winner is not None else ""
     if result.verdict is not None:
-        say(console, f"\n{'Gate met' if result.passed else 'Gate missed'}. {judged or result.verdict.sentence}")
+        accurate = result.passed if result.metric_passed is None else result.metric_passed
+        say(console, f"\n{'Gate met' if accurate else 'Gate missed'}. {judged or result.verdict.sentence}")
+    if result.speed is not None:
+        say(console, result.speed.sentence)
     if result.training_error:
         say(Console(stderr=True), f"training failed: {result.training_error}")
     winner = result.winner
@@ -249,7 +252,7 @@ def tell_result(console: Console, result: RunResult, folder: Path) -> None:
         say(console, f"deployed {_deployed_line(result)}")
     _tell_files(console, folder, "report.html", "export")
     for place, one in enumerate(result.suggestions):
-        say(console, f"{'' if place else 'try next':<8} {one.why} (untried):")
+        say(console, f"{'' if place else 'try next':<8} {one.why} ({one.standing}):")
         say(console, f"         {one.command}")
 
 

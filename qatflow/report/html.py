@@ -105,8 +105,13 @@ def page(template: str, **values: Any) -> str:
 
 
 def worst_first(result: RunResult) -> list[TensorRecord]:
-    """Return the quantized tensors by SQNR, lowest first and unmeasured ones last."""
-    return sorted(result.tensors, key=lambda tensor: math.inf if tensor.sqnr_db is None else tensor.sqnr_db)
+    """Return the quantized tensors by what they cost the outputs, or else by their own SQNR; unmeasured ones last."""
+
+    def place(one: TensorRecord) -> tuple[float, float]:
+        cost, own = (math.inf if ratio is None else ratio for ratio in (one.output_sqnr_db, one.sqnr_db))
+        return cost, own
+
+    return sorted(result.tensors, key=place)
 
 
 def relative_href(path: str) -> str:

@@ -60,14 +60,18 @@ def headline(result: RunResult) -> Headline:
     verdict, winner = result.verdict, result.winner
     if verdict is None:
         return Headline("none", "No verdict", "No candidate was measured.")
-    if verdict is Verdict.WITHIN_NOISE and not result.passed:
+    accurate = result.passed if result.metric_passed is None else result.metric_passed
+    if verdict is Verdict.WITHIN_NOISE and not accurate and not result.too_slow:
         said = (winner.sentence if winner is not None else "") or verdict.sentence
         sentence = f"{said} The gate is strict, so this does not pass."
         return Headline(verdict.value, "Gate missed, within noise", sentence)
-    if winner is not None and winner.passed and not result.passed:
+    sentence = (winner.sentence if winner is not None else "") or verdict.sentence
+    if winner is not None and winner.passed and not accurate:
         sentence = "The best candidate meets the gate in simulation; the file exported from it does not."
-        return Headline(verdict.value, TITLES[verdict], sentence)
-    return Headline(verdict.value, TITLES[verdict], (winner.sentence if winner is not None else "") or verdict.sentence)
+    if result.too_slow:
+        title = f"{TITLES[verdict]}, too slow" if accurate else f"{TITLES[verdict]}, and too slow"
+        return Headline(Verdict.MISSED.value, title, sentence)
+    return Headline(verdict.value, TITLES[verdict], sentence)
 
 
 def badge(candidate: CandidateRecord) -> str:

@@ -28,6 +28,8 @@ class LatencyRecord(Record):
     int8_quartiles: tuple[float, float]
     fp32: Annotated[float, Field(gt=0)]
     fp32_quartiles: tuple[float, float]
+    speed_up_interval: tuple[float, float] | None = None
+    """Bounds of `speed_up` with 95 % confidence, from calls in turn; null in results of before."""
     int8_of_two: float | None = None
     """Median of a call with two samples; null where that was not measured."""
     fp32_of_two: float | None = None

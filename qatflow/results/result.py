@@ -17,6 +17,7 @@ from qatflow.results.forecast import Forecast as Forecast
 from qatflow.results.forecast import Probe as Probe
 from qatflow.results.latency import LatencyRecord as LatencyRecord
 from qatflow.results.record import Record as Record
+from qatflow.results.speed import SpeedRecord as SpeedRecord
 from qatflow.results.verification import FloatLayer as FloatLayer
 from qatflow.results.verification import TensorDifference as TensorDifference
 from qatflow.results.verification import Verification as Verification
@@ -206,6 +207,17 @@ class TensorRecord(Record):
     zero_point: int | None
     """Null where channels have different ones."""
     sqnr_db: float | None
+    """Of the tensor itself."""
+    output_sqnr_db: float | None = None
+    """Of the outputs if nothing else were quantized, estimated in one pass; null where that is no number."""
+    clipped: float | None = None
+    """Share of the values that lie outside the range by more than a step."""
+    levels: int | None = None
+    """How many levels of its grid the middle 99 % of the values take."""
+    why: str = ""
+    """The likely cause of its noise; empty where that is plain rounding."""
+    helps: str = ""
+    """What usually helps against that."""
 
 
 class FloatTensor(Record):
@@ -244,7 +256,14 @@ class Suggestion(Record):
     command: str
     """To paste."""
     why: str
-    """What it does, in words; nobody has tried it on this model."""
+    """What it does, in words."""
+    measured: str = ""
+    """What it comes to, where the run has measured that; empty where nobody has tried it on this model."""
+
+    @property
+    def standing(self) -> str:
+        """`measured: ...` or `untried`."""
+        return f"measured: {self.measured}" if self.measured else "untried"
 
 
 class RunResult(Record):
@@ -258,6 +277,9 @@ class RunResult(Record):
     verdict: Verdict | None
     """Of what is shipped; null until the run has finished."""
     passed: bool
+    """Whether what is shipped meets the gate: the metric, and the speed where one is asked for."""
+    metric_passed: bool | None = None
+    """The metric's part of that; null until the run has finished."""
     gate: GateRecord | None
     fp32: float | None
     """FP32's metric on the test part."""
@@ -273,6 +295,8 @@ class RunResult(Record):
     """The metric of the exported file in its runtime; null until that is measured."""
     verification: Verification | None = None
     """Null where no file was run."""
+    speed: SpeedRecord | None = None
+    """Null where `gate.min_speedup` asks for nothing, or the exported file was not timed yet."""
     candidates: tuple[CandidateRecord, ...] = ()
     activations_only: Judgement | None = None
     """Null where the gate was met before weights were rounded, or no step rounds any."""
@@ -308,6 +332,11 @@ class RunResult(Record):
         found = self.model_copy()
         found.__dict__["folder"] = folder  # beside the fields: neither stored nor compared
         return found
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether the exported file is slower than `gate.min_speedup` asks."""
+        return self.speed is not None and not self.speed.passed
 
     @property
     def frames(self) -> dict[str, DataFrame]:

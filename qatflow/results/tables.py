@@ -50,6 +50,11 @@ LAYERS: Columns = {
     "range_max": "float64",
     "zero_point": "Int64",
     "sqnr_db": "float64",
+    "output_sqnr_db": "float64",
+    "clipped": "float64",
+    "levels": "Int64",
+    "why": "string",
+    "helps": "string",
 }
 TRIALS: Columns = {
     "number": "int64",

@@ -17,19 +17,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from scipy.stats import spearmanr
 
 from qatflow.graph.capture_errors import first_sentence
+from qatflow.graph.layers import tensor
 from qatflow.graph.sqnr import decibel
 from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.assignment import Item, assign
 from qatflow.quant.budget import UNITS, prices
+from qatflow.quant.grid import Encoding, Grid
 from qatflow.quant.histogram import Histogram
 from qatflow.quant.network import Network
 from qatflow.quant.relief import Reliefs
 from qatflow.quant.sensitivity import Sensitivity
 from qatflow.quant.simulation import Inputs, Simulation
 from qatflow.recipe import LayerPrecision
+from qatflow.recipe.precision import written
 from qatflow.recipe.steps import MixedPrecision
 from qatflow.results.result import Note
 from qatflow.steps.context import StepContext, Trial
@@ -38,10 +42,12 @@ from qatflow.users_code import blame_machine
 
 SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 """Of the budget, tried from the first on."""
-FEW_SHARES = (0.25, 1.0)
-"""Likewise where weights are fitted for each."""
+FEW_SHARES = (1.0,)
+"""Likewise where weights are fitted for each, which takes as long as the step that fits them."""
 OF_ALL = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Likewise where the budget has no end: shares of what all that can be relieved costs."""
+FEW_OF_ALL = (0.1, 0.4, 1.0)
+"""Both."""
 HALVINGS = 2
 """Cheaper choices that are tried between one that meets the gate and the one below it."""
 EXACT = 24
@@ -63,7 +69,7 @@ def mixed_precision(network: Network, config: MixedPrecision, context: StepConte
         return network, {"tensors": 0, "reason": "the gate is met without it"}
     found = search.run(start)
     context.table("mixed_precision", search.rows())
-    context.table("sensitivity", search.ranked(found))
+    context.table("mixed_precision_tensors", search.ranked(found))
     if not found.chosen:
         return network, {"tensors": 0, "reason": f"no choice within {config.budget} {UNITS[config.cost]} is better"}
     notes = search.notes(found)
@@ -98,10 +104,12 @@ class _Search:
         self.network = network if self.refit is None else network.unfitted()
         self.batches: list[Inputs] = list(context.inputs(config.samples))
         self.histograms: dict[str, Histogram] = {}
+        self.scales: dict[tuple[str, Grid], Encoding] = {}
         self.simulation = Simulation(self.network)
         self.simulation.calibrate_on_fp32(context.calibration_inputs(self.network))
+        self._keep_scales(self.simulation)
         self.work = multiply_accumulates(network.graph, self.batches[0])
-        self.reliefs = Reliefs(self.simulation, self.work)
+        self.reliefs = Reliefs(self.simulation, self.work, floats=config.floats)
         self.prices = prices(config.cost, self.reliefs, self.work)
         self.points: dict[tuple[str, ...], _Point] = {}
         self.correlation = math.nan
@@ -155,7 +163,8 @@ class _Search:
     def run(self, start: _Point) -> _Point:
         """Return the cheapest choice that meets the gate, or else the best there is."""
         below = start
-        shares = OF_ALL if self.config.budget is None else SHARES if self.refit is None else FEW_SHARES
+        endless, fitted = self.config.budget is None, self.refit is not None
+        shares = (FEW_OF_ALL if fitted else OF_ALL) if endless else FEW_SHARES if fitted else SHARES
         for share in shares:
             point = self.measured(self._chosen(share * self.most))
             if point.passed:
@@ -230,15 +239,34 @@ class _Search:
 
     def _simulated(self, network: Network) -> Simulation:
         simulation = Simulation(network)
+        grids = self._nearest(simulation).items()
+        simulation.settle_weights(known={one[0]: self.scales[one] for one in grids if one in self.scales})
+        self._keep_scales(simulation)
         if self.refit is not None:  # other weights, other ranges
-            simulation.calibrate(self.context.calibration_inputs(network))
+            simulation.settle_activations(simulation.observe(self.context.calibration_inputs(network)))
             return simulation
-        simulation.settle_weights()
         own = [one.tensor for one in simulation.placement.points if one.parameter is None and one.shares is None]
         if any(name not in self.histograms for name in own):
             self.histograms |= simulation.observe(self.context.calibration_inputs(network))
         simulation.settle_activations(self.histograms)
         return simulation
+
+    def _keep_scales(self, simulation: Simulation) -> None:
+        """Keep what was found for FP32's weights: finding it for a large one takes longer than all else."""
+        grids, found = self._nearest(simulation), simulation.encodings()
+        tensors = {point.parameter: point.tensor for point in simulation.placement.points}
+        self.scales |= {(name, grid): found[tensors[name]] for name, grid in grids.items()}
+
+    def _nearest(self, simulation: Simulation) -> dict[str, Grid]:
+        """Return the grids of the weights that have FP32's values and no encoding of their own."""
+        network = simulation.network
+        return {
+            point.parameter: point.grid
+            for point in simulation.placement.points
+            if point.parameter is not None
+            and point.parameter not in network.encodings
+            and torch.equal(tensor(network.graph, point.parameter), tensor(self.network.graph, point.parameter))
+        }
 
     def notes(self, found: _Point) -> dict[str, Note]:
         """Return what is told of a choice."""
@@ -300,14 +328,3 @@ def _sentence(config: MixedPrecision, notes: Mapping[str, Note]) -> str:
 
 def _rank(point: _Point) -> tuple[float, float]:
     return point.trial.rank
-
-
-def written(overrides: Mapping[str, LayerPrecision]) -> str:
-    """Return overrides as a recipe has them: `{features.0: float, add_3: a16}`."""
-    return "{" + ", ".join(f"{name}: {_short(one)}" for name, one in overrides.items()) + "}"
-
-
-def _short(one: LayerPrecision) -> str:
-    if not one.quantized:
-        return "float"
-    return f"{f'w{one.weights}' if one.weights else ''}{f'a{one.activations}' if one.activations else ''}"

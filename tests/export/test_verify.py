@@ -25,6 +25,7 @@ from qatflow.export.onnx_file import OnnxOptions, write_onnx
 from qatflow.export.runtimes import RUNTIMES
 from qatflow.export.runtimes.onnxruntime import OnnxModel
 from qatflow.export.signature import Signature
+from qatflow.export.timing import latency_of
 from qatflow.graph.capture import capture
 from qatflow.recipe import Export, Recipe, targets
 from qatflow.results.outputs import kept_outputs
@@ -304,7 +305,7 @@ def test_a_model_with_work_to_do_is_not_too_small_to_time(tmp_path: Path) -> Non
     path, signature = tmp_path / "wide.onnx", Signature.of(graph, ((images,), {}))
     write_onnx(graph, signature, ((images,), {}), path, OnnxOptions())
     model = OnnxModel(path, signature)
-    assert not module._latency(model, model, ((images,), {})).too_small
+    assert not latency_of(model, model, ((images,), {})).too_small
 
 
 def test_latencies_are_taken_in_turn() -> None:

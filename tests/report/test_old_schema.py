@@ -53,8 +53,12 @@ def test_what_schema_2_stored_is_what_it_was_then() -> None:
     stored, result = STORED[2], read_result(HERE / "schema_2")
     kept = result.model_dump(mode="json")
     added = {"stands_in": "", "settings": "", "by_default": None, "of_samples": None, "exact_latency": None}
-    assert kept["verification"] == {**stored["verification"], **added}
-    apart = ("schema_version", "candidates", "activations_only", "verification")
+    times = {**stored["verification"]["latency"], "speed_up_interval": None}
+    assert kept["verification"] == {**stored["verification"], **added, "latency": times}
+    apart = ("schema_version", "candidates", "activations_only", "verification", "tensors")
+    for record, old in zip(kept["tensors"], stored["tensors"], strict=True):
+        assert {name: record[name] for name in old} == old
+        assert {record[name] for name in record.keys() - old.keys()} == {None, ""}
     assert {name: kept[name] for name in stored if name not in apart} == {
         name: value for name, value in stored.items() if name not in apart
     }

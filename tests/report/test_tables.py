@@ -18,7 +18,8 @@ RESULT_COLUMNS = (
     "design"
 )
 LAYER_COLUMNS = (
-    "layer tensor kind bits signed symmetric channels scale_min scale_max range_min range_max zero_point sqnr_db"
+    "layer tensor kind bits signed symmetric channels scale_min scale_max range_min range_max zero_point sqnr_db "
+    "output_sqnr_db clipped levels why helps"
 )
 TRIAL_COLUMNS = (
     "number state probe lr epochs trained decay_period range_learning distillation value best_epoch seconds reason"

@@ -14,6 +14,7 @@ from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.design import Design
 from qatflow.quant.placement import place
 from qatflow.quant.prepare import captured_network
+from qatflow.quant.quantizer import WeightFakeQuantize
 from qatflow.quant.sensitivity import Sensitivity
 from qatflow.quant.simulation import Inputs
 from qatflow.quant.targets import TARGETS
@@ -210,7 +211,7 @@ def test_noise_that_fitting_took_away_does_not_count_when_tensors_are_measured_o
     nearest = Simulation(network(weights=3))
     nearest.calibrate_on_fp32(inputs())
     sensitivity = Sensitivity(nearest)
-    rows = {row["tensor"]: row for row in gate.tables["sensitivity"] if row["kind"] == "weight"}
+    rows = {row["tensor"]: row for row in gate.tables["mixed_precision_tensors"] if row["kind"] == "weight"}
     assert len(rows) == 4
     for point in (one for one in sensitivity.points if one.parameter):
         alone = sensitivity.alone(point.tensor, inputs()[:1]).lowest
@@ -239,3 +240,34 @@ def test_words_and_recurrent_layers(target: str) -> None:
     for one in simulations:
         one.calibrate(words)
     assert simulations[1].closeness(words) > simulations[0].closeness(words)
+
+
+def test_scales_of_a_weight_are_found_once_for_every_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes longer than all else where one is large, and choices differ in few weights."""
+    calls: list[tuple[int, tuple[int, ...]]] = []
+    settle = WeightFakeQuantize.settle
+
+    def counted(self: WeightFakeQuantize, weight: Tensor, method: str) -> None:
+        calls.append((self.grid.bits, tuple(weight.shape)))
+        settle(self, weight, method)
+
+    start, gate = network(weights=4), Gate(200.0)
+    monkeypatch.setattr(WeightFakeQuantize, "settle", counted)
+    found, notes = mixed_precision(start, MixedPrecision(budget=0.6), gate.context())
+    monkeypatch.undo()
+    assert len(gate.tables["mixed_precision"]) > 2
+    assert len({shape for bits, shape in calls if bits == 4}) == 4
+    assert len(calls) == len(set(calls))
+    (told,) = [row for row in gate.tables["mixed_precision"] if row["overrides"] == notes["overrides"]]
+    assert told["sqnr_db"] == pytest.approx(closeness(found), abs=0.01)
+
+
+def test_no_layer_runs_in_float_where_that_is_not_allowed() -> None:
+    """On a processor a weight of four bits can have eight, and an activation nothing but float."""
+    for floats in (True, False):
+        gate = Gate(200.0)
+        _, notes = mixed_precision(
+            network(weights=4), MixedPrecision(cost="bit_operations", budget=None, floats=floats), gate.context()
+        )
+        assert ("float" in str(notes["overrides"])) is floats
+        assert "w8" in str(notes["overrides"]) or floats

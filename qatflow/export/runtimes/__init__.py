@@ -16,7 +16,7 @@ from qatflow.export.loaded import Inside, LoadedFile
 from qatflow.export.onnx_export import Exported
 from qatflow.export.runtimes import executorch, onnxruntime, openvino, qnn
 from qatflow.export.signature import Signature
-from qatflow.recipe.targets import FileKind, Road, RuntimeName
+from qatflow.recipe.targets import TIMED, FileKind, Road, RuntimeName
 
 Load = Callable[[Path, Signature, Sequence[str]], LoadedFile]
 """Returns a file as a function; its `run` has the tensors of those names as well, as far as the file has them."""
@@ -33,8 +33,8 @@ class Runtime:
         module: what must be importable.
         by_default: returns a file as it runs where nobody sets anything; None where that is the same.
         exactly: what `load` sets, in words.
-        compares: whether `load` can give tensors inside the model.
         timed: whether its latency means something: that of a simulator does not.
+        compares: whether `load` can give tensors inside the model.
         most_samples: how many evaluation samples it is given at most; None for all of them.
         exact_bits: tensors of more bits are compared by their noise only.
     """
@@ -76,7 +76,7 @@ RUNTIMES: dict[RuntimeName, Runtime] = {
         load=lambda path, signature, also: qnn.QnnModel(path, signature, also=also),
         inside=qnn.inside,
         module="onnxruntime_qnn",
-        timed=False,
+        timed="qnn" in TIMED,
         most_samples=128,
         exact_bits=8,
     ),
