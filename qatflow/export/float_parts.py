@@ -23,6 +23,7 @@ from qatflow.export.loaded import LoadedFile
 from qatflow.export.onnx_export import onnx_files
 from qatflow.export.onnx_file import save_onnx
 from qatflow.export.onnx_float import without_qdq
+from qatflow.export.onnx_spelling import spell
 from qatflow.export.pte_export import export_pte
 from qatflow.export.runtimes import Runtime
 from qatflow.export.signature import Example, Signature, repeated
@@ -80,7 +81,10 @@ class Files:
         if self.model is None:
             return self.load(*self._program(network, path.with_suffix(".pte")), ())
         names = gone(self.simulation.placement, place(network))
-        save_onnx(without_qdq(self.model, {self.tensors.names.get(name, name) for name in names}), path)
+        model = without_qdq(self.model, {self.tensors.names.get(name, name) for name in names})
+        road = self.network.design.target.road
+        spell(model, [one for one in road.spelling if one == "float_layer_before_sum"])
+        save_onnx(model, path)
         return self.load(path, self.signature, ())
 
     def _program(self, network: Network, path: Path) -> tuple[Path, Signature]:

@@ -19,6 +19,8 @@ from qatflow.export.onnx_qdq import initializer
 from qatflow.recipe.targets import Spelling
 
 PRODUCTS = frozenset({"Gemm", "MatMul"})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+CLIPPING = frozenset({"Relu", "Clip"})
 BYTES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 
 
@@ -39,6 +41,26 @@ def _weight_behind_reshape(graph: ir.Graph, node: ir.Node) -> None:
     rank = len(weight.inputs[0].shape or ())  # type: ignore[union-attr]
     as_it_is = initializer(graph, f"as_it_is_{rank}d", np.zeros(rank, np.int64))
     _instead(node, 1, ir.node("Reshape", [node.inputs[1], as_it_is], name=f"{node.name}_weight"))
+
+
+def _float_layer_before_sum(graph: ir.Graph, node: ir.Node) -> None:
+    """Put a sum of one tensor, which is that tensor, between a layer in float and the quantizer of its result.
+
+    Where a layer reads a quantized tensor and gives one, ONNX Runtime rounds its float weight to 8 bits, with one scale
+    for all channels (`WeightBiasQuantization`); it does not look beyond a sum.
+    """
+    weight = node.inputs[1] if node.op_type in WEIGHTED else None
+    if weight is None or not weight.is_initializer() or weight.dtype != ir.DataType.FLOAT:
+        return
+    value = node.outputs[0]
+    readers = [use.node for use in value.uses()]
+    while len(readers) == 1 and readers[0].op_type in CLIPPING:
+        value = readers[0].outputs[0]
+        readers = [use.node for use in value.uses()]
+    if _dequantized(node.inputs[0]) is None or [one.op_type for one in readers] != ["QuantizeLinear"]:
+        return
+    _instead(readers[0], 0, same := ir.node("Sum", [value], name=f"{node.name}_in_float"))
+    same.outputs[0].name, value.name = value.name, f"{value.name}_in_float"
 
 
 def _hard_sigmoid_as_clip(graph: ir.Graph, node: ir.Node) -> None:
@@ -154,6 +176,7 @@ def _at_each(rewrite: Callable[[ir.Graph, ir.Node], None], graph: ir.Graph) -> N
 
 SPELLINGS: Mapping[Spelling, Callable[[ir.Graph], None]] = {
     "weight_behind_reshape": partial(_at_each, _weight_behind_reshape),
+    "float_layer_before_sum": partial(_at_each, _float_layer_before_sum),
     "hard_sigmoid_as_clip": partial(_at_each, _hard_sigmoid_as_clip),
     "four_dimensions": partial(_at_each, _four_dimensions),
     "constant_as_integers": partial(_at_each, _constant_as_integers),

@@ -21,6 +21,7 @@ TIMED: frozenset[RuntimeName] = frozenset({"onnxruntime", "openvino", "executorc
 """Those whose latency means something: that of a simulator does not."""
 Spelling = Literal[
     "weight_behind_reshape",
+    "float_layer_before_sum",
     "hard_sigmoid_as_clip",
     "four_dimensions",
     "constant_as_integers",
@@ -91,7 +92,7 @@ TARGETS: dict[str, TargetEntry] = {
             runtimes={"onnx": "onnxruntime"},
             unsigned_weights=True,
             packed_int4=False,
-            spelling=("weight_behind_reshape",),
+            spelling=("weight_behind_reshape", "float_layer_before_sum"),
         ),
     ),
     "tensorrt": TargetEntry(

@@ -15,10 +15,12 @@ from qatflow.export.compare import compare
 from qatflow.export.integer_biases import integer_biases
 from qatflow.export.onnx_export import Exported, export_onnx
 from qatflow.export.runtimes.onnxruntime import OnnxModel, inside
+from qatflow.quant.design import Design
 from qatflow.quant.grid import sqnr_db
 from qatflow.quant.network import Network
+from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
-from qatflow.recipe import Export, Precision
+from qatflow.recipe import Export, LayerPrecision, Precision
 from tests.export.exported import Attention, Net, exported, inputs_of, simulated
 
 TARGETS = ("onnxruntime", "qnn", "tensorrt", "openvino")
@@ -240,3 +242,23 @@ def _input_of_stem(simulation: Simulation) -> str:
     (layer,) = [node for node in simulation.network.graph.graph.nodes if node.name == "conv2d"]
     source = str(layer.args[0])
     return simulation.placement.tied.get(source, source)
+
+
+@pytest.mark.parametrize("layer", ["stem", "depthwise", "project", "head"])
+def test_a_layer_in_float_between_quantized_tensors_stays_in_float(layer: str, tmp_path: Path) -> None:
+    """ONNX Runtime rounds the weight of such a layer to 8 bits, with one scale, unless the file keeps it from that."""
+    torch.manual_seed(0)
+    model = Net().eval()
+    with torch.no_grad():  # with one scale for all, little is left of the other channels
+        model.get_submodule(layer).weight[0] *= 1000
+    precision = Precision(overrides={layer: LayerPrecision(quantized=False)})
+    simulation = Simulation(captured_network(model, *inputs_of(Net, 2), Design(precision=precision)))
+    simulation.calibrate([inputs_of(Net, 16)])
+    file = export_onnx(simulation, inputs_of(Net, 2), tmp_path / "model.onnx")
+    assert {one.layer: one.integer for one in inside(file).layers}[layer] is False
+    found = compare(file.graph, OnnxModel(file.path, file.signature, also=tensors_inside(file)), [inputs_of(Net, 16)])
+    assert found
+    assert max(one.steps for one in found) <= 1
+    assert max(one.differing / one.elements for one in found) < 1e-3
+    names = [node.op_type for node in loaded(file).graph.node]
+    assert names.count("Sum") == (layer in ("depthwise", "project"))  # the others read, or give, floats
