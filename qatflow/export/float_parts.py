@@ -35,7 +35,7 @@ from qatflow.recipe import Export
 from qatflow.recipe.targets import FileKind
 from qatflow.steps.set_precision import redesigned
 
-SECONDS = 0.5
+SECONDS = 1.5
 """For two files in turn."""
 LEAST_GAIN = 1.01
 MOST_SECONDS = 600.0

@@ -20,7 +20,9 @@ from qatflow.recipe import LayerPrecision
 
 FLOAT = LayerPrecision(quantized=False)
 MODULES = 24
-"""Modules are opened, the largest first, until there are so many."""
+"""Modules are opened, the largest first, until there are so many; those that were opened are parts as well."""
+MOST = 0.5
+"""Share of the layers that one module may have: more is next to all."""
 Region = tuple[str, ...]
 """Patterns of overrides."""
 
@@ -67,16 +69,18 @@ def _kinds(network: Network, placement: Placement, paths: Collection[str]) -> It
 
 
 def _modules(layers: Collection[str], paths: Collection[str]) -> list[str]:
-    """Return module paths with weighted layers inside, none inside another."""
+    """Return module paths with weighted layers inside, the larger ones first."""
     inside = {path: sum(_within(layer, path) for layer in layers) for path in paths}
     found = [path for path in inside if "." not in path and inside[path]]
+    opened: list[str] = []
     while len(found) < MODULES:
-        opened = [(inside[path], path) for path in found if _children(path, inside)]
-        if not opened:
+        able = [(inside[path], path) for path in found if _children(path, inside)]
+        if not able:
             break
-        _, largest = max(opened)
+        _, largest = max(able)
+        opened.append(largest)
         found[found.index(largest) : found.index(largest) + 1] = _children(largest, inside)
-    return found
+    return [path for path in (*opened, *found) if inside[path] <= MOST * len(layers)]
 
 
 def _children(path: str, inside: dict[str, int]) -> list[str]:

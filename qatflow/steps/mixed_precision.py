@@ -6,8 +6,9 @@ for growing budgets are measured, the cheapest that meets the gate is taken, and
 below is looked for. Where none does, the tensors that matter most are measured one by one, and the choice is made anew.
 
 Rounding that was fitted before makes up for the errors of one weight by another: relieving one of them alone undoes
-that. So a choice is fitted anew from FP32's values, as the steps before have fitted them; until then a layer's weight
-counts with the noise that fitting has left it.
+that. So weights are chosen for, and then fitted, from FP32's values, as the steps before have fitted them; of the noise
+of nearest rounding they count as much as was left of it. (What a fitted weight costs by itself is no guide: much of it
+makes up for others.)
 """
 
 from __future__ import annotations
@@ -119,19 +120,15 @@ class _Search:
         return Sensitivity(self.simulation)
 
     @cached_property
-    def fitted(self) -> Sensitivity:
-        """Likewise of the network as it was given, with what was fitted."""
-        return self.sensitivity if self.refit is None else Sensitivity(self._simulated(self.given))
+    def noise(self) -> dict[str, float]:
+        """Noise of every tensor by itself, relative to the signal; of weights, what fitting leaves of it."""
+        return {name: found * self._left(name) for name, found in self.estimated.items()}
 
     @cached_property
-    def noise(self) -> dict[str, float]:
-        """Noise of every tensor by itself, relative to the signal; of weights, as they were fitted."""
+    def estimated(self) -> dict[str, float]:
+        """Noise of every tensor by itself with nearest rounding, relative to the signal."""
         try:
-            found = self.sensitivity.estimate(self.batches, seed=self.context.seed)
-            if self.refit is not None:
-                fitted = self.fitted.estimate(self.batches, seed=self.context.seed)
-                found |= {name: fitted[name] for name in self.weights}
-            return found
+            return self.sensitivity.estimate(self.batches, seed=self.context.seed)
         except RuntimeError as error:  # an op of the model has no derivative
             blame_machine(error)
             said = "mixed_precision measures every tensor by itself, since no gradient can be had"
@@ -139,12 +136,24 @@ class _Search:
             return {point.tensor: self._alone(point.tensor) for point in self.sensitivity.points}
 
     def _alone(self, name: str) -> float:
-        measured = self.fitted if name in self.weights else self.sensitivity
-        return measured.alone(name, self.batches[:1]).noise
+        return self.sensitivity.alone(name, self.batches[:1]).noise
 
     @cached_property
     def weights(self) -> set[str]:
         return {point.tensor for point in self.simulation.placement.points if point.parameter}
+
+    @cached_property
+    def left_of_weights(self) -> float:
+        """Share of the noise of nearest rounding that fitting has left, 1 where nothing was fitted."""
+        if self.refit is None:
+            return 1.0
+        of_weights = sum(self.estimated[name] for name in self.weights)
+        together = 10 ** (-self.measured([]).sqnr_db / 10)
+        others = sum(self.estimated.values()) - of_weights
+        return min(max(together - others, 0.0) / of_weights, 1.0) if of_weights else 1.0
+
+    def _left(self, name: str) -> float:
+        return self.left_of_weights if name in self.weights else 1.0
 
     @property
     def most(self) -> float:
@@ -178,7 +187,7 @@ class _Search:
     def _measure_one_by_one(self) -> None:
         """Put what the tensors with most noise really cost in the place of the estimate."""
         worst = sorted(self.reliefs.by_tensor, key=lambda name: -self.noise[name])[:EXACT]
-        exact = {name: self._alone(name) for name in worst}
+        exact = {name: self._alone(name) * self._left(name) for name in worst}
         estimated = [self.noise[name] for name in worst]
         if len(worst) > 2:
             self.correlation = float(spearmanr(estimated, list(exact.values())).statistic)

@@ -302,7 +302,7 @@ def test_worst_tensors_come_first_and_the_rest_folds_away(met_run: RunResult) ->
     page = page_of(met_run)
     assert "The other 9" in page.text
     before, _, after = page.text.partition("The other 9")
-    assert "features.0.conv.weight weight – 12.5 int8, symmetric 32 0.00125 to 0.0115 −1.5 to 1.5 0" in before
+    assert "weight features.0.conv weight – 12.5 int8, symmetric 32 0.00125 to 0.0115 −1.5 to 1.5 0" in before
     assert "features.11.conv" in after and "features.11.conv" not in before
 
 
