@@ -77,14 +77,14 @@ class Files:
         network = in_float(self.network, parts)
         if network is None:
             return None
-        path = self.folder / f"{len(list(self.folder.iterdir()))}.onnx"
         if self.model is None:
-            return self.load(*self._program(network, path.with_suffix(".pte")), ())
+            return self.load(*self._program(network, self.folder / "tried.pte"), ())
+        path = self.folder / "tried.onnx"
         names = gone(self.simulation.placement, place(network))
         model = without_qdq(self.model, {self.tensors.names.get(name, name) for name in names})
         road = self.network.design.target.road
         spell(model, [one for one in road.spelling if one == "float_layer_before_sum"])
-        save_onnx(model, path)
+        save_onnx(model, path)  # a new file in the place of the one before, which whoever has it open keeps
         return self.load(path, self.signature, ())
 
     def _program(self, network: Network, path: Path) -> tuple[Path, Signature]:

@@ -24,11 +24,12 @@ from qatflow.recipe.precision import written
 from qatflow.recipe.targets import FileKind
 from qatflow.results.result import Note
 from qatflow.results.speed import SpeedRecord
-from qatflow.results.store import key_of
+from qatflow.results.store import key_of, read_usable, write_json
 from qatflow.steps.set_precision import redesigned
 
 NAME = "float_parts"
 KEY = "gate.min_speedup"
+FILE = "speed.json"
 
 
 def timed_runtime(bench: Bench) -> tuple[FileKind, Runtime]:
@@ -64,6 +65,9 @@ def sped_up(bench: Bench, winner: Candidate) -> Candidate:
     key = key_of(winner.key, NAME, wanted, strict, processor_name(), bench.recipe.export.model_dump(mode="json"))
     if (found := bench.recall(NAME, key)) is not None:
         return _better(bench, winner, bench.keep(found, kept=True))
+    stored = read_usable(bench.run_folder / FILE, bench.progress.note)
+    if isinstance(stored, dict) and stored.get("key") == key:  # an earlier start found nothing to do
+        return winner
     bench.progress.stage("speed: the exported file beside FP32 in its runtime")
     started, example = time.perf_counter(), bench.task.example()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,12 +77,13 @@ def sped_up(bench: Bench, winner: Candidate) -> Candidate:
         fp32 = files.load(write_fp32(bench, files.signature, kind, Path(folder)), files.signature, ())
         assert int8 is not None
         before = SpeedRecord.of(latency_of(int8, fp32, example, bench.recipe.export.batch), wanted, strict=strict)
-        if before.passed:
-            return winner
-        bench.progress.note(before.sentence)
-        chosen = float_parts(files, bench.progress.track)
+        if not before.passed:
+            bench.progress.note(before.sentence)
+        chosen = () if before.passed else float_parts(files, bench.progress.track)
     if not chosen:
-        bench.progress.note("no part of the model is faster in float")
+        if not before.passed:
+            bench.progress.note("no part of the model is faster in float")
+        write_json(bench.run_folder / FILE, {"key": key, "speed": before.model_dump(mode="json")})
         return winner
     said = dict.fromkeys(chosen, FLOAT)
     network = redesigned(winner.network, winner.network.designed(winner.network.design.with_overrides(said)))

@@ -177,6 +177,8 @@ def _plan(recipe: Recipe) -> dict[str, str]:
     plan = {name: name for name in ("naive", *recipe.steps)}
     if recipe.qat.when != "never":
         plan["qat"] = TRAINED[recipe.qat.when]
+    if recipe.gate.min_speedup is not None:
+        plan["speed"] = "parts in float where the file is too slow"
     verified = {"verify": "verification of the exported file"} if recipe.export.verify else {}
     return {"fp32": "FP32", **plan, "export": "export", **verified}
 

@@ -22,11 +22,13 @@ from qatflow.export.float_parts import Files, float_parts
 from qatflow.export.latency import Beside, Latency, beside
 from qatflow.export.runtimes import RUNTIMES
 from qatflow.graph.layers import set_tensor, tensor
+from qatflow.quant.design import Design
 from qatflow.quant.network import Network
 from qatflow.quant.placement import place
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.regions import Region, in_float
 from qatflow.quant.simulation import Simulation
+from qatflow.quant.targets import TARGETS
 from qatflow.recipe import Export
 from qatflow.report.wording import headline
 from qatflow.results.latency import LatencyRecord
@@ -317,3 +319,35 @@ def test_a_speed_that_cannot_be_measured_is_a_mistake_of_the_recipe(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         qatflow.quantize(network(), data(), folder=tmp_path, gate={"min_speedup": 1.0}, **sections)
+
+
+def test_that_no_part_pays_is_not_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def nothing(_: Files, __: object) -> Region:
+        asked.append(1)
+        return ()
+
+    monkeypatch.setattr(speed_module, "float_parts", nothing)
+    assert [run(tmp_path, min_speedup=100).best for _ in range(2)] == ["naive", "naive"]
+    assert asked == [1]
+    assert run(tmp_path, min_speedup=99).best == "naive"
+    assert asked == [1, 1]  # another gate
+
+
+@pytest.mark.slow
+def test_programs_have_parts_in_float_as_well(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    network_of = captured_network(network(), (images(2, 0),), design=Design(TARGETS["xnnpack"]))
+    found = Simulation(network_of)
+    found.calibrate([((images(16, 1),), {})])
+    made = Files(found, ((images(2, 2),), {}), Export(), "pte", RUNTIMES["executorch"], tmp_path)
+    whole, part = made.with_parts_in_float(()), made.with_parts_in_float(("blocks.1",))
+    assert whole is not None
+    assert part is not None
+    x = images(4, 3)
+    with torch.no_grad():
+        wanted = network()(x)
+        assert (part(x) - wanted).square().sum() < (whole(x) - wanted).square().sum()
+    assert made.timed(whole, part).ratio > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["tried.pte"]
