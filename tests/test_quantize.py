@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassF1Score
 
 import qatflow
 from qatflow.errors import DataError, RecipeError
+from qatflow.ladder import tensor_records
 from qatflow.results.progress import Silent
 from qatflow.tasks.live import live_splits
 
@@ -280,3 +281,19 @@ def test_a_result_shows_itself(tmp_path: Path) -> None:
 def test_dir_shows_the_public_names_only() -> None:
     assert dir(qatflow) == sorted(qatflow.__all__)
     assert all(getattr(qatflow, name) is not None for name in dir(qatflow))
+
+
+def test_no_run_ends_because_costs_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where gradients have no room; the next start tries again."""
+    asked = []
+
+    def failing(*_: object) -> dict[str, float]:
+        asked.append(1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tensor_records, "estimated", failing)
+    for count in (1, 2):
+        result = qatflow.quantize(network(), parts(), folder=tmp_path, progress=Silent(), steps=[], gate=UP, **FAST)
+        assert (result.status, len(asked)) == ("finished", count)
+        assert {one.output_sqnr_db for one in result.tensors} == {None}
+        assert any("out of memory" in note for note in result.notes)

@@ -100,3 +100,22 @@ def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "--exact" in said
     assert "quickstart" in said
+
+
+def test_a_damaged_file_of_measurements_is_made_anew(folder: Path) -> None:
+    line = [*LINE, "--samples", "2", "--exact", "run.dir=mine"]
+    assert main(line) == 0
+    whole = table(folder / "mine")
+    path = folder / "mine/sensitivity_exact.json"
+    stored = json.loads(path.read_text())
+    stored["rows"] = {name: {**row, "alone_db": "bad"} for name, row in stored["rows"].items()}
+    path.write_text(json.dumps(stored))
+    assert main(line) == 0
+    assert (table(folder / "mine")["alone_db"] - whole["alone_db"]).abs().max() < 1e-6
+
+
+def test_the_run_for_another_target_is_told_to_be_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = [*LINE, "run.dir=mine", "steps=[fold_batch_norms]", "qat=never"]
+    assert cli.main(line) == 0
+    assert main([*line, "target=openvino"]) == 1
+    assert "the run in mine is for target onnxruntime: write target=onnxruntime" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_a_missed_gate_has_remedies_in_order(overrides: tuple[str, ...], wanted:
     assert settings(suggested(*overrides)) == wanted
 
 
-@pytest.mark.parametrize(("drop", "limit"), [(0.0213, 0.022), (0.02, 0.02), (1.234, 1.3), (0.00501, 0.0051)])
+@pytest.mark.parametrize(("drop", "limit"), [(0.0213, 0.022), (0.02, 0.02), (1.234, 1.3), (0.01501, 0.016)])
 def test_the_gate_that_is_met_is_known_and_said_to_be(drop: float, limit: float) -> None:
     last = suggested(drop=drop, trains=False)[-1]
     assert last.command.endswith(f" gate.max_drop={limit}")
@@ -92,6 +92,8 @@ def test_the_gate_that_is_met_is_known_and_said_to_be(drop: float, limit: float)
     assert last.standing == f"measured: {last.measured}"
     assert suggested(drop=drop)[0].standing == "untried"
     assert not any(one.measured for one in suggested("gate.min_value=0.95", drop=drop))
+    assert not any(one.measured for one in suggested("gate.strict=true", drop=drop))
+    assert not any(one.measured for one in suggested("gate.max_drop=2", drop=drop))
 
 
 def test_a_file_that_is_slower_than_fp32_has_a_remedy() -> None:

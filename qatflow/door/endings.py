@@ -21,8 +21,7 @@ GATES = {MET, MISSED, TOO_SLOW, MISSED | TOO_SLOW}
 
 def code_of(result: RunResult) -> int:
     """Return the exit code of a run that finished."""
-    accurate = result.passed if result.metric_passed is None else result.metric_passed
-    return (MET if accurate else MISSED) | (TOO_SLOW if result.too_slow else MET)
+    return (MET if result.accurate else MISSED) | (TOO_SLOW if result.too_slow else MET)
 
 
 def worst(codes: list[int]) -> int:

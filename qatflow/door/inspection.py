@@ -51,7 +51,7 @@ class Inspection:
         layers: the weighted layers, in the order they run.
         chains: pairs of layers that `equalize` would take, with the ops between them.
         tensors: every tensor that is quantized, moved, fused or left in float, in the order of the graph.
-    notes: what the recipe's author should know before a run.
+        notes: what the recipe's author should know before a run.
     """
 
     model: str
@@ -78,6 +78,7 @@ class Prepared:
         base: the captured model.
         network: that, prepared as the recipe's steps do, or the candidate's.
         encodings: of the candidate; None where nothing is calibrated yet.
+        steps: that were taken.
     """
 
     recipe: Recipe
@@ -85,6 +86,7 @@ class Prepared:
     base: Network
     network: Network
     encodings: Mapping[str, Encoding] | None
+    steps: tuple[str, ...] = ()
 
 
 def prepared(recipe: Recipe, trust: tuple[str, ...] = ()) -> Prepared:
@@ -103,21 +105,27 @@ def prepared(recipe: Recipe, trust: tuple[str, ...] = ()) -> Prepared:
     network = base
     for name in [name for name in recipe.steps if name in WITHOUT_DATA]:
         network, _ = STEPS[name](network, recipe.steps[name], StepContext(task.calibration_inputs))
-    return Prepared(recipe, task, base, network, None)
+    return Prepared(recipe, task, base, network, None, tuple(name for name in recipe.steps if name in WITHOUT_DATA))
 
 
-def _winner(recipe: Recipe, base: Network) -> tuple[Network, dict[str, Encoding]] | None:
+def _winner(recipe: Recipe, base: Network) -> tuple[Network, dict[str, Encoding], tuple[str, ...]] | None:
     """Return the best candidate of the run in `run.dir`; None where there is none yet.
 
     Raises:
-        RunFolderError: what is there is damaged, or of another model.
+        RunFolderError: what is there is damaged, or of another model or target.
     """
     folder = Path(recipe.run.dir) if recipe.run.dir is not None else None
     if folder is None or not (folder / "result.json").exists():
         return None
-    best = read_result(folder).best
+    best = read_result(folder).winner
+    if best is None:
+        return None
+    target = best.design.target if best.design is not None else base.design.target.name
+    if target != base.design.target.name:
+        message = f"the run in {folder} is for target {target}: write target={target}, or another run.dir"
+        raise RunFolderError(message)
     try:
-        return None if best is None else load(folder / "candidates" / best, base)
+        return *load(folder / "candidates" / best.id, base), best.steps
     except CaptureError as error:
         fix = f"give the recipe that it was started with, recipe={folder / 'recipe.yaml'}, or another run.dir"
         message = f"the run in {folder} is of another model ({error}); {fix}"

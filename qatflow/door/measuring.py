@@ -6,7 +6,7 @@ Every measurement is written down at once, and a second start goes on from there
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from qatflow.tasks.evaluate import Evaluator
 from qatflow.users_code import blame_machine
 
 NAME = "sensitivity"
+NOISE = "alone_noise"
+"""Kept beside what is shown: of several outputs, their noise added up, as the estimate is."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ def measured(
         one_by_one = _OneByOne(found, sensitivity, batches, exact=exact, metric=metric)
         for name in progress.track([point.tensor for point in sensitivity.points], "one by one"):
             store.complete(name, one_by_one)
-    rows = _rows(simulation, batches, noise, store.rows)
+    rows = _rows(simulation, batches, noise, store.rows, found.steps)
     frame = pd.DataFrame(rows).sort_values(_order(rows), na_position="last", kind="stable", ignore_index=True)
     path = write_text(folder / f"{NAME}.csv", frame.to_csv(index=False, lineterminator="\n"))
-    return Measured(frame, path, together.lowest, _correlation(frame), store.resumed, notes)
+    return Measured(frame, path, together.lowest, _correlation(noise, store.rows), store.resumed, notes)
 
 
 def _estimated(simulation: Simulation, batches: Sequence[Inputs], seed: int, notes: list[str]) -> dict[str, float]:
@@ -117,9 +119,11 @@ def _estimated(simulation: Simulation, batches: Sequence[Inputs], seed: int, not
 
 
 def _key(found: Prepared, simulation: Simulation, samples: int) -> str:
-    encodings = {name: encoding_to_json(one) for name, one in simulation.encodings().items()}
-    data = found.recipe.data.model_dump(mode="json"), found.recipe.gate.model_dump(mode="json")
-    return key_of(graph_fingerprint(found.network.graph), encodings, data, samples)
+    encodings, task = {name: encoding_to_json(one) for name, one in simulation.encodings().items()}, found.task
+    parts = found.recipe.data.model_dump(mode="json")
+    return key_of(
+        graph_fingerprint(found.network.graph), encodings, task.key(task.hashes(found.base.graph)), parts, samples
+    )
 
 
 class _OneByOne:
@@ -147,7 +151,8 @@ class _OneByOne:
                 other = self.evaluator.evaluate(without.model).measurement.value
             return {"alone_metric": finite(one), "without_metric": finite(other)}
         if column == "alone_db":
-            return _columns("alone_db", self.sensitivity.alone(name, self.batches))
+            cost = self.sensitivity.alone(name, self.batches)
+            return {**_columns("alone_db", cost), NOISE: finite(cost.noise)}
         return _columns("without_db", self.sensitivity.without(name, self.batches))
 
 
@@ -165,7 +170,11 @@ class _Store:
         stored = read_usable(path, progress.note)
         known = stored.get("rows") if isinstance(stored, dict) and stored.get("key") == key else None
         every = known if isinstance(known, dict) else {}
-        self.rows: dict[str, dict[str, Any]] = {name: dict(row) for name, row in every.items() if isinstance(row, dict)}
+        self.rows: dict[str, dict[str, float | None]] = {
+            name: {column: one for column, one in row.items() if one is None or type(one) in (int, float)}
+            for name, row in every.items()
+            if isinstance(row, dict)
+        }
         self.resumed = 0
 
     def complete(self, name: str, measure: _OneByOne) -> None:
@@ -179,7 +188,11 @@ class _Store:
 
 
 def _rows(
-    simulation: Simulation, batches: Sequence[Inputs], noise: dict[str, float], exact: dict[str, dict[str, Any]]
+    simulation: Simulation,
+    batches: Sequence[Inputs],
+    noise: dict[str, float],
+    exact: dict[str, dict[str, float | None]],
+    done: Sequence[str],
 ) -> list[dict[str, Any]]:
     own = {point.tensor for point in simulation.placement.points if point.shares is None}
     total = sum(one for name, one in noise.items() if name in own and math.isfinite(one))
@@ -190,14 +203,14 @@ def _rows(
             "bits": one.point.grid.bits,
             "estimated_db": finite(decibel(1.0, noise[name])) if name in noise else None,
             "share": noise[name] / total if name in noise and total else None,
-            **exact.get(name, {}),
+            **{column: value for column, value in exact.get(name, {}).items() if column != NOISE},
             "own_db": finite(one.use.sqnr_db),
             "clipped": one.use.clipped,
             "levels": one.use.used,
             "why": one.use.why,
             "helps": one.helps,
         }
-        for name, one in diagnose(simulation, batches).items()
+        for name, one in diagnose(simulation, batches, done).items()
         if name in own
     ]
 
@@ -206,8 +219,6 @@ def _order(rows: Sequence[dict[str, Any]]) -> str:
     return "alone_db" if any("alone_db" in row for row in rows) else "estimated_db"
 
 
-def _correlation(frame: pd.DataFrame) -> float:
-    if "alone_db" not in frame:
-        return math.nan
-    both = frame[["estimated_db", "alone_db"]].astype(float).dropna()
-    return float(spearmanr(both["estimated_db"], both["alone_db"]).statistic) if len(both) > 2 else math.nan
+def _correlation(noise: Mapping[str, float], exact: Mapping[str, Mapping[str, float | None]]) -> float:
+    both = [(noise[name], own) for name, row in exact.items() if name in noise and (own := row.get(NOISE)) is not None]
+    return float(spearmanr(both).statistic) if len(both) > 2 else math.nan

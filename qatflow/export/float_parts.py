@@ -152,9 +152,9 @@ def _tried(files: Files, now: LoadedFile, parts: Region, end: float) -> tuple[Lo
         return None
     try:
         file = files.with_parts_in_float(parts)
+        found = None if file is None else files.timed(file, now)
     except ExportError:  # a part that this runtime does not take in float is none that pays
         return None
-    if file is None:
+    if file is None or found is None:
         return None
-    found = files.timed(file, now)
     return (file, found.ratio) if found.faster and found.ratio > LEAST_GAIN else None

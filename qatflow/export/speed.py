@@ -10,16 +10,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from qatflow.errors import Mistake, RecipeError
+from qatflow.errors import ExportError, Mistake, RecipeError
 from qatflow.export.float_parts import Files, float_parts
 from qatflow.export.processor import processor_name
 from qatflow.export.runtimes import Runtime, missing, runtime_of
 from qatflow.export.timing import latency_of, write_fp32
+from qatflow.graph.capture_errors import first_sentence
 from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
-from qatflow.quant.regions import FLOAT
+from qatflow.quant.regions import Region, in_float
 from qatflow.recipe.precision import written
 from qatflow.recipe.targets import FileKind
 from qatflow.results.result import Note
@@ -30,6 +31,7 @@ from qatflow.steps.set_precision import redesigned
 NAME = "float_parts"
 KEY = "gate.min_speedup"
 FILE = "speed.json"
+NONE_PAYS = "no part of the model is faster in float"
 
 
 def timed_runtime(bench: Bench) -> tuple[FileKind, Runtime]:
@@ -43,8 +45,9 @@ def timed_runtime(bench: Bench) -> tuple[FileKind, Runtime]:
     runtime = runtime_of(target.road, kind, target.name).runtime
     if runtime is not None and runtime.timed:
         return kind, runtime
-    why = missing(target.road) or f"nothing here can tell how fast target {target.name} is"
-    raise RecipeError([Mistake(KEY, why, "remove it" if runtime is not None else f"do that, or remove {KEY}")])
+    lacking = missing(target.road)
+    why = lacking or f"nothing here can tell how fast this file of target {target.name} is"
+    raise RecipeError([Mistake(KEY, why, f"do that, or remove {KEY}" if lacking else "remove it")])
 
 
 def sped_up(bench: Bench, winner: Candidate) -> Candidate:
@@ -53,10 +56,8 @@ def sped_up(bench: Bench, winner: Candidate) -> Candidate:
     Where the recipe asks for no speed, any is.
 
     Its notes say how fast it was before (`speed_up_before`), which parts are in float (`parts`), and the `overrides`.
-    What a step or training has fitted to the weights of these parts is undone.
-
-    Raises:
-        ExportError: the quantized file, or FP32 beside it, cannot be written or loaded.
+    What a step has fitted to the weights of these parts is undone. Where files cannot be written or run here, that is
+    told, and nothing is changed.
     """
     wanted, strict = bench.recipe.gate.min_speedup, bench.recipe.gate.strict
     if wanted is None:
@@ -66,35 +67,53 @@ def sped_up(bench: Bench, winner: Candidate) -> Candidate:
     if (found := bench.recall(NAME, key)) is not None:
         return _better(bench, winner, bench.keep(found, kept=True))
     stored = read_usable(bench.run_folder / FILE, bench.progress.note)
-    if isinstance(stored, dict) and stored.get("key") == key:  # an earlier start found nothing to do
+    if isinstance(stored, dict) and stored.get("key") == key:
+        bench.progress.note(NONE_PAYS)
         return winner
     bench.progress.stage("speed: the exported file beside FP32 in its runtime")
-    started, example = time.perf_counter(), bench.task.example()
-    with tempfile.TemporaryDirectory() as folder:
-        simulation = bench.simulate(winner.network, winner.encodings)
-        files = Files(simulation, example, bench.recipe.export, kind, runtime, Path(folder))
-        int8 = files.with_parts_in_float(())
-        fp32 = files.load(write_fp32(bench, files.signature, kind, Path(folder)), files.signature, ())
-        assert int8 is not None
-        before = SpeedRecord.of(latency_of(int8, fp32, example, bench.recipe.export.batch), wanted, strict=strict)
-        if not before.passed:
-            bench.progress.note(before.sentence)
-        chosen = () if before.passed else float_parts(files, bench.progress.track)
-    if not chosen:
-        if not before.passed:
-            bench.progress.note("no part of the model is faster in float")
+    started = time.perf_counter()
+    try:
+        chosen, before = _searched(bench, winner, kind, runtime)
+    except ExportError as error:
+        bench.progress.note(f"whether parts are faster in float cannot be told: {first_sentence(error)}")
+        return winner
+    if chosen is None or before.reached is None:
+        return winner
+    designed = in_float(winner.network, chosen)
+    if not chosen or designed is None:
+        bench.progress.note(NONE_PAYS)
         write_json(bench.run_folder / FILE, {"key": key, "speed": before.model_dump(mode="json")})
         return winner
-    said = dict.fromkeys(chosen, FLOAT)
-    network = redesigned(winner.network, winner.network.designed(winner.network.design.with_overrides(said)))
+    network = redesigned(winner.network, designed)
     notes: dict[str, Note] = {
         "parts": len(chosen),
-        "speed_up_before": round(before.reached or 0.0, 3),
-        "overrides": written(said),
+        "speed_up_before": round(before.reached, 3),
+        "overrides": written(network.design.precision.overrides),
     }
     work = Work(NAME, winner.work.stage, (*winner.work.steps, NAME), notes)
     candidate = bench.measure(network, work, key=key, started=started, encodings=_encodings(bench, winner, network))
     return _better(bench, winner, bench.keep(candidate, kept=True))
+
+
+def _searched(bench: Bench, winner: Candidate, kind: FileKind, runtime: Runtime) -> tuple[Region | None, SpeedRecord]:
+    """Return the parts that pay in float, None where the file is fast enough or too small to time; and its speed.
+
+    Raises:
+        ExportError: the quantized file, or FP32 beside it, cannot be written or loaded.
+    """
+    gate, example, asked = bench.recipe.gate, bench.task.example(), bench.recipe.export
+    assert gate.min_speedup is not None
+    with tempfile.TemporaryDirectory() as folder:
+        simulation = bench.simulate(winner.network, winner.encodings)
+        files = Files(simulation, example, asked, kind, runtime, Path(folder))
+        int8 = files.with_parts_in_float(())
+        fp32 = files.load(write_fp32(bench, files.signature, kind, Path(folder)), files.signature, ())
+        assert int8 is not None
+        before = SpeedRecord.of(latency_of(int8, fp32, example, asked.batch), gate.min_speedup, strict=gate.strict)
+        if before.passed or before.reached is None:
+            return None, before
+        bench.progress.note(before.sentence)
+        return float_parts(files, bench.progress.track), before
 
 
 def _encodings(bench: Bench, winner: Candidate, network: Network) -> Mapping[str, Encoding]:
@@ -106,8 +125,10 @@ def _encodings(bench: Bench, winner: Candidate, network: Network) -> Mapping[str
 
 
 def _better(bench: Bench, winner: Candidate, faster: Candidate) -> Candidate:
-    """Return the faster candidate, unless only the slower one meets the metric's gate."""
-    if bench.judge(faster).passed or not bench.judge(winner).passed:
+    """Return the faster candidate, unless only the slower one meets the metric's gate, or neither, and it is better."""
+    if bench.judge(faster).passed:
         return faster
+    if not bench.judge(winner).passed:
+        return bench.choose([winner, faster])
     bench.progress.note(f"{NAME} misses the gate that {winner.record.id} meets: the slower one is shipped")
     return winner

@@ -17,6 +17,7 @@ from qatflow.quant.target import Target
 from qatflow.recipe import Recipe
 from qatflow.recipe.check import check
 from qatflow.recipe.steps import MixedPrecision
+from qatflow.results.gate import allowed_drop
 from qatflow.results.result import CandidateRecord, Suggestion, Verdict
 
 MOST = 4
@@ -91,12 +92,14 @@ def _faster(recipe: Recipe) -> Iterator[_Change]:
 
 def _accepting(recipe: Recipe, winner: CandidateRecord) -> Iterator[_Change]:
     """Yield the gate that what is shipped meets by its point estimate, where that is a gate on the drop alone."""
-    if recipe.gate.drop_limit is not None and recipe.gate.worst_value is None and (winner.drop or 0.0) > 0:
-        drop = winner.drop or 0.0
+    gate, drop = recipe.gate, winner.drop or 0.0
+    if gate.drop_limit is None or gate.worst_value is not None or gate.strict or winner.fp32 is None:
+        return
+    if drop > allowed_drop(gate, winner.fp32):
         unit = 10.0 ** (math.floor(math.log10(drop)) - 1)
         limit = float(f"{math.ceil(drop / unit) * unit:.2g}")
         yield _Change(
-            "accept what is shipped",
+            "a gate that what is shipped meets by its value",
             {"gate.max_drop": limit},
             measured=f"it drops {drop:.3g} on the {winner.part} part",
         )

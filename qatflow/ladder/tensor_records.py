@@ -13,7 +13,6 @@ from qatflow.quant.saved import finite
 from qatflow.quant.simulation import Simulation
 from qatflow.results.result import FloatTensor, TensorRecord
 from qatflow.results.store import key_of, read_usable, write_json
-from qatflow.users_code import blame_machine
 
 SAMPLES = 64
 """Calibration samples on which activations are looked at."""
@@ -48,13 +47,12 @@ def _noise(bench: Bench, candidate: Candidate, simulation: Simulation) -> dict[s
     stored = read_usable(path, bench.progress.note)
     if isinstance(stored, dict) and stored.get("key") == key and isinstance(stored.get("noise"), dict):
         return {name: one for name, one in stored["noise"].items() if isinstance(one, float)}
-    bench.progress.stage("sensitivity: what every quantizer costs the outputs")
+    bench.progress.stage("costs: what every quantizer costs the outputs")
     try:
         found = estimated(simulation, list(bench.task.calibration_inputs(FEW_SAMPLES)), bench.recipe.seed)
-    except RuntimeError as error:  # an op of the model has no derivative
-        blame_machine(error)
+    except (RuntimeError, MemoryError) as error:  # an op has no derivative, or gradients no room: no run ends by that
         bench.progress.note(f"what single quantizers cost the outputs is not known: {first_sentence(error)}")
-        found = {}
+        return {}
     write_json(path, {"key": key, "noise": {name: finite(one) for name, one in found.items()}})
     return found
 

@@ -82,7 +82,10 @@ def forecast(bench: Bench, start: Candidate) -> Forecast:
     Raises:
         QatflowError: training cannot work with this recipe and data, or the candidate's metric is not finite.
     """
-    path, key = bench.run_folder / FILE, key_of("forecast", study_key(bench, start))
+    path, key = (
+        bench.run_folder / FILE,
+        key_of("forecast", study_key(bench, start), bench.recipe.gate.confidence, bench.recipe.gate.resamples),
+    )
     found = _stored(path, key, bench.progress.note)
     if found is None:
         bench.progress.stage("forecast: a few steps of training, to see what QAT may recover")

@@ -13,7 +13,7 @@ from qatflow.graph.padding import observe_real
 from qatflow.graph.work import multiply_accumulates
 from qatflow.quant.grid_use import GridUse, GridUseObserver, what_helps
 from qatflow.quant.placement import Point
-from qatflow.quant.relief import Relief, Reliefs
+from qatflow.quant.relief import Reliefs
 from qatflow.quant.sensitivity import Sensitivity
 from qatflow.quant.simulation import Inputs, Simulation
 
@@ -59,9 +59,20 @@ def diagnose(simulation: Simulation, batches: Sequence[Inputs], done: Collection
         observers[node.name].see(value)
 
     observe_real(graph, [nodes[name] for name, point in points.items() if not point.parameter], batches, see)
-    reliefs = Reliefs(simulation, multiply_accumulates(graph, batches[0])).by_tensor
+    reliefs = Reliefs(simulation, multiply_accumulates(graph, batches[0]))
+    per_tensor = not simulation.design.precision.per_channel
     return {
-        name: Diagnosis(point, observers[name].use, _helps(point, observers[name].use, reliefs.get(name), done))
+        name: Diagnosis(
+            point,
+            observers[name].use,
+            what_helps(
+                observers[name].use,
+                weight=point.parameter is not None,
+                per_tensor=per_tensor,
+                better=_better(point, reliefs),
+                done=done,
+            ),
+        )
         for name, point in points.items()
     }
 
@@ -88,11 +99,14 @@ def _channels(node: fx.Node) -> int:
     return 1 if images else -1
 
 
-def _helps(point: Point, use: GridUse, relief: Relief | None, done: Collection[str]) -> str:
-    name, weight = point.parameter or point.tensor, point.parameter is not None
-    better = ""
-    if relief is not None:
-        bits = "float" if relief.bits is None else f"{'w' if weight else 'a'}{relief.bits}"
-        layer = name.rpartition(".")[0] if weight and relief.bits is None else name
-        better = f"precision.overrides={{{layer}: {bits}}}"
-    return what_helps(use, weight=weight, per_tensor=point.axis is None, better=better, done=done)
+def _better(point: Point, reliefs: Reliefs) -> str:
+    """Return the override that gives a tensor the next better precision; empty where there is none."""
+    relief = reliefs.by_tensor.get(point.tensor)
+    if relief is None:
+        return ""
+    if point.parameter is None:
+        return f"precision.overrides={{{point.tensor}: {'float' if relief.bits is None else f'a{relief.bits}'}}}"
+    if relief.bits is not None:
+        return f"precision.overrides={{{point.parameter}: w{relief.bits}}}"
+    layers = [layer.name for node, layer in reliefs.layers.items() if node in relief.layers]
+    return f"precision.overrides={{{', '.join(f'{name}: float' for name in layers)}}}" if layers else ""

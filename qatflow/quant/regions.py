@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from qatflow.errors import PlacementError, RecipeError
@@ -38,14 +39,28 @@ def regions(network: Network) -> list[Region]:
 
 
 def in_float(network: Network, patterns: Iterable[str]) -> Network | None:
-    """Return the network with some parts in float; None where that changes nothing, or leaves no layer quantized."""
+    """Return the network with some parts in float; None where that changes nothing, or leaves no layer quantized.
+
+    Overrides that change nothing any more, as those of a layer within a part, are dropped.
+    """
     said = dict.fromkeys(patterns, FLOAT)
-    designed = network.designed(network.design.with_overrides(said)) if said else network
-    try:
-        place(designed)
-    except (PlacementError, RecipeError):
-        return None
-    return designed
+    overrides = dict(network.design.with_overrides(said).precision.overrides)
+    while said:
+        design = network.design
+        precision = design.precision.model_copy(update={"overrides": overrides})
+        designed = network.designed(replace(design, precision=precision))
+        try:
+            place(designed)
+        except PlacementError:
+            return None
+        except RecipeError as error:
+            idle = {name for name in overrides if any(repr(name) in one.path for one in error.mistakes)}
+            overrides = {name: one for name, one in overrides.items() if name not in idle}
+            if not idle or not {*said} & {*overrides}:
+                return None
+            continue
+        return designed
+    return network
 
 
 def gone(before: Placement, after: Placement) -> set[str]:

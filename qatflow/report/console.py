@@ -236,8 +236,7 @@ def tell_result(console: Console, result: RunResult, folder: Path) -> None:
     """Say what came out of a run that finished, and where it is."""
     judged = result.winner.sentence if result.winner is not None else ""
     if result.verdict is not None:
-        accurate = result.passed if result.metric_passed is None else result.metric_passed
-        say(console, f"\n{'Gate met' if accurate else 'Gate missed'}. {judged or result.verdict.sentence}")
+        say(console, f"\n{'Gate met' if result.accurate else 'Gate missed'}. {judged or result.verdict.sentence}")
     if result.speed is not None:
         say(console, result.speed.sentence)
     if result.training_error:

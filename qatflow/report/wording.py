@@ -60,16 +60,15 @@ def headline(result: RunResult) -> Headline:
     verdict, winner = result.verdict, result.winner
     if verdict is None:
         return Headline("none", "No verdict", "No candidate was measured.")
-    accurate = result.passed if result.metric_passed is None else result.metric_passed
-    if verdict is Verdict.WITHIN_NOISE and not accurate and not result.too_slow:
+    if verdict is Verdict.WITHIN_NOISE and not result.accurate and not result.too_slow:
         said = (winner.sentence if winner is not None else "") or verdict.sentence
         sentence = f"{said} The gate is strict, so this does not pass."
         return Headline(verdict.value, "Gate missed, within noise", sentence)
     sentence = (winner.sentence if winner is not None else "") or verdict.sentence
-    if winner is not None and winner.passed and not accurate:
+    if winner is not None and winner.passed and not result.accurate:
         sentence = "The best candidate meets the gate in simulation; the file exported from it does not."
     if result.too_slow:
-        title = f"{TITLES[verdict]}, too slow" if accurate else f"{TITLES[verdict]}, and too slow"
+        title = f"{TITLES[verdict]}, too slow" if result.accurate else f"{TITLES[verdict]}, and too slow"
         return Headline(Verdict.MISSED.value, title, sentence)
     return Headline(verdict.value, TITLES[verdict], sentence)
 
@@ -150,7 +149,7 @@ def no_training(result: RunResult, recipe_yaml: str) -> str:
         return "The recipe does not train (qat.when: never)."
     if result.forecast is not None and not result.forecast.worthwhile:
         return "The recipe trains only where the gate may be met by it (qat.when: worthwhile)."
-    if when != "always" and result.passed:
+    if when != "always" and result.accurate:
         return "A rung met the gate, so no training was needed."
     if result.status == "finished":
         return "No trial was recorded."

@@ -14,8 +14,9 @@ HEADINGS = ("candidate", "on", "{metric}", "drop", "interval", "verdict", "SQNR 
 def summary(result: RunResult) -> str:
     """Return a result in one line: name, verdict, winner and folder."""
     open_yet = unfinished(result)
-    verdict = open_yet.title if open_yet is not None else "gate met" if result.passed else "gate missed"
+    verdict = open_yet.title if open_yet is not None else "gate met" if result.accurate else "gate missed"
     said = f"{result.name}: {verdict[:1].lower()}{verdict[1:]}"
+    said += ", too slow" if result.too_slow else ""
     best = result.winner
     if best is not None:
         metric = result.gate.metric if result.gate is not None else "metric"

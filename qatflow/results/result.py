@@ -334,6 +334,11 @@ class RunResult(Record):
         return found
 
     @property
+    def accurate(self) -> bool:
+        """Whether the metric passes, however fast the file is."""
+        return self.passed if self.metric_passed is None else self.metric_passed
+
+    @property
     def too_slow(self) -> bool:
         """Whether the exported file is slower than `gate.min_speedup` asks."""
         return self.speed is not None and not self.speed.passed

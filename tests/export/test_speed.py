@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import qatflow
 from qatflow.door.endings import DEFECT, ERROR, MET, MISSED, TOO_SLOW, code_of, worst
-from qatflow.errors import RecipeError
+from qatflow.errors import ExportError, RecipeError
 from qatflow.export import float_parts as parts_module
 from qatflow.export import latency as latency_module
 from qatflow.export import speed as speed_module
@@ -312,6 +312,8 @@ def test_a_faster_candidate_that_misses_the_metric_is_not_shipped(
         ({"target": "qnn"}, "nothing here can tell how fast target qnn is"),
         ({"target": "tensorrt"}, "nothing here can tell how fast target tensorrt is"),
         ({"export": {"verify": False}}, "export.verify is false"),
+        ({"export": {"onnx": False}}, "the file that is timed is not written: see export.onnx"),
+        ({"target": "xnnpack", "export": {"pte": False, "onnx": True}}, "is not written: see export.pte"),
     ],
 )
 def test_a_speed_that_cannot_be_measured_is_a_mistake_of_the_recipe(
@@ -336,6 +338,7 @@ def test_that_no_part_pays_is_not_looked_for_again(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
 def test_programs_have_parts_in_float_as_well(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     network_of = captured_network(network(), (images(2, 0),), design=Design(TARGETS["xnnpack"]))
@@ -351,3 +354,13 @@ def test_programs_have_parts_in_float_as_well(tmp_path: Path) -> None:
         assert (part(x) - wanted).square().sum() < (whole(x) - wanted).square().sum()
     assert made.timed(whole, part).ratio > 0
     assert [path.name for path in tmp_path.iterdir()] == ["tried.pte"]
+
+
+def test_files_that_cannot_be_run_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> Region:
+        raise ExportError("the runtime takes no such file")
+
+    monkeypatch.setattr(speed_module, "float_parts", failing)
+    result = run(tmp_path, min_speedup=100)
+    assert (result.status, result.best) == ("finished", "naive")
+    assert any("the runtime takes no such file" in note for note in result.notes)

@@ -13,6 +13,7 @@ from qatflow.quant.placement import place
 from qatflow.quant.prepare import captured_network
 from qatflow.quant.regions import gone, in_float, regions
 from qatflow.quant.targets import TARGETS
+from qatflow.recipe import LayerPrecision
 
 
 class Block(nn.Module):
@@ -92,3 +93,23 @@ def test_nothing_in_float_is_the_network_itself_and_all_in_float_is_no_answer() 
     assert in_float(net, ()) is net
     assert in_float(net, ("add_1", "blocks", "head")) is None
     assert in_float(net, ("nowhere*",)) is None
+
+
+def test_parts_go_together_though_one_leaves_the_other_nothing_to_change() -> None:
+    net = network()
+    both = in_float(net, ("mean*", "head"))
+    assert both is not None
+    (alone,) = [one for one in (in_float(net, ("head",)),) if one is not None]
+    assert gone(place(net), place(both)) >= gone(place(net), place(alone))
+    assert in_float(net, ("x*", "add_1")) is not None
+
+
+def test_an_override_within_a_part_gives_way_to_it() -> None:
+    net = network()
+    design = net.design.with_overrides({"blocks.1.project": LayerPrecision(weights=4)})
+    changed = in_float(net.designed(design), ("blocks.1",))
+    assert changed is not None
+    assert changed.design.precision.overrides == {"blocks.1": LayerPrecision(quantized=False)}
+    kept = in_float(net.designed(design), ("blocks.0",))
+    assert kept is not None
+    assert set(kept.design.precision.overrides) == {"blocks.1.project", "blocks.0"}
