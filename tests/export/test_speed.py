@@ -64,7 +64,7 @@ def network() -> nn.Module:
 
 
 def images(count: int, seed: int) -> Tensor:
-    return torch.randn(count, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
 
 
 class Clock:
