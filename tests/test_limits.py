@@ -1,12 +1,14 @@
 """What a recipe may hold: a file or command line with more is refused in a sentence, at once, and stops no other."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from qatflow.door import cli
 from qatflow.door.composing import plan
+from qatflow.door.hydra_parts import ENDLESS
 from qatflow.errors import RecipeError
 from qatflow.recipe.yaml_file import read_yaml
 
@@ -107,7 +109,7 @@ def test_a_recipe_that_cannot_be_meant_is_told(tmp_path: Path, body: str, senten
             "defaults of recipe theirs: a recipe cannot choose one; to build on another recipe, write its name alone: "
             "`- quickstart`",
         ),
-        ("[theirs]", "recipe theirs: cannot be composed: its defaults lead back to themselves"),
+        ("[theirs]", f"recipe theirs: cannot be composed: {ENDLESS}"),
     ],
 )
 def test_a_recipe_cannot_be_built_on_itself(tmp_path: Path, defaults: str, sentence: str) -> None:
@@ -121,7 +123,7 @@ def test_options_that_each_build_on_two_others_end(tmp_path: Path) -> None:
         config_dir(tmp_path, f"defaults: [m{number + 1}@a, m{number + 1}@b]\n", f"model/m{number}.yaml")
     config_dir(tmp_path, "name: digits_mobilenet\n", "model/m12.yaml")
     found = mistakes_of("recipe=theirs", folder=tmp_path)
-    assert found[0] == "recipe theirs: cannot be composed: its defaults lead to more than 1,000 other options"
+    assert found[0] == f"recipe theirs: cannot be composed: {ENDLESS}"
 
 
 def test_an_option_is_looked_through_as_a_recipe_is(tmp_path: Path) -> None:
@@ -209,3 +211,14 @@ def test_completion_without_a_line_is_told(capsys: pytest.CaptureFixture[str], m
 def test_a_path_that_no_console_can_show_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--config-dir", "\udcff", "recipe=tiny"]) == 1
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_built_on_itself_ends_however_deep_a_process_may_recurse(tmp_path: Path) -> None:
+    config_dir(tmp_path, "defaults: [theirs]\n")
+    before = sys.getrecursionlimit()
+    for limit in (before, 20_000):
+        sys.setrecursionlimit(limit)
+        try:
+            assert mistakes_of("recipe=theirs", folder=tmp_path)[0] == f"recipe theirs: cannot be composed: {ENDLESS}"
+        finally:
+            sys.setrecursionlimit(before)

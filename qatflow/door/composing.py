@@ -27,7 +27,16 @@ from yaml import YAMLError
 
 from qatflow.door.command_line import is_choice, read_overrides
 from qatflow.door.files import GROUP, find_recipes, hidden_options
-from qatflow.door.hydra_parts import PRIMARY, Findings, Loader, Prepared, hydra_at, is_elsewhere, with_overrides
+from qatflow.door.hydra_parts import (
+    ENDLESS,
+    PRIMARY,
+    Findings,
+    Loader,
+    Prepared,
+    hydra_at,
+    is_elsewhere,
+    with_overrides,
+)
 from qatflow.door.plain_values import plain, unresolved, variables_kept
 from qatflow.errors import Mistake, RecipeError, allowed_values, near_match
 from qatflow.recipe import Recipe
@@ -228,7 +237,7 @@ class _Planner:
             except LOST as error:
                 text = str(error) or str(error.__cause__ or type(error).__name__)
                 if isinstance(error, RecursionError):
-                    text = "its defaults lead back to themselves"
+                    text = ENDLESS
                 lost.append(Mistake(f"recipe {recipe}", f"cannot be composed: {' '.join(text.split())}"))
             selected = () if lost else self._loader.selected
             self._mistakes += [*_doubles(selected), *self._told(found), *lost]

@@ -54,6 +54,8 @@ USERS = "command-line"
 """What Hydra calls a folder that `--config-dir` names."""
 MOST_VISITS = 1_000
 """Of options, on the way to one config."""
+ENDLESS = f"its defaults lead back to themselves, or to more than {MOST_VISITS:,} other options"
+"""Which of both depends on how deep a process may recurse, which libraries change."""
 SOURCES = {"defaults": [{"override /model": "digits_mobilenet"}, {"override /data": "digits"}]}
 """What stands for a recipe that cannot be read, so that the rest can still be checked."""
 
@@ -223,8 +225,7 @@ class Visited(CachingConfigRepository):
         """
         self.visits += 1
         if self.visits > MOST_VISITS:
-            message = f"its defaults lead to more than {MOST_VISITS:,} other options"
-            raise ConfigCompositionException(message)
+            raise ConfigCompositionException(ENDLESS)
         return super().load_config(config_path)
 
 
