@@ -70,7 +70,10 @@ def test_a_run_that_is_stopped_says_what_remains_and_how_to_go_on(
     assert cli.main(argv) == code
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith(first)
-    assert "What remains: FP32, naive, fold_batch_norms, equalize, export, verification of the exported file." in told
+    assert (
+        "What remains: FP32, naive, fold_batch_norms, equalize, export, verification of the exported file, sensitivity."
+        in told
+    )
     assert told[-1] == f"go on    python -m qatflow {' '.join(argv).replace('trust=[tests]', repr('trust=[tests]'))}"
     left = read_result(tmp_path / "run")
     assert (left.status, left.verdict, f"go on    {left.command}") == (status, None, told[-1])
@@ -83,7 +86,7 @@ def test_the_best_so_far_is_told_with_its_value_and_drop(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         qatflow.run(Recipe.model_validate(settings()), tmp_path, ("tests",), Told("fold_batch_norms"))
     found = read_result(tmp_path)
-    assert found.remaining == ("equalize", "export", "verification of the exported file")
+    assert found.remaining == ("equalize", "export", "verification of the exported file", "sensitivity")
     page = (tmp_path / "report.html").read_text()
     assert f"Best so far: {found.best}, accuracy 1.0000 on validation, FP32 1.0000, drop 0.0000 (allowed: 0.2)" in page
 

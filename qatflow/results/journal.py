@@ -180,7 +180,7 @@ def _plan(recipe: Recipe) -> dict[str, str]:
     if recipe.gate.min_speedup is not None:
         plan["speed"] = "parts in float where the file is too slow"
     verified = {"verify": "verification of the exported file"} if recipe.export.verify else {}
-    costs = {"costs": "what every quantizer costs the outputs"}
+    costs = {"costs": "sensitivity"}
     return {"fp32": "FP32", **plan, "export": "export", **verified, **costs}
 
 
