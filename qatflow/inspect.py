@@ -22,7 +22,7 @@ from qatflow.door.composing import plan
 from qatflow.door.endings import MET, guarded
 from qatflow.errors import Mistake, RecipeError
 from qatflow.recipe import Recipe
-from qatflow.report.console import say
+from qatflow.report.console import say, say_columns
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,9 +72,7 @@ def _show(console: Console, recipe: Recipe, trust: tuple[str, ...]) -> None:
 def _table(console: Console, title: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Show aligned columns under a title with the number of rows."""
     say(console, f"\n{title} ({len(rows)})")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say(console, "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    say_columns(console, rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from qatflow.door.composing import plan
 from qatflow.door.endings import MET, guarded
 from qatflow.errors import Mistake, RecipeError
 from qatflow.recipe import Recipe
-from qatflow.report.console import say, shown_on
+from qatflow.report.console import say, say_columns, shown_on
 
 COLUMNS = ("tensor", "kind", "bits", "estimated_db", "alone_db", "without_db", "alone_metric", "without_metric", "why")
 
@@ -73,7 +72,7 @@ def _own_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     try:
         own, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        raise RecipeError([Mistake("flags", str(error), "write --samples 32")]) from error
+        raise RecipeError([Mistake("flags", str(error), "see --help")]) from error
     for name in ("samples", "top"):
         if getattr(own, name) < 1:
             raise RecipeError([Mistake(f"--{name}", f"{getattr(own, name)} is too few", "write 1 or more")])
@@ -94,7 +93,7 @@ def _measure(recipe: Recipe, trust: tuple[str, ...], own: argparse.Namespace) ->
         {name: _cell(name, row.get(name)) for name in COLUMNS if name in found.frame}
         for row in found.frame.to_dict("records")
     ]
-    _table(console, rows[: own.top])
+    say_columns(console, [list(rows[0]), *([*row.values()] for row in rows[: own.top])])
     if len(rows) > own.top:
         say(console, f"... {len(rows) - own.top} more")
     for row in found.frame.to_dict("records")[: min(own.top, 5)]:
@@ -111,14 +110,6 @@ def _cell(column: str, value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4f}" if column.endswith("metric") else f"{value:.1f}"
     return "-" if value is None else str(value)
-
-
-def _table(console: Console, rows: Sequence[dict[str, str]]) -> None:
-    """Show aligned columns under their names."""
-    cells = [list(rows[0]), *([*row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        say(console, "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from qatflow.ladder.bench import Bench
 from qatflow.ladder.candidates import Candidate, Work
 from qatflow.quant.grid import Encoding
 from qatflow.quant.network import Network
+from qatflow.quant.placement import place
 from qatflow.quant.regions import Region, in_float
 from qatflow.recipe.precision import written
 from qatflow.recipe.targets import FileKind
@@ -119,7 +120,7 @@ def _searched(bench: Bench, winner: Candidate, kind: FileKind, runtime: Runtime)
 def _encodings(bench: Bench, winner: Candidate, network: Network) -> Mapping[str, Encoding]:
     """Return the winner's encodings of all that is quantized as before, and calibrated ones of the rest."""
     simulation = bench.simulate(network)
-    before = {point.tensor: point for point in bench.simulate(winner.network, winner.encodings).placement.points}
+    before = {point.tensor: point for point in place(winner.network).points}
     same = {point.tensor for point in simulation.placement.points if before.get(point.tensor) == point}
     return {name: winner.encodings[name] if name in same else one for name, one in simulation.encodings().items()}
 

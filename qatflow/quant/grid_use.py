@@ -69,7 +69,7 @@ def what_helps(use: GridUse, *, weight: bool, per_tensor: bool, better: str, don
     Args:
         use: of its grid.
         weight: whether it is a weight.
-        per_tensor: whether it has one scale.
+        per_tensor: whether the recipe gives weights one scale.
         better: the override that gives it the next better precision that the target runs; empty for none.
         done: steps that were taken, and need not be named.
     """

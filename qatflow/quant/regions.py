@@ -1,6 +1,6 @@
 """Parts of a model that may run in float as a whole, named as a recipe's overrides name them.
 
-A part is what one module does with all inside it, what all ops of one kind give, or all depthwise convolutions.
+A part is what one module does with all inside it, what all ops of one kind give, or all grouped convolutions.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def regions(network: Network) -> list[Region]:
     """Return the parts of a network, kinds of ops first; they overlap."""
     placement = place(network)
     layers = weighted_layers(network.graph)
-    depthwise = tuple(layer.name for layer in layers if layer.groups > 1)
+    grouped = tuple(layer.name for layer in layers if layer.groups > 1)
     paths = layer_paths(network.graph)
-    found = [*_kinds(network, placement, paths), *([depthwise] if depthwise else [])]
+    found = [*_kinds(network, placement, paths), *([grouped] if grouped else [])]
     return list(dict.fromkeys([*found, *((path,) for path in _modules([layer.name for layer in layers], paths))]))
 
 

@@ -87,4 +87,5 @@ def written(overrides: Mapping[str, LayerPrecision]) -> str:
 def _short(one: LayerPrecision) -> str:
     if not one.quantized:
         return "float"
-    return f"{f'w{one.weights}' if one.weights else ''}{f'a{one.activations}' if one.activations else ''}"
+    scales = {None: "", True: "_per_channel", False: "_per_tensor"}[one.per_channel]
+    return f"{f'w{one.weights}' if one.weights else ''}{f'a{one.activations}' if one.activations else ''}{scales}"

@@ -139,21 +139,8 @@ def target_mistakes(
         problem = f"false, but target {name} has symmetric activations only"
         yield Mistake("precision.activations_symmetric", problem, "remove it")
     road = entry.road
-    kind: FileKind = "pte" if road.writes("pte", export.get("pte")) else "onnx"
-    if gate.get("min_speedup") is not None and "pte" in road.written and kind == "onnx" and not can_write_programs():
-        yield Mistake("gate.min_speedup", f"target {name} is timed by ExecuTorch", "pip install 'qatflow[executorch]'")
-    elif gate.get("min_speedup") is not None and not TIMED & {*road.runtimes.values()}:
-        able = ", ".join(other for other, one in TARGETS.items() if TIMED & {*one.road.runtimes.values()})
-        problem = f"nothing here can tell how fast target {name} is, only {able}"
-        yield Mistake("gate.min_speedup", problem, "remove it, and measure on the device")
-    elif gate.get("min_speedup") is not None and export.get("verify") is False:
-        problem = "is measured when the exported file is verified, and export.verify is false"
-        yield Mistake("gate.min_speedup", problem, "remove one of both")
-    elif gate.get("min_speedup") is not None and (
-        road.runtimes.get(kind) not in TIMED or not road.writes(kind, export.get(kind))
-    ):
-        written = " or ".join(f"export.{one}" for one, runtime in road.runtimes.items() if runtime in TIMED)
-        yield Mistake("gate.min_speedup", f"the file that is timed is not written: see {written}", "write that file")
+    if gate.get("min_speedup") is not None:
+        yield from _speed_mistakes(name, road, export)
     if export.get("onnx") and "onnx" not in road.files:
         yield Mistake("export.onnx", f"target {name} has no ONNX file", "remove it")
     if export.get("pte") and "pte" not in road.files:
@@ -162,3 +149,21 @@ def target_mistakes(
         yield Mistake("export.pte", problem, f"write target: {able}, or export.pte: false")
     elif export.get("pte") and not can_write_programs():
         yield Mistake("export.pte", "the package 'executorch' is not installed", "pip install 'qatflow[executorch]'")
+
+
+def _speed_mistakes(name: str, road: Road, export: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Tell why a target's exported file is not timed, where it is not."""
+    key, kind = "gate.min_speedup", "pte" if road.writes("pte", export.get("pte")) else "onnx"
+    timed = {one: runtime for one, runtime in road.runtimes.items() if runtime in TIMED}
+    if not timed:
+        able = ", ".join(other for other, one in TARGETS.items() if TIMED & {*one.road.runtimes.values()})
+        problem = f"nothing here can tell how fast target {name} is, only {able}"
+        yield Mistake(key, problem, "remove it, and measure on the device")
+    elif "onnx" not in timed and not can_write_programs():
+        yield Mistake(key, f"target {name} is timed by ExecuTorch", "pip install 'qatflow[executorch]'")
+    elif export.get("verify") is False:
+        problem = "is measured when the exported file is verified, and export.verify is false"
+        yield Mistake(key, problem, "remove one of both")
+    elif kind not in timed or not road.writes(kind, export.get(kind)):
+        written = " or ".join(f"export.{one}" for one in timed)
+        yield Mistake(key, f"the file that is timed is not written: see {written}", "write that file")

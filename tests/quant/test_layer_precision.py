@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from qatflow.errors import PlacementError, RecipeError
@@ -14,6 +15,7 @@ from qatflow.quant.prepare import captured_network
 from qatflow.quant.simulation import Simulation
 from qatflow.quant.targets import TARGETS
 from qatflow.recipe import LayerPrecision, Precision
+from qatflow.recipe.precision import written
 from tests.networks import Classifier
 
 
@@ -234,3 +236,10 @@ def test_everything_in_float_is_nothing_to_simulate() -> None:
 def test_a_target_without_zero_points_refuses_them() -> None:
     with pytest.raises(PlacementError, match="tensorrt has symmetric activations only"):
         placed("tensorrt", activations_symmetric=False)
+
+
+@pytest.mark.parametrize("text", ["float", "w8", "a16", "w4a8", "w8_per_tensor", "w4a8_per_channel"])
+def test_overrides_are_written_as_they_are_read(text: str) -> None:
+    overrides = Precision(overrides={"a.b": text}).overrides
+    assert written(overrides) == f"{{a.b: {text}}}"
+    assert Precision(overrides=yaml.safe_load(written(overrides))).overrides == overrides
